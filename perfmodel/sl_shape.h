@@ -1,0 +1,34 @@
+/* perfmodel/sl_shape.h - numbers that describe a model: bytes and operations per layer and class.
+ * Plain data; runtime fills it from a GGUF (later also from presets and config.json).
+ * Must not read a clock, file or device. Units: bytes, flops (a multiply-add is 2), elements. */
+#ifndef SL_SHAPE_H
+#define SL_SHAPE_H
+
+#include "runtime/base/sl_base.h"
+
+typedef struct sl_layer_shape {
+    uint64_t attn_bytes;        /* norms and projections: every token reads them */
+    uint64_t attn_flops_row;    /* projections; scores and values come on top by context */
+    uint64_t router_bytes;      /* 0: a dense layer */
+    uint64_t expert_bytes;      /* one expert: gate, up, down */
+    uint64_t expert_flops_row;  /* one expert on one row */
+    uint64_t ffn_bytes;         /* dense FFN or shared expert */
+    uint64_t ffn_flops_row;
+    uint32_t n_expert, n_used;
+    uint32_t k_bytes, v_bytes;  /* one cached position; v_bytes 0: V is a prefix of K */
+    uint32_t window;            /* 0: all positions */
+} sl_layer_shape;
+
+typedef struct sl_shape {
+    uint32_t n_layer, d_model, n_vocab;
+    uint32_t n_ctx_train;       /* context the model was made for */
+    uint64_t embed_bytes;       /* the table; a row of it is read per token */
+    uint64_t head_bytes;        /* 0 when tied: then the head reads the table */
+    uint64_t dense_bytes;       /* everything that every token needs, embedding and head included */
+    uint64_t experts_bytes;     /* all experts of all layers */
+    uint64_t total_bytes;
+    uint64_t n_params;
+    const sl_layer_shape *layers;   /* [n_layer], owned by whoever filled the shape */
+} sl_shape;
+
+#endif
