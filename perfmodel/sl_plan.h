@@ -21,10 +21,12 @@ typedef struct sl_plan_params {
 typedef struct sl_plan {
     const char *mode;       /* "all in RAM, all on the CPU": the banner prints it */
     uint32_t n_ctx, n_seq, max_rows, n_threads;
+    uint32_t max_logits;    /* rows of a pass whose logits are kept */
     sl_type kv_type;
     uint32_t kv_block_rows; /* SL_KV_BLOCK_ROWS */
     uint32_t n_kv_blocks;   /* of every layer: n_seq sequences of n_ctx positions fit */
     uint64_t kv_bytes;      /* all blocks of all layers */
+    uint64_t scratch_bytes; /* activations and logits of a pass */
     uint64_t weights_bytes; /* mapped or resident */
     uint64_t ram_bytes;     /* the budget it was made for; 0: none */
 } sl_plan;

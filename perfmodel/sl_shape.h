@@ -15,8 +15,9 @@ typedef struct sl_layer_shape {
     uint64_t ffn_bytes;         /* dense FFN or shared expert */
     uint64_t ffn_flops_row;
     uint32_t n_expert, n_used;
-    uint32_t k_bytes, v_bytes;  /* one cached position; v_bytes 0: V is a prefix of K */
+    uint32_t k_elems, v_elems;  /* one cached position, all KV heads; v_elems 0: V is a prefix of K */
     uint32_t window;            /* 0: all positions */
+    uint64_t ctx_flops_row;     /* scores and values: one row on one position */
 } sl_layer_shape;
 
 typedef struct sl_shape {
@@ -28,6 +29,7 @@ typedef struct sl_shape {
     uint64_t experts_bytes;     /* all experts of all layers */
     uint64_t total_bytes;
     uint64_t n_params;
+    uint64_t row_scratch_bytes; /* activations of one row of a pass */
     const sl_layer_shape *layers;   /* [n_layer], owned by whoever filled the shape */
 } sl_shape;
 

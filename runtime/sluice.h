@@ -27,7 +27,7 @@ SL_API const char *sl_model_name(const sl_model *m);    /* general.name, or the 
 SL_API const char *sl_model_arch(const sl_model *m);    /* "qwen3moe" */
 SL_API const sl_gguf *sl_model_gguf(const sl_model *m);
 SL_API const sl_vocab *sl_model_vocab(const sl_model *m);   /* NULL: the file has no tokenizer */
-SL_API const sl_shape *sl_model_shape(const sl_model *m);   /* K and V bytes for the F16 cache */
+SL_API const sl_shape *sl_model_shape(const sl_model *m);
 
 /* ---- an engine: a plan being run ---- */
 
