@@ -2,7 +2,7 @@
 
 Sizes are the smallest that keep every mechanism alive: head_dim differs from hidden_size / heads where the
 architecture allows it, 8 experts (16 in 4 groups for DeepSeek V3), three layers (four where the window
-alternates), and scaled RoPE whose original context (32) is shorter than the 64 tokens.
+alternates), and RoPE scaling that changes the logits of the 64 tokens by their own size.
 """
 import math
 
@@ -22,16 +22,19 @@ def theta(base):
     return dict(rope_parameters=dict(rope_type="default", rope_theta=float(base)))
 
 
-def yarn(base, **more):
-    return dict(rope_parameters=dict(rope_type="yarn", rope_theta=float(base), factor=4.0,
-                                     original_max_position_embeddings=ORIG_CONTEXT, **more))
+def yarn(base, original=1024, **more):
+    """YaRN shifts every position, so the original context may be long; beta 32 and 1, as in all released models:
+    llama.cpp reads no others for these architectures."""
+    return dict(max_position_embeddings=4 * original,
+                rope_parameters=dict(rope_type="yarn", rope_theta=float(base), factor=4.0, beta_fast=32.0, beta_slow=1.0,
+                                     original_max_position_embeddings=original, **more))
 
 
 MLA = dict(num_key_value_heads=4, intermediate_size=64, kv_lora_rank=32, qk_nope_head_dim=32, qk_rope_head_dim=16,
            v_head_dim=16, moe_intermediate_size=32, first_k_dense_replace=1, rms_norm_eps=1e-6)
-V3 = dict(MLA, q_lora_rank=32, n_routed_experts=16, n_group=4, topk_group=2, num_experts_per_tok=3, n_shared_experts=1,
-          norm_topk_prob=True, routed_scaling_factor=2.5,
-          **yarn(100, beta_fast=4.0, beta_slow=0.25, mscale=1.0, mscale_all_dim=1.0))
+V3 = dict(MLA, q_lora_rank=16, qk_nope_head_dim=16, n_routed_experts=16, n_group=4, topk_group=2, num_experts_per_tok=3,
+          n_shared_experts=1, norm_topk_prob=True, routed_scaling_factor=2.5,
+          **yarn(100, mscale=1.0, mscale_all_dim=1.0))
 GLM = dict(intermediate_size=64, head_dim=16, n_routed_experts=8, num_experts_per_tok=3, moe_intermediate_size=32,
            n_shared_experts=1, first_k_dense_replace=1, n_group=1, topk_group=1, norm_topk_prob=True, attention_bias=True,
            rms_norm_eps=1e-3,
@@ -66,16 +69,16 @@ ROWS = {
         intermediate_size=64, moe_intermediate_size=32, shared_expert_intermediate_size=64, num_experts=8,
         num_experts_per_tok=3, norm_topk_prob=False, decoder_sparse_step=1, mlp_only_layers=[], qkv_bias=True,
         **theta(1e6))),
-    # beta_fast and beta_slow put the ramp's ends close above and below a whole number: rounding them is visible, and small
+    # this base and original context put the ramp's ends at 2.05 and 7.95: rounding them is visible, and small
     "gpt-oss": dict(hf="GptOss", arch="gpt-oss", also_same=dict(truncate=True), config=dict(
         num_hidden_layers=4, intermediate_size=32, head_dim=16, num_local_experts=8, num_experts_per_tok=3,
-        sliding_window=8, **yarn(1000, beta_fast=2.07, beta_slow=0.167, truncate=False))),
+        sliding_window=8, **yarn(109.9, original=670, truncate=False))),
     "glm4moe": dict(hf="Glm4Moe", arch="glm4moe", config=dict(GLM, use_qk_norm=True, routed_scaling_factor=1.5)),
     "glm4moe-air": dict(hf="Glm4Moe", arch="glm4moe", config=dict(GLM, use_qk_norm=False, routed_scaling_factor=1.0)),
     "deepseek2-lite": dict(hf="DeepseekV2", arch="deepseek2", mla="split", config=dict(
         MLA, q_lora_rank=None, n_routed_experts=8, num_experts_per_tok=3, n_shared_experts=2, norm_topk_prob=False,
         routed_scaling_factor=1.0, topk_method="greedy", n_group=1, topk_group=1,
-        **yarn(100, beta_fast=4.0, beta_slow=0.25, mscale=0.707, mscale_all_dim=0.707))),
+        **yarn(100, mscale=0.707, mscale_all_dim=0.707))),
     "deepseek2-v3": dict(hf="DeepseekV3", arch="deepseek2", mla="split", config=V3),
     "deepseek2-v3-kvb": dict(same_as="deepseek2-v3", mla="kv_b"),
     "granitemoe": dict(hf="GraniteMoe", arch="granitemoe", config=GRANITE),

@@ -13,6 +13,7 @@ import sys
 
 import numpy as np
 import llama_cpp
+from gguf import GGUFReader
 from llama_cpp import Llama
 
 FOLDER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "arch")
@@ -28,8 +29,14 @@ def read_ref(path):
 
 
 def load(path, **more):
+    """The keys yarn_beta_fast and yarn_beta_slow are never read by llama.cpp: they are given by hand, the rest of
+    llama-cpp-python's YaRN defaults turned back into "from the file"."""
+    fields = GGUFReader(path).fields
+    beta = [float(f.contents()) for end in ("fast", "slow") for k, f in fields.items() if k.endswith("yarn_beta_" + end)]
+    fast, slow = beta or (-1.0, -1.0)
     return Llama(path, n_ctx=128, n_batch=128, n_threads=1, logits_all=True, verbose=bool(os.environ.get("V")), use_mmap=False,
-                 type_k=llama_cpp.GGML_TYPE_F32, type_v=llama_cpp.GGML_TYPE_F32, **more)
+                 type_k=llama_cpp.GGML_TYPE_F32, type_v=llama_cpp.GGML_TYPE_F32, yarn_ext_factor=-1.0, yarn_attn_factor=-1.0,
+                 yarn_beta_fast=fast, yarn_beta_slow=slow, **more)
 
 
 def main():
@@ -38,8 +45,10 @@ def main():
         if sys.argv[1:] and name not in sys.argv[1:]:
             continue
         n_prompt, tokens, ref = read_ref(path[:-5] + ".ref")
+        # llama.cpp wants the key where DeepSeek V2-Lite, recognised by its 27 layers, has none
+        more = dict(kv_overrides={"deepseek2.attention.q_lora_rank": 0}) if name == "deepseek2-lite" else {}
         try:
-            llm = load(path)
+            llm = load(path, **more)
         except Exception as e:
             print(name, "cannot load", e)
             continue
