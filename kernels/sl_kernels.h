@@ -1,7 +1,11 @@
 /* kernels/sl_kernels.h - the kernel table: arithmetic on the caller's buffers, one set per ISA.
  * Must not allocate, block, do I/O or log. Threads: pure functions. Units: elements.
- * Numbers: a kernel accumulates in one fixed order per ISA whatever the tile, thread or batch.
- * Tested by tests/t_dequant.c (bit for bit against the gguf package) and tests/t_kernels.c. */
+ * Numbers: every sum along a row is 16 partial sums (element i goes to sum i mod 16, i ascending,
+ * multiply and add rounded separately) and then one tree (8 + 8, 4 + 4, 2 + 2, 1 + 1). The order is
+ * the same for every ISA, tile, thread and batch, so the float32 kernels below give the same bits in
+ * every set. No kernel reads or writes past the lengths it is given; any alignment will do.
+ * Tested by tests/t_dequant.c (bit for bit against the gguf package), tests/t_kernels.c (every set
+ * against the reference, guard pages, error bounds) and tests/t_route.c. */
 #ifndef SL_KERNELS_H
 #define SL_KERNELS_H
 
@@ -12,9 +16,50 @@ enum { SL_CPU_AVX2 = 1, SL_CPU_AVX512 = 2 };    /* AVX2 with FMA and F16C; AVX-5
 /* n elements (a multiple of the type's block) of a row to float32. No read past the row. */
 typedef void (*sl_dequant_fn)(const void *row, float *y, size_t n);
 
+enum {
+    SL_DOTS_TILE = 4,       /* rows and columns that one call of `dots` takes at most */
+    SL_ATTN_BLOCK = 64,     /* keys of one attention block, aligned to position 0 */
+    SL_ATTN_HEADS = 8       /* query heads that one call of `attend` takes at most */
+};
+
+/* Up to SL_ATTN_HEADS query heads on one block of keys of the key/value head they share. */
+typedef struct sl_attn_tile {
+    const float *q;         /* [n_q][k_dim] */
+    const float *k, *v;     /* rows of k_dim at stride k_ld, rows of v_dim at stride v_ld */
+    size_t k_ld, v_ld;
+    uint32_t n_q, n_keys;   /* n_keys <= SL_ATTN_BLOCK */
+    uint32_t k_dim, v_dim;
+    float scale;            /* multiplies q.k */
+    float *m, *l, *acc;     /* [n_q], [n_q], [n_q][v_dim]: running maximum, sum and weighted values */
+    float *scratch;         /* [SL_ATTN_HEADS * SL_ATTN_BLOCK + v_dim] */
+} sl_attn_tile;
+
 typedef struct sl_kernels {
-    const char *isa;                    /* "c", "avx2", ...: shown by `sluice inspect`, capped by `--isa` */
+    const char *isa;        /* "c", "avx2", ...: shown by `sluice inspect`, capped by `--isa` */
     sl_dequant_fn dequant[SL_N_TYPES];  /* NULL: a type that cannot be multiplied by */
+
+    /* ret[j * SL_DOTS_TILE + i] = sum over n of w[i] * x[j]; i < n_w, j < n_x, both <= SL_DOTS_TILE. */
+    void (*dots)(const float *const *w, uint32_t n_w, const float *const *x, uint32_t n_x, size_t n,
+                 float *ret);
+    /* kernels/sl_ops.h has the formulas; ret may be x. */
+    void (*norm)(const sl_norm *p, const float *x, float *ret, size_t n);
+    /* Turn n_rot elements of x by angles whose cosines and sines are cos, sin [n_rot / 2]. */
+    void (*rope)(sl_rope_kind kind, const float *cos, const float *sin, uint32_t n_rot, float *x);
+    /* ret[i] = act(gate[i], up[i]); ret may be gate or up. */
+    void (*act)(const sl_act *a, const float *gate, const float *up, float *ret, size_t n);
+    void (*exp)(const float *x, float *ret, size_t n);      /* 2 ulp, kernels/cpu/expf.h */
+    void (*sigmoid)(const float *x, float *ret, size_t n);
+    void (*axpy)(float a, const float *x, float *y, size_t n);  /* y += a * x */
+    void (*to_f16)(const float *x, uint16_t *ret, size_t n);    /* to nearest, ties to even */
+    void (*from_f16)(const uint16_t *x, float *ret, size_t n);
+
+    /* Merge one block into (m, l, acc), which start as (-inf, 0, 0):
+     *   s_j = scale * q.k_j; mb = max s; p_j = exp(s_j - mb); lb = sum p; ab = sum over j ascending p_j v_j
+     *   m' = max(m, mb); l = l exp(m - m') + lb exp(mb - m'); acc likewise with ab; m = m'
+     * Source: Milakov, Gimelshein 2018 (online softmax). Blocks are merged in ascending order. */
+    void (*attend)(const sl_attn_tile *t);
+    /* out = acc / l for one head; with a sink (NULL: none), one more merge of (*sink, 1, 0) first. */
+    void (*attend_end)(const float *sink, float m, float l, const float *acc, uint32_t v_dim, float *out);
 } sl_kernels;
 
 SL_API unsigned sl_cpu_detect(void);    /* SL_CPU_* bits of this CPU */
@@ -22,8 +67,11 @@ SL_API unsigned sl_cpu_detect(void);    /* SL_CPU_* bits of this CPU */
 SL_API void sl_kernels_init(sl_kernels *k, unsigned cpu);
 
 /* Select and weigh experts for one row from the router's logits [n_expert] (bias included).
- * ids [n_used] in selection order (score descending, lower index first on ties); w [n_used].
- * scratch: n_expert + n_group floats at least (2 * n_expert suffice). */
+ * ids [n_used] in selection order (score descending, lower index first on ties), all different and
+ * below n_expert whatever the logits, NaN included; w [n_used]. scratch: 3 * n_expert floats.
+ * Needs 1 <= n_used <= n_expert (sparsemixer: n_used == 2) and n_group dividing n_expert.
+ * Groups: one stays for its largest selection score (softmax) or the sum of its two largest (others).
+ * Source: DeepSeek-V2 (arXiv 2405.04434), V3 (arXiv 2412.19437), Phi-3.5-MoE (arXiv 2409.12136). */
 SL_API void sl_route_row(const sl_routing *r, const float *logits, float *scratch,
                          uint32_t *ret_id, float *ret_w);
 

@@ -130,6 +130,9 @@ typedef struct sl_weights {
 typedef struct sl_widths {
     uint32_t d_model, q, k, v, att, ff_sum;  /* ff_sum: n_used * expert width + shared or dense width */
     uint32_t n_used, n_expert, n_vocab, n_rot;
+    uint32_t cols;      /* columns of the widest matrix, router and head included */
+    uint32_t head_dim;  /* largest k_dim or v_dim of a layer */
+    uint32_t mla;       /* max(q_a.rows + n_head * (nope + n_rot), n_head * v_head) of MLA layers; else 0 */
 } sl_widths;
 
 /* The rows of one pass. Activations are [n_rows][width] in memory of the device, owned by the lane. */
