@@ -151,8 +151,8 @@ static void byte_sizes_as_people_write_them(void **state)
 {
     static const struct { const char *text; uint64_t bytes; } good[] = {
         { "0", 0 }, { "123", 123 }, { "1K", 1024 }, { "1k", 1024 }, { "1.5K", 1536 },
-        { "512M", 512ull << 20 }, { "8G", 8ull << 30 }, { "8g", 8ull << 30 }, { "8GiB", 8ull << 30 },
-        { "8GB", 8ull << 30 }, { "2T", 2ull << 40 }, { "7B", 7 },
+        { "512M", 512ull << 20 }, { "8G", 8ull << 30 }, { "8g", 8ull << 30 },
+        { "8GiB", 8ull << 30 }, { "8GB", 8ull << 30 }, { "2T", 2ull << 40 }, { "7B", 7 },
     };
     static const char *const bad[] = {
         "", " ", "G", "-1", "+1", " 1", "1 G", "1Q", "8GG", "8G!", "nan", "inf", "0x10", "1e400",

@@ -78,7 +78,8 @@ static void futex_wait(_Atomic uint32_t *word, uint32_t seen)
 
 static void futex_wake(_Atomic uint32_t *word, uint32_t n)
 {
-    syscall(SYS_futex, (void *)word, FUTEX_WAKE_PRIVATE, SL_MIN(n, (uint32_t)INT_MAX), NULL, NULL, 0);
+    int count = n > INT_MAX ? INT_MAX : (int)n;
+    syscall(SYS_futex, (void *)word, FUTEX_WAKE_PRIVATE, count, NULL, NULL, 0);
 }
 
 /* Spins until *word is not `seen`; false when SPIN_NS went by in vain. */
@@ -302,8 +303,8 @@ sl_status sl_pool_create(sl_ctx *ctx, uint32_t n_threads, sl_pool **ret)
     sl_status st = SL_OK;
     if (n_threads == 0) n_threads = c.n_cores;
     if (n_threads > c.n_hw || n_threads > INSIDE) {
-        st = sl_fail(ctx, SL_E_ARG, "%u threads wanted, but this process may use %u hardware threads "
-                     "(%u cores)", n_threads, c.n_hw, c.n_cores);
+        st = sl_fail(ctx, SL_E_ARG, "%u threads wanted, but this process may use %u hardware "
+                     "threads (%u cores)", n_threads, c.n_hw, c.n_cores);
         goto fail;
     }
     p = aligned_alloc(LINE, sizeof *p);
