@@ -1,8 +1,50 @@
 /* tools/sluice.c - the binary: one table of commands. */
+#include <signal.h>
 #include <stdio.h>
+#include <string.h>
 
-int main(void)
+#include "tools/cli.h"
+
+struct command {
+    const char *name;
+    int (*fn)(int argc, char **argv);
+    const char *help;
+};
+
+static const struct command commands[] = {
+    { NULL, NULL, NULL }
+};
+
+static void print_help(FILE *out)
 {
-    puts("sluice " SL_VERSION);
-    return 0;
+    fprintf(out, "sluice %s - runs Mixture-of-Experts language models from GGUF files\n\n"
+                 "usage: sluice COMMAND [options]\n\n", SL_VERSION);
+    for (const struct command *c = commands; c->name; c++)
+        fprintf(out, "  %-10s %s\n", c->name, c->help);
+    fprintf(out, "\n`sluice COMMAND -h` explains a command; --version prints the version.\n"
+                 "Without -m the bundled model is used. Text goes to stdout, everything else to stderr.\n"
+                 "Exit codes: 0 done, 1 failed, 2 usage, 130 interrupted by Ctrl-C.\n");
+}
+
+static bool is_one_of(const char *arg, const char *a, const char *b, const char *c)
+{
+    return !strcmp(arg, a) || !strcmp(arg, b) || !strcmp(arg, c);
+}
+
+int main(int argc, char **argv)
+{
+    signal(SIGPIPE, SIG_IGN);   /* a closed pipe shows as a failed write, which gets its line */
+    if (argc < 2 || is_one_of(argv[1], "-h", "--help", "help")) {
+        print_help(stdout);
+        return cli_end_stdout(CLI_DONE);
+    }
+    if (is_one_of(argv[1], "-V", "--version", "version")) {
+        puts("sluice " SL_VERSION);
+        return cli_end_stdout(CLI_DONE);
+    }
+    for (const struct command *c = commands; c->name; c++)
+        if (!strcmp(argv[1], c->name)) return c->fn(argc - 1, argv + 1);
+    fprintf(stderr, "sluice: \"%s\" is no command\n\n", argv[1]);
+    print_help(stderr);
+    return CLI_USAGE;
 }

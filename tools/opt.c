@@ -1,0 +1,210 @@
+/* tools/opt.c - options from tables, and the help made from the same tables. */
+#include <assert.h>
+#include <errno.h>
+#include <math.h>
+#include <stdarg.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "tools/cli.h"
+
+/* Is the first n bytes of arg one of the comma-separated names? */
+static bool has_name(const char *names, const char *arg, size_t n)
+{
+    for (const char *p = names; *p; ) {
+        size_t len = strcspn(p, ",");
+        if (len == n && !memcmp(p, arg, n)) return true;
+        p += len + (p[len] == ',');
+    }
+    return false;
+}
+
+static bool is_choice(const char *choices, const char *value)
+{
+    size_t n = strlen(value);
+    for (const char *p = choices; *p; ) {
+        size_t len = strcspn(p, "|");
+        if (len == n && !strncasecmp(p, value, n)) return true;
+        p += len + (p[len] == '|');
+    }
+    return false;
+}
+
+static void print_option(const cli_option *o)
+{
+    char left[128];
+    int n = snprintf(left, sizeof left, "%s", o->names);
+    for (char *c = strchr(left, ','); c; c = strchr(c + 2, ',')) {   /* "-a,--b" to "-a, --b" */
+        if (strlen(left) + 2 > sizeof left) break;
+        memmove(c + 2, c + 1, strlen(c + 1) + 1);
+        c[1] = ' ';
+    }
+    n = (int)strlen(left);
+    if (o->arg) snprintf(left + n, sizeof left - (size_t)n, " %s", o->arg);
+    if (strlen(left) > 30) printf("  %s\n  %-30s %s\n", left, "", o->help);
+    else printf("  %-30s %s\n", left, o->help);
+}
+
+static void print_help(const cli_spec *spec)
+{
+    printf("usage: sluice %s %s\n\n%s\n", spec->name, spec->usage, spec->about);
+    for (size_t g = 0; g < spec->n_groups; g++) {
+        printf("\n%s:\n", spec->groups[g].title);
+        for (size_t i = 0; i < spec->groups[g].n; i++) print_option(&spec->groups[g].options[i]);
+    }
+}
+
+int cli_usage_error(const cli_spec *spec, const char *fmt, ...)
+{
+    va_list ap;
+    va_start(ap, fmt);
+    fprintf(stderr, "sluice %s: ", spec->name);
+    vfprintf(stderr, fmt, ap);
+    fprintf(stderr, "\nusage: sluice %s %s\n       (sluice %s -h explains)\n", spec->name, spec->usage,
+            spec->name);
+    va_end(ap);
+    return CLI_USAGE;
+}
+
+static uint64_t random_seed(void)
+{
+    uint64_t v;
+    if (!getentropy(&v, sizeof v)) return v;
+    struct timespec t;
+    clock_gettime(CLOCK_REALTIME, &t);
+    return (uint64_t)t.tv_nsec * 1000003u + (uint64_t)t.tv_sec;
+}
+
+/* A whole number in [min, max]. The limits are doubles but exact below 2^53. */
+static bool parse_int(const char *s, double min, double max, int64_t *ret)
+{
+    char *end;
+    errno = 0;
+    long long v = strtoll(s, &end, 10);
+    if (errno || end == s || *end || (double)v < min || (double)v > max) return false;
+    *ret = v;
+    return true;
+}
+
+/* Why value does not fit o, into want; an empty text when it was stored. */
+static void store(const cli_option *o, void *base, const char *value, char want[160])
+{
+    void *at = (char *)base + o->offset;
+    int64_t i;
+    char *end;
+    want[0] = 0;
+    switch (o->type) {
+    case CLI_FLAG:
+        *(bool *)at = true;
+        return;
+    case CLI_STR:
+        *(const char **)at = value;
+        return;
+    case CLI_STRS: {
+        cli_strings *list = at;
+        if (list->n < CLI_MAX_STRINGS) list->s[list->n++] = value;
+        else snprintf(want, 160, "at most %d of them", CLI_MAX_STRINGS);
+        return;
+    }
+    case CLI_U32:
+        if (parse_int(value, o->min, o->max, &i)) *(uint32_t *)at = (uint32_t)i;
+        else snprintf(want, 160, "a whole number from %.0f to %.0f", o->min, o->max);
+        return;
+    case CLI_I64:
+        if (parse_int(value, o->min, o->max, &i)) *(int64_t *)at = i;
+        else snprintf(want, 160, "a whole number from %.0f to %.0f", o->min, o->max);
+        return;
+    case CLI_SEED: {
+        errno = 0;
+        unsigned long long v = strtoull(value, &end, 10);
+        if (!strcmp(value, "-1")) *(uint64_t *)at = random_seed();
+        else if (!errno && end != value && !*end && !strchr(value, '-')) *(uint64_t *)at = v;
+        else snprintf(want, 160, "a whole number from 0 to 18446744073709551615, or -1 for a random one");
+        return;
+    }
+    case CLI_F32: {
+        double v = strtod(value, &end);
+        if (end != value && !*end && v >= o->min && v <= o->max) *(float *)at = (float)v;
+        else snprintf(want, 160, "a number from %g to %g", o->min, o->max);
+        return;
+    }
+    case CLI_BYTES: {
+        sl_ctx *ctx = sl_ctx_create(NULL, NULL);
+        if (!strcmp(value, "auto")) *(uint64_t *)at = 0;
+        else if (!ctx || sl_parse_bytes(ctx, value, at) != SL_OK)
+            snprintf(want, 160, "a size such as 8G or 512M, or auto");
+        sl_ctx_destroy(&ctx);
+        return;
+    }
+    case CLI_CHOICE:
+        if (is_choice(o->arg, value)) *(const char **)at = value;
+        else snprintf(want, 160, "one of %s", o->arg);
+        return;
+    }
+}
+
+/* The option that arg names (up to its '=' if it is a long one), or NULL. */
+static const cli_option *find_option(const cli_spec *spec, const char *arg, cli_group **ret_group,
+                                     const char **ret_value)
+{
+    for (size_t g = 0; g < spec->n_groups; g++) {
+        cli_group *group = &spec->groups[g];
+        for (size_t i = 0; i < group->n; i++) {
+            size_t n = strlen(arg);
+            const char *eq = !strncmp(arg, "--", 2) ? strchr(arg, '=') : NULL;
+            if (has_name(group->options[i].names, arg, n)) eq = NULL;
+            else if (!eq || !has_name(group->options[i].names, arg, (size_t)(eq - arg))) continue;
+            *ret_group = group;
+            *ret_value = eq ? eq + 1 : NULL;
+            return &group->options[i];
+        }
+    }
+    return NULL;
+}
+
+bool cli_parse(cli_spec *spec, int argc, char **argv, char **pos, int *ret_n_pos, int *ret_code)
+{
+    int n_pos = 0;
+    bool options = true;
+    for (int i = 1; i < argc; i++) {
+        const char *arg = argv[i], *value;
+        char want[160];
+        cli_group *g;
+        if (options && !strcmp(arg, "--")) {
+            options = false;
+            continue;
+        }
+        if (!options || arg[0] != '-' || !arg[1]) {     /* "-" alone is a file's name */
+            if (n_pos < spec->max_pos) pos[n_pos++] = argv[i];
+            else return *ret_code = cli_usage_error(spec, "unexpected \"%s\"", arg), false;
+            continue;
+        }
+        if (!strcmp(arg, "-h") || !strcmp(arg, "--help")) {
+            print_help(spec);
+            return *ret_code = cli_end_stdout(CLI_DONE), false;
+        }
+        const cli_option *o = find_option(spec, arg, &g, &value);
+        if (!o) return *ret_code = cli_usage_error(spec, "unknown option %s", arg), false;
+        if (o->type == CLI_FLAG && value)
+            return *ret_code = cli_usage_error(spec, "%s takes no value", o->names), false;
+        if (o->type != CLI_FLAG && !value && i + 1 >= argc)
+            return *ret_code = cli_usage_error(spec, "%s wants a value: %s", arg, o->arg), false;
+        if (o->type != CLI_FLAG && !value) value = argv[++i];
+        store(o, g->base, value, want);
+        if (want[0])
+            return *ret_code = cli_usage_error(spec, "%s %s: expected %s", o->names, value, want), false;
+        g->set |= (uint64_t)1 << (o - g->options);
+    }
+    if (ret_n_pos) *ret_n_pos = n_pos;
+    return true;
+}
+
+bool cli_given(const cli_group *g, const char *name)
+{
+    for (size_t i = 0; i < g->n; i++)
+        if (has_name(g->options[i].names, name, strlen(name))) return g->set >> i & 1;
+    assert(!"an option of the group");
+    return false;
+}
