@@ -32,7 +32,7 @@ def yarn(base, original=1024, **more):
 
 MLA = dict(num_key_value_heads=4, intermediate_size=64, kv_lora_rank=32, qk_nope_head_dim=32, qk_rope_head_dim=16,
            v_head_dim=16, moe_intermediate_size=32, first_k_dense_replace=1, rms_norm_eps=1e-6)
-V3 = dict(MLA, q_lora_rank=16, qk_nope_head_dim=16, n_routed_experts=16, n_group=4, topk_group=2, num_experts_per_tok=3,
+V3 = dict(MLA, intermediate_size=32, q_lora_rank=16, qk_nope_head_dim=24, n_routed_experts=16, n_group=4, topk_group=2, num_experts_per_tok=3,
           n_shared_experts=1, norm_topk_prob=True, routed_scaling_factor=2.5,
           **yarn(100, mscale=1.0, mscale_all_dim=1.0))
 GLM = dict(intermediate_size=64, head_dim=16, n_routed_experts=8, num_experts_per_tok=3, moe_intermediate_size=32,
@@ -48,29 +48,30 @@ ROWS = {
         intermediate_size=64, moe_intermediate_size=32, head_dim=16, num_experts=8, num_experts_per_tok=3,
         norm_topk_prob=True, decoder_sparse_step=1, mlp_only_layers=[], rms_norm_eps=1e-3, **theta(10000))),
     "qwen3": dict(hf="Qwen3", arch="qwen3", config=dict(
-        hidden_size=32, intermediate_size=96, head_dim=16, num_attention_heads=6, num_key_value_heads=2, **theta(10000))),
+        intermediate_size=64, head_dim=16, num_attention_heads=8, num_key_value_heads=2, **theta(10000))),
     "llama": dict(hf="Llama", arch="llama", config=dict(
-        vocab_size=128, hidden_size=64, intermediate_size=96, head_dim=16, num_attention_heads=8, num_key_value_heads=2,
+        vocab_size=128, intermediate_size=64, head_dim=16, num_attention_heads=4, num_key_value_heads=2,
         rope_parameters=dict(rope_type="llama3", rope_theta=500.0, factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
                              original_max_position_embeddings=ORIG_CONTEXT))),
     "llama-tied": dict(hf="Llama", arch="llama", config=dict(
-        hidden_size=64, intermediate_size=64, num_attention_heads=4, num_key_value_heads=4, tie_word_embeddings=True,
+        hidden_size=64, intermediate_size=32, num_attention_heads=4, num_key_value_heads=4, tie_word_embeddings=True,
         rms_norm_eps=1e-3, **theta(10000))),
     "mixtral": dict(hf="Mixtral", arch="llama", config=dict(
         intermediate_size=32, num_local_experts=8, num_experts_per_tok=2, **theta(1e6))),
-    "mixtral-split": dict(same_as="mixtral", split_experts=True),
+    "mixtral-split": dict(note="blk.N.ffn_gate.E.weight and so on, as before experts were fused; llama.cpp no longer reads this",
+        same_as="mixtral", split_experts=True),
     "olmoe": dict(hf="Olmoe", arch="olmoe", config=dict(
         intermediate_size=32, num_key_value_heads=4, num_experts=8, num_experts_per_tok=3, norm_topk_prob=False,
         **theta(10000))),
     "qwen2": dict(hf="Qwen2", arch="qwen2", config=dict(
-        vocab_size=101, hidden_size=64, intermediate_size=96, num_attention_heads=4, num_key_value_heads=2,
-        **theta(1e6))),
+        vocab_size=101, intermediate_size=96, num_attention_heads=4, num_key_value_heads=2, **theta(1e6))),
     "qwen2moe": dict(hf="Qwen2Moe", arch="qwen2moe", config=dict(
         intermediate_size=64, moe_intermediate_size=32, shared_expert_intermediate_size=64, num_experts=8,
         num_experts_per_tok=3, norm_topk_prob=False, decoder_sparse_step=1, mlp_only_layers=[], qkv_bias=True,
         **theta(1e6))),
     # this base and original context put the ramp's ends at 2.05 and 7.95: rounding them is visible, and small
-    "gpt-oss": dict(hf="GptOss", arch="gpt-oss", also_same=dict(truncate=True), config=dict(
+    "gpt-oss": dict(note="YaRN correction range not rounded (truncate false); llama.cpp rounds it",
+        hf="GptOss", arch="gpt-oss", also_same=dict(truncate=True), config=dict(
         num_hidden_layers=4, intermediate_size=32, head_dim=16, num_local_experts=8, num_experts_per_tok=3,
         sliding_window=8, **yarn(109.9, original=670, truncate=False))),
     "glm4moe": dict(hf="Glm4Moe", arch="glm4moe", config=dict(GLM, use_qk_norm=True, routed_scaling_factor=1.5)),
@@ -80,10 +81,12 @@ ROWS = {
         routed_scaling_factor=1.0, topk_method="greedy", n_group=1, topk_group=1,
         **yarn(100, mscale=0.707, mscale_all_dim=0.707))),
     "deepseek2-v3": dict(hf="DeepseekV3", arch="deepseek2", mla="split", config=V3),
-    "deepseek2-v3-kvb": dict(same_as="deepseek2-v3", mla="kv_b"),
+    "deepseek2-v3-kvb": dict(note="the old attn_kv_b, key_length without the latent, no *_mla keys",
+        same_as="deepseek2-v3", mla="kv_b"),
     "granitemoe": dict(hf="GraniteMoe", arch="granitemoe", config=GRANITE),
     "granitemoe-shared": dict(hf="GraniteMoeShared", arch="granitemoe", config=dict(GRANITE, shared_intermediate_size=64)),
-    "phimoe": dict(hf="Phimoe", arch="phimoe", config=dict(
+    "phimoe": dict(note="long factors for all positions (transformers 5.23 would take the short ones); not what llama.cpp computes",
+        hf="Phimoe", arch="phimoe", config=dict(
         intermediate_size=32, num_attention_heads=4, num_key_value_heads=2, num_local_experts=8, num_experts_per_tok=2,
         attention_bias=True, lm_head_bias=True, router_jitter_noise=0.01, sliding_window=None, rms_norm_eps=1e-3,
         rope_parameters=dict(rope_type="longrope", rope_theta=100.0, original_max_position_embeddings=ORIG_CONTEXT,

@@ -114,6 +114,8 @@ def make(name, manifest):
     entry = describe(r, *found)
     if "same_as" in r:
         entry["same_weights_as"] = r["same_as"]
+    if "note" in r:
+        entry["note"] = r["note"]
     entry["gguf_bytes"] = os.path.getsize(path)
     assert entry["gguf_bytes"] <= MAX_BYTES, (name, entry["gguf_bytes"])
     manifest[name] = entry
