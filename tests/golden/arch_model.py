@@ -95,6 +95,15 @@ def sparsemixer_gap(l, eps):
     return gap
 
 
+def grouped_gap(router, s, n_best):
+    """The choice of groups, each worth the sum of its n_best selection values, and of experts in what stays."""
+    groups = s.view(len(s), router.num_group, -1)
+    worth = groups.topk(n_best, dim=-1).values.sum(-1)
+    keep = torch.zeros_like(worth).scatter_(1, worth.topk(router.topk_group).indices, 1).bool()
+    s = torch.where(keep[:, :, None], groups, torch.tensor(-1e9)).reshape(len(s), -1)
+    return min(top_gap(worth, router.topk_group), top_gap(s, router.top_k))
+
+
 def decision_gap(cls, router, l):
     """How far the routing decisions that router logits l lead to are from going another way."""
     l = l.double()
@@ -103,17 +112,12 @@ def decision_gap(cls, router, l):
     k = router.top_k
     if cls in ("GptOss", "GraniteMoe", "GraniteMoeShared"):
         return top_gap(l, k)
+    grouped = (getattr(router, "num_group", None) or 1) > 1
     if cls in ("DeepseekV3", "Glm4Moe"):
         s = l.sigmoid() + router.e_score_correction_bias
-        gap = 1.0
-        if router.num_group > 1:
-            groups = s.view(len(s), router.num_group, -1)
-            best = groups.topk(2, dim=-1).values.sum(-1)
-            gap = top_gap(best, router.topk_group)
-            keep = torch.zeros_like(best).scatter_(1, best.topk(router.topk_group).indices, 1).bool()
-            s = torch.where(keep[:, :, None], groups, torch.tensor(-1e9)).reshape(len(s), -1)
-        return min(gap, top_gap(s, k))
-    return top_gap(l.softmax(-1), k)
+        return grouped_gap(router, s, 2) if grouped else top_gap(s, k)
+    s = l.softmax(-1)
+    return grouped_gap(router, s, 1) if grouped else top_gap(s, k)
 
 
 class RouterTap:

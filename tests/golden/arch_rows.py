@@ -80,6 +80,12 @@ ROWS = {
         MLA, q_lora_rank=None, n_routed_experts=8, num_experts_per_tok=3, n_shared_experts=2, norm_topk_prob=False,
         routed_scaling_factor=1.0, topk_method="greedy", n_group=1, topk_group=1,
         **yarn(100, mscale=0.707, mscale_all_dim=0.707))),
+    "deepseek2-v2": dict(
+        note="groups of the 236B model: scored by their best expert; llama.cpp takes the sum of the two best",
+        hf="DeepseekV2", arch="deepseek2", mla="split", config=dict(
+            MLA, num_hidden_layers=2, q_lora_rank=16, n_routed_experts=8, num_experts_per_tok=3, n_shared_experts=1,
+            norm_topk_prob=False, routed_scaling_factor=4.0, topk_method="group_limited_greedy", n_group=4, topk_group=2,
+            **yarn(100, mscale=0.707, mscale_all_dim=0.707))),
     "deepseek2-v3": dict(hf="DeepseekV3", arch="deepseek2", mla="split", config=V3),
     "deepseek2-v3-kvb": dict(note="the old attn_kv_b, key_length without the latent, no *_mla keys",
         same_as="deepseek2-v3", mla="kv_b"),

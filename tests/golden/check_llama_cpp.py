@@ -30,6 +30,7 @@ TOLERANCE = 1e-5
 EXPECTED = {
     "mixtral-split": "no longer reads one tensor per expert (wants blk.0.ffn_down_exps.weight)",
     "phimoe": "computes RMSNorm for LayerNorm, and softmax, top-2, normalised for sparsemixer",
+    "deepseek2-v2": "scores a group by the sum of its two best experts, DeepSeek V2 by the best",
     "gpt-oss": "rounds YaRN's correction range outwards; the models' config says truncate false",
 }
 # DeepSeek V2-Lite has no q_lora_rank; llama.cpp asks for the key unless the model has 27 layers
@@ -86,10 +87,28 @@ def phimoe_as_llama_cpp(model):
     return model
 
 
+def deepseek2_v2_as_llama_cpp(model):
+    """Groups of softmax scores chosen by the sum of their two best."""
+    def route(router, args, out):
+        scores = out[0].softmax(-1)
+        groups = scores.view(len(scores), router.num_group, -1)
+        keep = groups.topk(2).values.sum(-1).topk(router.topk_group).indices
+        mask = torch.zeros(groups.shape[:2], dtype=torch.bool).scatter_(1, keep, True)
+        best = (groups * mask[:, :, None]).reshape(len(scores), -1).topk(router.top_k)
+        return out[0], best.values * router.routed_scaling_factor, best.indices
+
+    for m in model.modules():
+        if type(m).__name__ == "DeepseekV2TopkRouter":
+            m.register_forward_hook(route)
+    return model
+
+
 def as_llama_cpp(name, seed, tokens):
     """The logits of the row with what llama.cpp does otherwise put into transformers; None if there is no such thing."""
     if name == "phimoe":
         model = phimoe_as_llama_cpp(arch_model.build(row(name), seed))
+    elif name == "deepseek2-v2":
+        model = deepseek2_v2_as_llama_cpp(arch_model.build(row(name), seed))
     elif name == "gpt-oss":
         model = arch_model.build(row(name), seed, rope=dict(truncate=True))
     else:
