@@ -1,7 +1,8 @@
-/* runtime/gguf.c - GGUF files: the tensor table of each shard, splits, the handle and its lookups.
- * Layout of a shard: "GGUF", u32 version, u64 n_tensors, u64 n_kv, the pairs, the tensor table (name,
- * u32 n_dims, u64 ne[n_dims], u32 type, u64 offset), padding to general.alignment, tensor bytes.
- * A split file repeats that per shard, with split.no, split.count and split.tensors.count as keys. */
+/* runtime/gguf.c - GGUF files: the tensor table of each shard, splits, the handle and its
+ * lookups. Layout of a shard: "GGUF", u32 version, u64 n_tensors, u64 n_kv, the pairs, the
+ * tensor table (name, u32 n_dims, u64 ne[n_dims], u32 type, u64 offset), padding to
+ * general.alignment, tensor bytes. A split file repeats that per shard, with split.no,
+ * split.count and split.tensors.count as keys. */
 #include "runtime/gguf_head.h"
 
 #include <assert.h>
@@ -26,7 +27,8 @@ static sl_status read_magic(gguf_shard *s, uint64_t *ret_n_kv)
 {
     uint32_t magic = 0;
     if (s->file_bytes < 24)
-        return gguf_bad(s, SL_E_FORMAT, "%llu bytes: too short for a GGUF header", (ull)s->file_bytes);
+        return gguf_bad(s, SL_E_FORMAT, "%llu bytes: too short for a GGUF header",
+                        (ull)s->file_bytes);
     SL_TRY(gguf_u32(s, &magic));
     if (memcmp(s->p, "GGUF", 4))
         return gguf_bad(s, SL_E_FORMAT, "no GGUF file: expected \"GGUF\" at its start, found bytes "
@@ -34,7 +36,7 @@ static sl_status read_magic(gguf_shard *s, uint64_t *ret_n_kv)
     SL_TRY(gguf_u32(s, &s->version));
     uint32_t swapped = __builtin_bswap32(s->version);
     if (swapped == 2 || swapped == 3)
-        return gguf_bad(s, SL_E_UNSUPPORTED, "a big-endian GGUF file; only little-endian ones are read");
+        return gguf_bad(s, SL_E_UNSUPPORTED, "a big-endian GGUF file, expected a little-endian one");
     if (s->version != 2 && s->version != 3)
         return gguf_bad(s, SL_E_UNSUPPORTED, "GGUF version %u, expected 2 or 3", s->version);
     SL_TRY(gguf_u64(s, &s->n_tensors));
@@ -54,8 +56,8 @@ static sl_status read_alignment(gguf_shard *s)
     if (!sl_gguf_get_u64(NULL, kv, 0, &s->alignment))
         return gguf_bad(s, SL_E_FORMAT, "general.alignment is no unsigned number");
     if (!s->alignment || s->alignment & (s->alignment - 1) || s->alignment > 1u << 30)
-        return gguf_bad(s, SL_E_FORMAT, "general.alignment is %llu, expected a power of two up to 2^30",
-                        (ull)s->alignment);
+        return gguf_bad(s, SL_E_FORMAT, "general.alignment is %llu, expected a power of two up to "
+                        "2^30", (ull)s->alignment);
     return SL_OK;
 }
 
@@ -66,7 +68,8 @@ static sl_status read_tensor(gguf_shard *s, sl_tensor *t)
     uint64_t elems = 1;
     SL_TRY(gguf_str(s, &t->name));
     if (!t->name.n || t->name.n > GGUF_NAME_MAX)
-        return gguf_bad(s, SL_E_FORMAT, "a name of %zu bytes, expected 1 to %u", t->name.n, GGUF_NAME_MAX);
+        return gguf_bad(s, SL_E_FORMAT, "a name of %zu bytes, expected 1 to %u", t->name.n,
+                        GGUF_NAME_MAX);
     s->name = t->name;
     SL_TRY(gguf_u32(s, &t->n_dims));
     if (t->n_dims < 1 || t->n_dims > 4)
@@ -75,8 +78,8 @@ static sl_status read_tensor(gguf_shard *s, sl_tensor *t)
         t->ne[d] = 1;
         if (d < t->n_dims) SL_TRY(gguf_u64(s, &t->ne[d]));
         if (!t->ne[d] || t->ne[d] > INT64_MAX || !sl_mul_size(elems, t->ne[d], &elems))
-            return gguf_bad(s, SL_E_FORMAT, "dimension %u is %llu: the size is zero or overflows", d,
-                            (ull)t->ne[d]);
+            return gguf_bad(s, SL_E_FORMAT, "dimension %u is %llu: the size is zero or overflows",
+                            d, (ull)t->ne[d]);
     }
     SL_TRY(gguf_u32(s, &type));
     const sl_type_info *info = sl_type_get(type);
@@ -98,9 +101,9 @@ static sl_status place_tensor(gguf_shard *s, sl_tensor *t, uint64_t data_offset)
                         (ull)t->offset, (ull)s->alignment);
     if (!sl_add_size(data_offset, t->offset, &at) || !sl_add_size(at, t->bytes, &end) ||
         end > s->file_bytes)
-        return gguf_bad(s, SL_E_FORMAT, "%llu bytes at offset %llu of the data (which starts at byte %llu) "
-                        "go beyond the file's %llu bytes", (ull)t->bytes, (ull)t->offset,
-                        (ull)data_offset, (ull)s->file_bytes);
+        return gguf_bad(s, SL_E_FORMAT, "%llu bytes at offset %llu of the data (which starts at byte "
+                        "%llu) go beyond the file's %llu bytes", (ull)t->bytes,
+                        (ull)t->offset, (ull)data_offset, (ull)s->file_bytes);
     t->offset = at;
     return SL_OK;
 }
@@ -114,7 +117,8 @@ static sl_status read_tensors(sl_gguf *g, gguf_shard *s)
                         (ull)s->n_tensors, (ull)(s->file_bytes - s->pos), GGUF_TENSORS_MAX);
     for (uint64_t i = 0; i < s->n_tensors; i++) {
         s->kind = "tensor", s->item = i, s->name = (sl_str){ "", 0 };
-        SL_TRY(gguf_grow(g->ctx, (void **)&g->tensor, g->n_tensors, &g->cap_tensors, sizeof *g->tensor));
+        SL_TRY(gguf_grow(g->ctx, (void **)&g->tensor, g->n_tensors, &g->cap_tensors,
+                         sizeof *g->tensor));
         sl_tensor *t = &g->tensor[g->n_tensors];
         *t = (sl_tensor){ .file = (uint32_t)(s - g->shard) };
         SL_TRY(read_tensor(s, t));
@@ -137,7 +141,8 @@ static sl_status read_shard(sl_gguf *g, uint32_t i, const char *path, int fd)
     SL_TRY(gguf_shard_open(g->ctx, path, fd, s));
     for (uint32_t o = 0; o < i; o++)
         if (s->dev == g->shard[o].dev && s->ino == g->shard[o].ino)
-            return sl_fail(g->ctx, SL_E_FORMAT, "%s: the same file as shard %s", path, g->shard[o].path);
+            return sl_fail(g->ctx, SL_E_FORMAT, "%s: the same file as shard %s", path,
+                           g->shard[o].path);
     SL_TRY(read_magic(s, &n_kv));
     SL_TRY(gguf_read_kv(s, n_kv));
     SL_TRY(read_alignment(s));
@@ -152,18 +157,20 @@ static char *split_suffix(char *path, uint64_t count)
     char want[40];
     size_t n = strlen(path);
     snprintf(want, sizeof want, "-00001-of-%05llu.gguf", (ull)count);
-    return n >= SUFFIX_BYTES && !strcmp(path + n - SUFFIX_BYTES, want) ? path + n - SUFFIX_BYTES : NULL;
+    if (n < SUFFIX_BYTES || strcmp(path + n - SUFFIX_BYTES, want)) return NULL;
+    return path + n - SUFFIX_BYTES;
 }
 
 static sl_status check_shard(gguf_shard *s, uint64_t want_no, uint64_t want_count)
 {
     uint64_t no = 0, count = 0;
     if (!gguf_shard_u64(s, "split.no", &no) || !gguf_shard_u64(s, "split.count", &count))
-        return gguf_bad(s, SL_E_FORMAT, "shard %llu of %llu by its name, but without the keys split.no and "
-                        "split.count", (ull)want_no + 1, (ull)want_count);
+        return gguf_bad(s, SL_E_FORMAT, "shard %llu of %llu by its name, but without the keys split.no "
+                        "and split.count", (ull)want_no + 1, (ull)want_count);
     if (no != want_no || count != want_count)
-        return gguf_bad(s, SL_E_FORMAT, "expected shard %llu of %llu (split.no %llu), found split.no %llu and "
-                        "split.count %llu", (ull)want_no + 1, (ull)want_count, (ull)want_no, (ull)no, (ull)count);
+        return gguf_bad(s, SL_E_FORMAT, "expected shard %llu of %llu (split.no %llu), found split.no "
+                        "%llu and split.count %llu", (ull)want_no + 1, (ull)want_count,
+                        (ull)want_no, (ull)no, (ull)count);
     return SL_OK;
 }
 
@@ -183,7 +190,8 @@ static sl_status open_others(sl_gguf *g, uint64_t count)
     if (!path) return sl_fail(g->ctx, SL_E_NOMEM, "path of a shard of %s", all[0].path);
     sl_status st = SL_OK;
     for (uint32_t i = 1; i < count && st == SL_OK; i++) {
-        snprintf(path, size, "%.*s-%05u-of-%05u.gguf", (int)stem, all[0].path, i + 1, (unsigned)count);
+        snprintf(path, size, "%.*s-%05u-of-%05u.gguf", (int)stem, all[0].path, i + 1,
+                 (unsigned)count);
         st = read_shard(g, i, path, -1);
         if (st == SL_OK) st = check_shard(&all[i], i, count);
     }
@@ -200,14 +208,14 @@ static sl_status open_splits(sl_gguf *g)
     if (!sl_gguf_get_u64(g, kv, 0, &count) || !gguf_shard_u64(s, "split.no", &no))
         return gguf_bad(s, SL_E_FORMAT, "split.count or split.no is no unsigned number");
     if (no)
-        return gguf_bad(s, SL_E_FORMAT, "it is shard %llu of %llu: open the first, ...-00001-of-%05llu.gguf",
-                        (ull)no + 1, (ull)count, (ull)count);
+        return gguf_bad(s, SL_E_FORMAT, "it is shard %llu of %llu: open the first, "
+                        "...-00001-of-%05llu.gguf", (ull)no + 1, (ull)count, (ull)count);
     if (count > 1) SL_TRY(open_others(g, count));
     kv = gguf_shard_find(&g->shard[0], "split.tensors.count");
     if (!kv) return SL_OK;
     if (!sl_gguf_get_u64(g, kv, 0, &total) || total != g->n_tensors)
-        return gguf_bad(&g->shard[0], SL_E_FORMAT, "split.tensors.count is %llu, but its %u files hold %llu "
-                        "tensors", (ull)total, g->n_shards, (ull)g->n_tensors);
+        return gguf_bad(&g->shard[0], SL_E_FORMAT, "split.tensors.count is %llu, but its %u files "
+                        "hold %llu tensors", (ull)total, g->n_shards, (ull)g->n_tensors);
     return SL_OK;
 }
 
@@ -221,7 +229,8 @@ static sl_status index_tensors(sl_gguf *g)
         char name[64];
         gguf_printable(t->name, name);
         return sl_fail(g->ctx, SL_E_FORMAT, "%s: duplicate tensor \"%s\", first in %s",
-                       g->shard[t->file].path, name, g->shard[((const sl_tensor *)seen)->file].path);
+                       g->shard[t->file].path, name,
+                       g->shard[((const sl_tensor *)seen)->file].path);
     }
     return SL_OK;
 }
@@ -314,7 +323,8 @@ const sl_gguf_kv *sl_gguf_kv_find(const sl_gguf *g, const char *key)
     return gguf_shard_find(&g->shard[0], key);
 }
 
-/* String element i: a scalar string's data, or what the index points at, which lies in the header. */
+/* String element i: a scalar string's data, or what the index points at, which lies in the
+ * header. */
 bool sl_gguf_get_str(const sl_gguf *g, const sl_gguf_kv *kv, uint64_t i, sl_str *ret)
 {
     const gguf_value *v = (const gguf_value *)kv;

@@ -1,4 +1,5 @@
-/* runtime/gguf_head.c - header bytes of a GGUF shard: read as needed, bounded, with named errors. */
+/* runtime/gguf_head.c - header bytes of a GGUF shard: read as needed, bounded, with named
+ * errors. */
 #include "runtime/gguf_head.h"
 
 #include <assert.h>
@@ -11,7 +12,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-_Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "values are used as the file stores them");
+_Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "values are used as stored");
 
 #define FIRST_READ ((uint64_t)256 << 10)    /* then doubling: 6 reads for a 12 MB header */
 #define PAGE ((uint64_t)65536)              /* no page of ours is larger */
@@ -62,7 +63,8 @@ sl_status gguf_shard_open(sl_ctx *ctx, const char *path, int fd, gguf_shard *s)
     SL_TRY(take_descriptor(s));
     uint64_t want = SL_MIN(s->file_bytes, GGUF_HEADER_MAX);
     want = (want + PAGE - 1) / PAGE * PAGE + PAGE;
-    void *p = mmap(NULL, (size_t)want, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
+    void *p = mmap(NULL, (size_t)want, PROT_NONE, flags, -1, 0);
     if (p == MAP_FAILED)
         return sl_fail(ctx, SL_E_NOMEM, "%s: %llu bytes of address space for its header: %s", path,
                        (ull)want, strerror(errno));
@@ -110,8 +112,8 @@ static sl_status read_to(gguf_shard *s, uint64_t goal)
             return sl_fail(s->ctx, SL_E_IO, "read %s at byte %llu: %s", s->path, (ull)s->n_read,
                            strerror(errno));
         if (!got)
-            return sl_fail(s->ctx, SL_E_IO, "read %s: it ended at byte %llu, expected %llu: it shrank "
-                           "while being read", s->path, (ull)s->n_read, (ull)s->file_bytes);
+            return sl_fail(s->ctx, SL_E_IO, "read %s: it ended at byte %llu, expected %llu: it "
+                           "shrank while being read", s->path, (ull)s->n_read, (ull)s->file_bytes);
         s->n_read += (uint64_t)got;
         sl_mem_charge(s->ctx, SL_ACC_TABLES, got);
     }
@@ -121,11 +123,11 @@ static sl_status read_to(gguf_shard *s, uint64_t goal)
 sl_status gguf_fill(gguf_shard *s, uint64_t n)
 {
     if (n > s->file_bytes - s->pos)
-        return gguf_bad(s, SL_E_FORMAT, "expected %llu more bytes at byte %llu, found the end of the file at %llu",
-                        (ull)n, (ull)s->pos, (ull)s->file_bytes);
+        return gguf_bad(s, SL_E_FORMAT, "expected %llu more bytes at byte %llu, found the end of the "
+                        "file at %llu", (ull)n, (ull)s->pos, (ull)s->file_bytes);
     if (n > GGUF_HEADER_MAX - s->pos)
-        return gguf_bad(s, SL_E_FORMAT, "expected %llu more bytes at byte %llu: a header may have %llu",
-                        (ull)n, (ull)s->pos, (ull)GGUF_HEADER_MAX);
+        return gguf_bad(s, SL_E_FORMAT, "expected %llu more bytes at byte %llu: a header may have "
+                        "%llu", (ull)n, (ull)s->pos, (ull)GGUF_HEADER_MAX);
     uint64_t most = SL_MIN(s->file_bytes, GGUF_HEADER_MAX);
     uint64_t goal = SL_MAX(s->pos + n, SL_MAX(FIRST_READ, 2 * s->n_read));
     return read_to(s, SL_MIN(goal, most));

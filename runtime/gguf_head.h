@@ -41,14 +41,15 @@ typedef struct gguf_shard {
     sl_str name;
 } gguf_shard;
 
-/* gguf_head.c. Shard memory is the caller's, zeroed, with fd -1; fini accepts every half-built state. */
+/* gguf_head.c. Shard memory is the caller's, zeroed, with fd -1; fini accepts every half-built
+ * state. */
 SL_NODISCARD sl_status gguf_shard_open(sl_ctx *ctx, const char *path, int fd, gguf_shard *s);
 void gguf_shard_trim(gguf_shard *s);    /* the header is parsed: give back the reserved rest */
 void gguf_shard_fini(gguf_shard *s);
 
 /* "PATH: key 3 "general.name": MESSAGE" into the context; returns st. */
 sl_status gguf_bad(gguf_shard *s, sl_status st, const char *fmt, ...) SL_PRINTF(3, 4);
-void gguf_printable(sl_str s, char buf[64]);    /* a name for a message: cut, control bytes as '?' */
+void gguf_printable(sl_str s, char buf[64]);    /* for a message: cut, control bytes as '?' */
 
 SL_NODISCARD sl_status gguf_fill(gguf_shard *s, uint64_t n);    /* the slow path of gguf_need */
 SL_NODISCARD sl_status gguf_u32(gguf_shard *s, uint32_t *ret);
@@ -65,7 +66,7 @@ static inline uint32_t gguf_load_u32(const uint8_t *p) { uint32_t v; memcpy(&v, 
 static inline uint64_t gguf_load_u64(const uint8_t *p) { uint64_t v; memcpy(&v, p, 8); return v; }
 
 SL_NODISCARD sl_status gguf_table_init(sl_ctx *ctx, gguf_table *t, uint64_t n);
-const sl_str *gguf_table_put(gguf_table *t, const sl_str *s);   /* an equal string put before, or NULL */
+const sl_str *gguf_table_put(gguf_table *t, const sl_str *s);   /* an equal one put before, or NULL */
 const sl_str *gguf_table_get(const gguf_table *t, const char *p, size_t n);
 
 /* Room for one more in an array that grows by doubling; n of the elements are used. */
@@ -76,8 +77,8 @@ SL_NODISCARD sl_status gguf_read_kv(gguf_shard *s, uint64_t n_kv);
 const sl_gguf_kv *gguf_shard_find(const gguf_shard *s, const char *key);
 bool gguf_shard_u64(const gguf_shard *s, const char *key, uint64_t *ret);
 
-/* gguf.c: as sl_gguf_open on a descriptor, which becomes the gguf's, also on failure. path names the
- * file in messages and the other shards. For fuzzing files that live in memory. */
+/* gguf.c: as sl_gguf_open on a descriptor, which becomes the gguf's, also on failure. path names
+ * the file in messages and the other shards. For fuzzing files that live in memory. */
 SL_NODISCARD sl_status gguf_open_fd(sl_ctx *ctx, int fd, const char *path, sl_gguf **ret);
 
 #endif

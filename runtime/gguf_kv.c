@@ -1,10 +1,12 @@
-/* runtime/gguf_kv.c - metadata of a GGUF: key, type, value. Values stay in the header bytes; arrays of
- * strings get an index of offsets, so that element i is found without walking the others. */
+/* runtime/gguf_kv.c - metadata of a GGUF: key, type, value. Values stay in the header bytes;
+ * arrays of strings get an index of offsets, so that element i is found without walking the
+ * others. */
 #include "runtime/gguf_head.h"
 
 #include <assert.h>
 
 typedef unsigned long long ull;
+#define KV_MIN_BYTES 13     /* key length, type, one byte of value */
 
 /* Bytes of a scalar; 0: a string or an array. */
 static const uint8_t scalar_bytes[] = {
@@ -23,7 +25,8 @@ static sl_status read_vtype(gguf_shard *s, const char *what, sl_gguf_vtype *ret)
     return SL_OK;
 }
 
-/* The strings are walked once: their lengths are what must be checked, and the walk makes the index. */
+/* The strings are walked once: their lengths are what must be checked, and the walk makes the
+ * index. */
 static sl_status read_strings(gguf_shard *s, gguf_value *v)
 {
     uint32_t *index = NULL;
@@ -70,13 +73,14 @@ static sl_status read_value(gguf_shard *s, gguf_value *v)
     SL_TRY(gguf_u64(s, &v->kv.n));
     if (v->kv.elem_type == SL_GGUF_ARR)
         return gguf_bad(s, SL_E_UNSUPPORTED, "an array of arrays; none is known");
-    return v->kv.elem_type == SL_GGUF_STR ? read_strings(s, v) : read_scalars(s, v, v->kv.elem_type);
+    if (v->kv.elem_type == SL_GGUF_STR) return read_strings(s, v);
+    return read_scalars(s, v, v->kv.elem_type);
 }
 
 sl_status gguf_read_kv(gguf_shard *s, uint64_t n_kv)
 {
     uint64_t cap = 0;
-    if (n_kv > GGUF_KV_MAX || n_kv > (s->file_bytes - s->pos) / 13)     /* 8 + 4 + 1 bytes at least */
+    if (n_kv > GGUF_KV_MAX || n_kv > (s->file_bytes - s->pos) / KV_MIN_BYTES)
         return gguf_bad(s, SL_E_FORMAT, "%llu keys in %llu bytes (at most %u)", (ull)n_kv,
                         (ull)(s->file_bytes - s->pos), GGUF_KV_MAX);
     for (uint64_t i = 0; i < n_kv; i++) {
@@ -93,7 +97,8 @@ sl_status gguf_read_kv(gguf_shard *s, uint64_t n_kv)
     SL_TRY(gguf_table_init(s->ctx, &s->keys, n_kv));
     for (uint64_t i = 0; i < n_kv; i++) {
         s->item = i, s->name = s->kv[i].kv.key;
-        if (gguf_table_put(&s->keys, &s->kv[i].kv.key)) return gguf_bad(s, SL_E_FORMAT, "duplicate key");
+        if (gguf_table_put(&s->keys, &s->kv[i].kv.key))
+            return gguf_bad(s, SL_E_FORMAT, "duplicate key");
     }
     s->kind = NULL;
     return SL_OK;

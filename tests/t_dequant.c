@@ -1,6 +1,7 @@
-/* tests/t_dequant.c - dequantisation against the gguf package's values, bit for bit (NaN equals NaN).
- * Files: tests/golden/dequant/<TYPE>.bin, their layout in tests/golden/make_dequant.py. Each row is read
- * from and written to memory that ends on an unmapped page. Every float16 is checked by arithmetic. */
+/* tests/t_dequant.c - dequantisation against the gguf package's values, bit for bit (NaN equals
+ * NaN). Files: tests/golden/dequant/<TYPE>.bin, their layout in tests/golden/make_dequant.py.
+ * Each row is read from and written to memory that ends on an unmapped page. Every float16 is
+ * checked by arithmetic. */
 #include "kernels/sl_kernels.h"
 #include "tests/t.h"
 
@@ -43,7 +44,8 @@ static struct golden *golden_read(const char *type)
 }
 
 /* One row of all blocks, then each block alone. */
-static void check_rows(const sl_kernels *k, const struct golden *g, uint32_t first, uint32_t n_blocks)
+static void check_rows(const sl_kernels *k, const struct golden *g, uint32_t first,
+                       uint32_t n_blocks)
 {
     size_t raw_bytes = (size_t)n_blocks * g->block_bytes, n = (size_t)n_blocks * g->block_elems;
     void *raw = t_guarded(raw_bytes);
@@ -53,8 +55,8 @@ static void check_rows(const sl_kernels *k, const struct golden *g, uint32_t fir
     k->dequant[g->type](raw, got, n);
     for (size_t i = 0; i < n; i++)
         T_CHECK(same(got[i], want[i]), "%s block %u element %zu: got %a want %a",
-                sl_type_get(g->type)->name, first + (unsigned)(i / g->block_elems), i % g->block_elems,
-                (double)got[i], (double)want[i]);
+                sl_type_get(g->type)->name, first + (unsigned)(i / g->block_elems),
+                i % g->block_elems, (double)got[i], (double)want[i]);
     t_guarded_free(raw, raw_bytes);
     t_guarded_free(got, n * sizeof *got);
 }
@@ -63,7 +65,8 @@ static void check_type(const sl_kernels *k, uint32_t type)
 {
     const sl_type_info *info = sl_type_get(type);
     struct golden *g = golden_read(info->name);
-    T_NEED(g->type == type && g->block_elems == info->block_elems && g->block_bytes == info->block_bytes,
+    T_NEED(g->type == type && g->block_elems == info->block_elems &&
+           g->block_bytes == info->block_bytes,
            "%s: blocks of %u in %u bytes", info->name, g->block_elems, g->block_bytes);
     check_rows(k, g, 0, g->n_blocks);
     for (uint32_t b = 0; b < SL_MIN(g->n_blocks, 32u); b++) check_rows(k, g, b, 1);
@@ -102,7 +105,7 @@ int main(void)
     t_begin();
     sl_kernels_init(&k, 0);
     for (uint32_t t = 0; t < SL_N_TYPES; t++) {
-        T_CHECK(!k.dequant[t] == !sl_type_get(t)->matmul, "type %u: the table and sl_type disagree", t);
+        T_CHECK(!k.dequant[t] == !sl_type_get(t)->matmul, "type %u: table and sl_type disagree", t);
         if (k.dequant[t] && t != SL_F32) check_type(&k, t);
     }
     check_f32(&k);

@@ -63,7 +63,8 @@ static void maps_a_file_once(void **state)
     struct fixture *fx = *state;
     const void *p = NULL, *q = NULL;
     close(fx->fds[0]);      /* the store has its own */
-    sl_slice a = { .file = 0, .offset = 0, .bytes = N }, b = { .file = 0, .offset = 12345, .bytes = 678 };
+    sl_slice a = { .file = 0, .offset = 0, .bytes = N };
+    sl_slice b = { .file = 0, .offset = 12345, .bytes = 678 };
     assert_int_equal(sl_store_map(fx->ctx, fx->store, a, &p), SL_OK);
     assert_int_equal(sl_store_map(fx->ctx, fx->store, b, &q), SL_OK);
     assert_memory_equal(p, fx->bytes, N);
@@ -80,7 +81,8 @@ static void reads_copies(void **state)
 {
     struct fixture *fx = *state;
     unsigned char *dst = malloc(N);
-    sl_slice a = { .file = 0, .offset = 3, .bytes = N - 3 }, none = { .file = 1, .offset = N - 7, .bytes = 0 };
+    sl_slice a = { .file = 0, .offset = 3, .bytes = N - 3 };
+    sl_slice none = { .file = 1, .offset = N - 7, .bytes = 0 };
     assert_int_equal(sl_store_read(fx->ctx, fx->store, a, dst), SL_OK);
     assert_memory_equal(dst, fx->bytes + 3, N - 3);
     assert_int_equal(sl_store_read(fx->ctx, fx->store, none, dst), SL_OK);
@@ -123,7 +125,7 @@ static void a_file_that_shrank_is_an_error(void **state)
     assert_null(p);
 }
 
-static void a_descriptor_that_cannot_be_read_is_an_error(void **state)
+static void an_unreadable_descriptor_is_an_error(void **state)
 {
     struct fixture *fx = *state;
     static const char *const path = "pipe";
@@ -149,7 +151,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(reads_copies, setup, teardown),
         cmocka_unit_test_setup_teardown(refuses_what_leaves_the_file, setup, teardown),
         cmocka_unit_test_setup_teardown(a_file_that_shrank_is_an_error, setup, teardown),
-        cmocka_unit_test_setup_teardown(a_descriptor_that_cannot_be_read_is_an_error, setup, teardown),
+        cmocka_unit_test_setup_teardown(an_unreadable_descriptor_is_an_error, setup, teardown),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

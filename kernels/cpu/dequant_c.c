@@ -1,7 +1,8 @@
-/* kernels/cpu/dequant_c.c - blocks to float32: floats, legacy blocks of 32, K super-blocks of 256.
- * Each result is rounded as the `gguf` package rounds it: scale times small integer, then the minimum
- * subtracted (two roundings, no fused operation). Loops have fixed trip counts and no branches, so that
- * the compiler vectorises them. Source of the layouts: the GGUF specification and ggml's block structs. */
+/* kernels/cpu/dequant_c.c - blocks to float32: floats, legacy blocks of 32, K super-blocks of
+ * 256. Each result is rounded as the `gguf` package rounds it: scale times small integer, then
+ * the minimum subtracted (two roundings, no fused operation). Loops have fixed trip counts and
+ * no branches, so that the compiler vectorises them. Source of the layouts: the GGUF
+ * specification and ggml's block structs. */
 #include "kernels/cpu/dequant_c.h"
 
 void sl_dequant_f32_c(const void *row, float *y, size_t n)
@@ -85,9 +86,9 @@ void sl_dequant_q8_0_c(const void *row, float *restrict y, size_t n)
     }
 }
 
-/* Q2_K: 16 bytes, per 16 elements low nibble scale s and high nibble minimum m | 64 bytes q | f16 d |
- * f16 dm. In each half of 128, byte i of 32 holds elements i, 32 + i, 64 + i, 96 + i from its low bits
- * up; y = (d s) q - (dm m). */
+/* Q2_K: 16 bytes, per 16 elements low nibble scale s and high nibble minimum m | 64 bytes q |
+ * f16 d | f16 dm. In each half of 128, byte i of 32 holds elements i, 32 + i, 64 + i, 96 + i
+ * from its low bits up; y = (d s) q - (dm m). */
 void sl_dequant_q2_k_c(const void *row, float *restrict y, size_t n)
 {
     const uint8_t *restrict b = row;
@@ -102,9 +103,10 @@ void sl_dequant_q2_k_c(const void *row, float *restrict y, size_t n)
     }
 }
 
-/* Q3_K: 32 bytes h | 64 bytes q as Q2_K | 12 bytes of scales | f16 d. Bit e / 32 of h[e % 32] set means
- * that nothing is subtracted from element e, clear means 4. Scale g of 16 has 6 bits: four in nibble g / 8
- * of byte g % 8, two in bit pair g / 4 of byte 8 + g % 4; y = (d (s - 32)) (q - 4 or 0). */
+/* Q3_K: 32 bytes h | 64 bytes q as Q2_K | 12 bytes of scales | f16 d. Bit e / 32 of h[e % 32]
+ * set means that nothing is subtracted from element e, clear means 4. Scale g of 16 has 6 bits:
+ * four in nibble g / 8 of byte g % 8, two in bit pair g / 4 of byte 8 + g % 4; y = (d (s - 32))
+ * (q - 4 or 0). */
 void sl_dequant_q3_k_c(const void *row, float *restrict y, size_t n)
 {
     const uint8_t *restrict b = row;
@@ -122,9 +124,9 @@ void sl_dequant_q3_k_c(const void *row, float *restrict y, size_t n)
     }
 }
 
-/* The 8 scales and 8 minima of Q4_K and Q5_K, 6 bits each in 12 bytes: j < 4 has its scale in byte j and
- * its minimum in byte 4 + j, low 6 bits; j >= 4 has four bits of each in byte 4 + j (scale low, minimum
- * high) and two in the top of bytes j - 4 and j. */
+/* The 8 scales and 8 minima of Q4_K and Q5_K, 6 bits each in 12 bytes: j < 4 has its scale in
+ * byte j and its minimum in byte 4 + j, low 6 bits; j >= 4 has four bits of each in byte 4 + j
+ * (scale low, minimum high) and two in the top of bytes j - 4 and j. */
 static void scales_k4(const uint8_t *p, uint8_t *s, uint8_t *m)
 {
     for (int j = 0; j < 4; j++) {
@@ -135,8 +137,8 @@ static void scales_k4(const uint8_t *p, uint8_t *s, uint8_t *m)
     }
 }
 
-/* Q4_K: f16 d | f16 dm | 12 bytes of scales | 128 bytes q. Byte i of each 32 holds element i of one group of
- * 32 in its low nibble and of the next group in its high one; y = (d s) q - (dm m). */
+/* Q4_K: f16 d | f16 dm | 12 bytes of scales | 128 bytes q. Byte i of each 32 holds element i of
+ * one group of 32 in its low nibble and of the next group in its high one; y = (d s) q - (dm m). */
 void sl_dequant_q4_k_c(const void *row, float *restrict y, size_t n)
 {
     const uint8_t *restrict b = row;
@@ -157,8 +159,8 @@ void sl_dequant_q4_k_c(const void *row, float *restrict y, size_t n)
     }
 }
 
-/* Q5_K: f16 d | f16 dm | 12 bytes of scales | 32 bytes h | 128 bytes q as Q4_K. Bit g of h[i] is bit 4 of
- * element i of group g; y = (d s) q - (dm m). */
+/* Q5_K: f16 d | f16 dm | 12 bytes of scales | 32 bytes h | 128 bytes q as Q4_K. Bit g of h[i] is
+ * bit 4 of element i of group g; y = (d s) q - (dm m). */
 void sl_dequant_q5_k_c(const void *row, float *restrict y, size_t n)
 {
     const uint8_t *restrict b = row;
@@ -180,9 +182,9 @@ void sl_dequant_q5_k_c(const void *row, float *restrict y, size_t n)
     }
 }
 
-/* Q6_K: 128 bytes l | 64 bytes h | 16 signed bytes s | f16 d. In each half of 128, four runs of 32: low four
- * bits from l[i], l[32 + i] (low nibbles, then high ones), high two from the bit pairs of h[i] upwards;
- * y = (d s) (q - 32), one s per 16 elements. */
+/* Q6_K: 128 bytes l | 64 bytes h | 16 signed bytes s | f16 d. In each half of 128, four runs of
+ * 32: low four bits from l[i], l[32 + i] (low nibbles, then high ones), high two from the bit
+ * pairs of h[i] upwards; y = (d s) (q - 32), one s per 16 elements. */
 void sl_dequant_q6_k_c(const void *row, float *restrict y, size_t n)
 {
     const uint8_t *restrict b = row;
@@ -190,7 +192,8 @@ void sl_dequant_q6_k_c(const void *row, float *restrict y, size_t n)
         float d = sl_load_f16(b + 208);
         for (int g = 0; g < 16; g++) {
             int half = g / 8, run = g / 2 % 4, side = 16 * (g % 2);
-            const uint8_t *l = b + 64 * half + 32 * (run % 2) + side, *h = b + 128 + 32 * half + side;
+            const uint8_t *l = b + 64 * half + 32 * (run % 2) + side;
+            const uint8_t *h = b + 128 + 32 * half + side;
             int ls = 4 * (run / 2), hs = 2 * run;
             float ds = d * (float)(int8_t)b[192 + g];
             for (int i = 0; i < 16; i++)

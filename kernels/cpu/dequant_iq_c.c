@@ -1,20 +1,21 @@
-/* kernels/cpu/dequant_iq_c.c - blocks to float32: types whose values come from a codebook.
- * IQ4 and MXFP4 look single values up; IQ2 and IQ3 whole rows of 8 or 4 magnitudes (grids.c), with signs
- * beside them. Rounding is that of the `gguf` package: the scale is formed first, then multiplied by the
- * magnitude (a sign changes no rounding). */
+/* kernels/cpu/dequant_iq_c.c - blocks to float32: types whose values come from a codebook. IQ4
+ * and MXFP4 look single values up; IQ2 and IQ3 whole rows of 8 or 4 magnitudes (grids.c), with
+ * signs beside them. Rounding is that of the `gguf` package: the scale is formed first, then
+ * multiplied by the magnitude (a sign changes no rounding). */
 #include "kernels/cpu/dequant_c.h"
 
 static const int8_t iq4_levels[16] = {      /* IQ4_NL and IQ4_XS: denser near zero */
     -127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113,
 };
-static const int8_t e2m1_levels[16] = {     /* MXFP4: sign, two exponent bits, one mantissa bit; doubled */
+static const int8_t e2m1_levels[16] = {     /* MXFP4: sign, two bits exponent, one mantissa; doubled */
     0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12,
 };
 static const uint8_t iq2_levels[4] = { 8, 25, 43, 0 };
 static const uint8_t iq3_xxs_levels[8] = { 4, 12, 20, 28, 36, 44, 52, 62 };
 
 /* 16 bytes: low nibbles are elements 0..15, high ones 16..31. */
-static inline void nibbles(const uint8_t *restrict q, const int8_t *levels, float d, float *restrict y)
+static inline void nibbles(const uint8_t *restrict q, const int8_t *levels, float d,
+                           float *restrict y)
 {
     for (int i = 0; i < 16; i++) {
         y[i] = d * (float)levels[q[i] & 15];
@@ -26,11 +27,12 @@ static inline void nibbles(const uint8_t *restrict q, const int8_t *levels, floa
 void sl_dequant_iq4_nl_c(const void *row, float *restrict y, size_t n)
 {
     const uint8_t *restrict b = row;
-    for (size_t k = 0; k < n / QK; k++, b += 18, y += QK) nibbles(b + 2, iq4_levels, sl_load_f16(b), y);
+    for (size_t k = 0; k < n / QK; k++, b += 18, y += QK)
+        nibbles(b + 2, iq4_levels, sl_load_f16(b), y);
 }
 
-/* IQ4_XS: f16 d | u16 h | 4 bytes l | 128 bytes q, 16 per group of 32. Scale g of 8 has four bits in nibble
- * g % 2 of l[g / 2] and two in bit pair g of h; y = (d (s - 32)) level(q). */
+/* IQ4_XS: f16 d | u16 h | 4 bytes l | 128 bytes q, 16 per group of 32. Scale g of 8 has four
+ * bits in nibble g % 2 of l[g / 2] and two in bit pair g of h; y = (d (s - 32)) level(q). */
 void sl_dequant_iq4_xs_c(const void *row, float *restrict y, size_t n)
 {
     const uint8_t *restrict b = row;
@@ -44,8 +46,9 @@ void sl_dequant_iq4_xs_c(const void *row, float *restrict y, size_t n)
     }
 }
 
-/* MXFP4: e8m0 exponent e | 16 bytes q; y = 2^(e - 128) level(q), levels being doubled. Exponents 0 and 1
- * are the denormals 2^-128 and 2^-127 (OCP microscaling formats 1.0, with 255 taken as a number). */
+/* MXFP4: e8m0 exponent e | 16 bytes q; y = 2^(e - 128) level(q), levels being doubled. Exponents
+ * 0 and 1 are the denormals 2^-128 and 2^-127 (OCP microscaling formats 1.0, with 255 taken as a
+ * number). */
 void sl_dequant_mxfp4_c(const void *row, float *restrict y, size_t n)
 {
     const uint8_t *restrict b = row;
@@ -70,8 +73,8 @@ static inline void row_iq2(unsigned row, unsigned signs, float d, float *restric
     }
 }
 
-/* IQ2_XXS: f16 d | per 32 elements: 4 bytes of row numbers, then a u32 of four times 7 sign bits and 4 bits
- * s; y = (d (0.5 + s) / 4) row. */
+/* IQ2_XXS: f16 d | per 32 elements: 4 bytes of row numbers, then a u32 of four times 7 sign bits
+ * and 4 bits s; y = (d (0.5 + s) / 4) row. */
 void sl_dequant_iq2_xxs_c(const void *row, float *restrict y, size_t n)
 {
     const uint8_t *restrict b = row;
@@ -102,8 +105,8 @@ void sl_dequant_iq2_xs_c(const void *row, float *restrict y, size_t n)
     }
 }
 
-/* IQ2_S: f16 d | 32 bytes q | 32 bytes of signs | 8 bytes h | 8 bytes, a nibble s per 16 elements. Row number j
- * is q[j] and bit pair j % 4 of h[j / 4]; y = (d (0.5 + s) / 4) row. */
+/* IQ2_S: f16 d | 32 bytes q | 32 bytes of signs | 8 bytes h | 8 bytes, a nibble s per 16
+ * elements. Row number j is q[j] and bit pair j % 4 of h[j / 4]; y = (d (0.5 + s) / 4) row. */
 void sl_dequant_iq2_s_c(const void *row, float *restrict y, size_t n)
 {
     const uint8_t *restrict b = row;
@@ -117,8 +120,8 @@ void sl_dequant_iq2_s_c(const void *row, float *restrict y, size_t n)
     }
 }
 
-/* IQ3_XXS: f16 d | 64 bytes of row numbers | per 32 elements a u32 of four times 7 sign bits (8 elements
- * each) and 4 bits s; y = (d (0.5 + s) / 2) row. */
+/* IQ3_XXS: f16 d | 64 bytes of row numbers | per 32 elements a u32 of four times 7 sign bits (8
+ * elements each) and 4 bits s; y = (d (0.5 + s) / 2) row. */
 void sl_dequant_iq3_xxs_c(const void *row, float *restrict y, size_t n)
 {
     const uint8_t *restrict b = row;
@@ -137,8 +140,9 @@ void sl_dequant_iq3_xxs_c(const void *row, float *restrict y, size_t n)
     }
 }
 
-/* IQ3_S: f16 d | 64 bytes q | 8 bytes h | 32 bytes of signs | 4 bytes, a nibble s per 32 elements. Row number j
- * is q[j] and bit j % 8 of h[j / 8]; levels are odd numbers; y = (d (1 + 2 s)) row. */
+/* IQ3_S: f16 d | 64 bytes q | 8 bytes h | 32 bytes of signs | 4 bytes, a nibble s per 32
+ * elements. Row number j is q[j] and bit j % 8 of h[j / 8]; levels are odd numbers; y = (d (1 +
+ * 2 s)) row. */
 void sl_dequant_iq3_s_c(const void *row, float *restrict y, size_t n)
 {
     const uint8_t *restrict b = row;
@@ -146,7 +150,8 @@ void sl_dequant_iq3_s_c(const void *row, float *restrict y, size_t n)
         float d = sl_load_f16(b);
         for (int j = 0; j < 64; j++) {
             unsigned grid = sl_grid_iq3_s[b[2 + j] | (b[66 + j / 8] >> j % 8 & 1u) << 8];
-            unsigned signs = b[74 + j / 2] >> 4 * (j % 2), s = b[106 + j / 16] >> 4 * (j / 8 % 2) & 15;
+            unsigned signs = b[74 + j / 2] >> 4 * (j % 2);
+            unsigned s = b[106 + j / 16] >> 4 * (j / 8 % 2) & 15;
             float ds = d * (float)(1 + 2 * s);
             for (int i = 0; i < 4; i++) {
                 int v = 2 * (int)(grid >> 4 * i & 7) + 1;

@@ -12,7 +12,8 @@ static inline float sl_f16_to_f32(uint16_t h)
     union { uint32_t u; float f; } small = { .u = 0x3f000000 + mag }, r;
     small.f -= 0.5f;
     uint32_t is_small = -(uint32_t)(mag < 0x400), is_inf = -(uint32_t)(mag >= 0x7c00);
-    r.u = sign | (small.u & is_small) | ((((mag << 13) + 0x38000000) | (is_inf & 0x7f800000)) & ~is_small);
+    uint32_t normal = ((mag << 13) + 0x38000000) | (is_inf & 0x7f800000);
+    r.u = sign | (small.u & is_small) | (normal & ~is_small);
     return r.f;
 }
 
