@@ -28,7 +28,7 @@ need_packages() {
     if [ "$(id -u)" != 0 ]; then
         if ! sudo -n true 2> /dev/null; then
             say "Packages are missing. Run this line, then this script again:"
-            die "  sudo apt-get install -y --no-install-recommends ${missing% }"
+            die "  sudo apt-get update && sudo apt-get install -y --no-install-recommends ${missing% }"
         fi
         as_root=(sudo -n)
     fi
