@@ -1,0 +1,198 @@
+/* offload/device_cpu.c - the cpu device: memory, creation, embed and head.
+ * Invariants: every stage is finished when it returns; nothing allocates in a stage; a scratch buffer
+ * is used by one stage at a time, and only the rope angles live from `embed` to the end of a pass. */
+#include "offload/device_cpu.h"
+
+#include <assert.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+static sl_status cpu_alloc(sl_device *dev, sl_account acc, size_t bytes, void **ret)
+{
+    cpu_device *d = (cpu_device *)dev;
+    struct cpu_owned *o = malloc(sizeof *o);
+    if (!o) return sl_fail(d->ctx, SL_E_NOMEM, "cpu: a list entry for %zu bytes", bytes);
+    sl_status st = sl_mem_alloc(d->ctx, acc, bytes, &o->p);
+    if (st != SL_OK) {
+        free(o);
+        return st;
+    }
+    o->next = d->owned;
+    d->owned = o;
+    *ret = o->p;
+    return SL_OK;
+}
+
+static void cpu_free(sl_device *dev, void *p)
+{
+    cpu_device *d = (cpu_device *)dev;
+    if (!p) return;
+    struct cpu_owned **at = &d->owned;
+    while (*at && (*at)->p != p) at = &(*at)->next;
+    assert(*at && "memory of another device");
+    struct cpu_owned *o = *at;
+    *at = o->next;
+    sl_mem_free(d->ctx, o->p);
+    free(o);
+}
+
+static sl_status cpu_copy(sl_device *dev, void *dst, const void *src, size_t bytes)
+{
+    (void)dev;
+    memmove(dst, src, bytes);
+    return SL_OK;
+}
+
+static sl_status cpu_record(sl_device *dev, sl_event *ret)
+{
+    (void)dev;
+    *ret = 0;
+    return SL_OK;
+}
+
+static sl_status cpu_sync(sl_device *dev, sl_event ev)
+{
+    (void)dev;
+    (void)ev;
+    return SL_OK;
+}
+
+struct embed {
+    cpu_device *d;
+    const sl_weights *w;
+    const sl_batch *b;
+};
+
+/* One row: the token's embedding, and the angles of its position. Angles are taken in double, so that
+ * they hold at any position. */
+static void embed_task(void *arg, uint32_t row, uint32_t thread)
+{
+    const struct embed *e = arg;
+    const sl_mat *m = &e->w->embed;
+    const sl_rope *r = &e->w->rope;
+    float *x = e->b->x + (size_t)row * e->w->d_model;
+    const char *data = (const char *)m->data + (uint64_t)e->b->token[row] * m->row_bytes;
+    (void)thread;
+    e->d->k.dequant[m->type](data, x, m->cols);
+    if (e->w->embed_scale != 1)
+        for (uint32_t i = 0; i < e->w->d_model; i++) x[i] *= e->w->embed_scale;
+    if (r->kind == SL_ROPE_NONE) return;
+    uint32_t half = r->n_rot / 2;
+    float *c = e->d->cos + (size_t)row * half, *s = e->d->sin + (size_t)row * half;
+    for (uint32_t i = 0; i < half; i++) {
+        double angle = (double)e->b->pos[row] * r->inv_freq[i];
+        c[i] = (float)(cos(angle) * (double)r->scale);
+        s[i] = (float)(sin(angle) * (double)r->scale);
+    }
+}
+
+static sl_status cpu_embed(sl_device *dev, const sl_weights *w, sl_batch *b)
+{
+    cpu_device *d = (cpu_device *)dev;
+    assert(b->n_rows <= d->max_rows && w->rope.n_rot <= d->w.n_rot && w->d_model == w->embed.cols);
+    for (uint32_t i = 0; i < b->n_rows; i++)
+        if (b->token[i] < 0 || (uint32_t)b->token[i] >= w->embed.rows)
+            return sl_fail(d->ctx, SL_E_ARG, "embed: row %u has token %d, the model has %u", i, b->token[i],
+                           w->embed.rows);
+    struct embed e = { d, w, b };
+    cpu_run_rows(d, embed_task, &e, b->n_rows);
+    return SL_OK;
+}
+
+static sl_status cpu_head(sl_device *dev, const sl_weights *w, sl_batch *b)
+{
+    cpu_device *d = (cpu_device *)dev;
+    size_t dm = w->d_model;
+    assert(b->n_logits <= b->n_rows);
+    if (!b->n_logits) return SL_OK;
+    for (uint32_t i = 0; i < b->n_logits; i++)      /* h is free behind the last layer */
+        d->k.norm(&w->out_norm, b->x + b->logit_row[i] * dm, b->h + i * dm, dm);
+    cpu_product p = { .mat = &w->head, .x = b->h, .ldx = dm, .y = b->logits, .ldy = w->head.rows,
+                      .n = b->n_logits, .scale = w->logit_scale };
+    cpu_multiply(d, &p, 1);
+    return SL_OK;
+}
+
+static void cpu_destroy(sl_device *dev)
+{
+    cpu_device *d = (cpu_device *)dev;
+    while (d->owned) cpu_free(dev, d->owned->p);
+    free(d);
+}
+
+static const sl_device_ops cpu_ops = {
+    .name = "cpu", .alloc = cpu_alloc, .free = cpu_free, .copy = cpu_copy, .record = cpu_record,
+    .sync = cpu_sync, .embed = cpu_embed, .qkv = cpu_qkv, .attend = cpu_attend, .post = cpu_post,
+    .route = cpu_route, .experts = cpu_experts, .head = cpu_head, .destroy = cpu_destroy,
+};
+
+/* a * b * size bytes on the scratch account, with room for one cache line more. */
+static sl_status take(cpu_device *d, uint64_t a, uint64_t b, size_t size, void *ret)
+{
+    uint64_t n;
+    void *p = NULL;
+    if (!sl_mul_size(a, b, &n) || !sl_mul_size(n, size, &n) || !sl_add_size(n, 64, &n))
+        return sl_fail(d->ctx, SL_E_NOMEM, "cpu: scratch of %llu x %llu elements overflows",
+                       (unsigned long long)a, (unsigned long long)b);
+    SL_TRY(cpu_alloc(&d->base, SL_ACC_SCRATCH, n, &p));
+    memcpy(ret, &p, sizeof p);
+    return SL_OK;
+}
+
+/* Floats of one thread: two tiles of weight rows (gate and up), one block of attention, or a row's
+ * routing; whichever is largest, in whole cache lines. */
+static size_t thread_floats(const sl_widths *w)
+{
+    size_t rows = 2 * SL_DOTS_TILE * (size_t)w->cols;
+    size_t attn = (2 * SL_ATTN_BLOCK + CPU_ATTN_ROWS * SL_ATTN_HEADS + 1) * (size_t)w->head_dim +
+                  SL_ATTN_HEADS * (SL_ATTN_BLOCK + 2 * CPU_ATTN_ROWS);
+    size_t most = SL_MAX(SL_MAX(rows, attn), 3 * (size_t)w->n_expert);
+    return (most + 31) / 16 * 16;
+}
+
+static sl_status take_scratch(cpu_device *d)
+{
+    const sl_widths *w = &d->w;
+    uint64_t rows = d->max_rows;
+    d->thread_floats = thread_floats(w);
+    d->max_runs = w->n_expert + 2;
+    SL_TRY(take(d, rows, w->n_rot / 2, sizeof(float), &d->cos));
+    SL_TRY(take(d, rows, w->n_rot / 2, sizeof(float), &d->sin));
+    SL_TRY(take(d, rows, w->mla, sizeof(float), &d->mla));
+    SL_TRY(take(d, rows, w->n_expert, sizeof(float), &d->router));
+    SL_TRY(take(d, rows, w->ff_sum, sizeof(float), &d->ff));
+    d->ff_floats = (size_t)rows * w->ff_sum;
+    SL_TRY(take(d, rows + 1, 1, sizeof(uint32_t), &d->tile_at));
+    SL_TRY(take(d, d->max_runs, 1, sizeof(size_t), &d->run_at));
+    SL_TRY(take(d, d->max_runs + 1, 1, sizeof(uint32_t), &d->run_task));
+    return take(d, d->n_threads, d->thread_floats, sizeof(float), &d->thread);
+}
+
+sl_status sl_device_create_cpu(sl_ctx *ctx, const sl_device_params *p, sl_device **ret)
+{
+    if (!p->pool || !p->max_rows || !p->widths.d_model || !p->widths.cols)
+        return sl_fail(ctx, SL_E_ARG, "cpu device: a pool, rows, d_model and cols are needed");
+    cpu_device *d = calloc(1, sizeof *d);
+    if (!d) return sl_fail(ctx, SL_E_NOMEM, "cpu device");
+    d->base.ops = &cpu_ops;
+    d->ctx = ctx;
+    d->pool = p->pool;
+    d->n_threads = sl_pool_threads(p->pool);
+    d->max_rows = p->max_rows;
+    d->w = p->widths;
+    sl_kernels_init(&d->k, sl_cpu_detect() & p->cpu_mask);
+    sl_status st = take_scratch(d);
+    if (st != SL_OK) {
+        cpu_destroy(&d->base);
+        return st;
+    }
+    *ret = &d->base;
+    return SL_OK;
+}
+
+void sl_device_destroy(sl_device **d)
+{
+    if (*d) (*d)->ops->destroy(*d);
+    *d = NULL;
+}
