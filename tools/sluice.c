@@ -12,6 +12,7 @@ struct command {
 };
 
 static const struct command commands[] = {
+    { "inspect", cmd_inspect, "show a GGUF's metadata, tensors and bytes per class" },
     { NULL, NULL, NULL }
 };
 
