@@ -25,11 +25,12 @@ static uint32_t push_layer(const sl_shape *s, sl_type kv_type, uint32_t l, sl_st
     uint64_t kv_elem = sl_type_get(kv_type)->block_bytes;
     uint64_t pos_bytes = ((uint64_t)ls->k_elems + ls->v_elems) * kv_elem;
     n = push(steps, n, (sl_step){ .kind = SL_STEP_QKV, .layer = l, .needs = { n - 1, SL_STEP_NONE },
-                                  .bytes = ls->attn_bytes, .row_flops = ls->attn_flops_row });
+                                  .bytes = ls->qkv_bytes, .row_flops = ls->qkv_flops_row });
     n = push(steps, n, (sl_step){ .kind = SL_STEP_ATTEND, .layer = l, .needs = { n - 1, SL_STEP_NONE },
                                   .row_bytes = pos_bytes, .ctx_bytes = pos_bytes,
                                   .ctx_flops = ls->ctx_flops_row });
-    n = push(steps, n, (sl_step){ .kind = SL_STEP_POST, .layer = l, .needs = { n - 1, SL_STEP_NONE } });
+    n = push(steps, n, (sl_step){ .kind = SL_STEP_POST, .layer = l, .needs = { n - 1, SL_STEP_NONE },
+                                  .bytes = ls->post_bytes, .row_flops = ls->post_flops_row });
     uint32_t post = n - 1, route = SL_STEP_NONE;
     if (ls->n_expert) {
         route = n;

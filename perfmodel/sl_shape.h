@@ -7,8 +7,8 @@
 #include "runtime/base/sl_base.h"
 
 typedef struct sl_layer_shape {
-    uint64_t attn_bytes;        /* norms and projections: every token reads them */
-    uint64_t attn_flops_row;    /* projections; scores and values come on top by context */
+    uint64_t qkv_bytes, post_bytes;     /* projections in front of and behind the attention */
+    uint64_t qkv_flops_row, post_flops_row;
     uint64_t router_bytes;      /* 0: a dense layer */
     uint64_t expert_bytes;      /* one expert: gate, up, down */
     uint64_t expert_flops_row;  /* one expert on one row */

@@ -47,7 +47,7 @@ typedef struct sl_request {
     const int32_t *tokens;      /* copied; new text only when seq continues */
     uint32_t n_tokens;          /* at least 1 */
     uint32_t n_predict;         /* tokens to draw after them; 0: none (logits only) */
-    bool want_logits;           /* an SL_EV_LOGITS for each of `tokens` */
+    bool want_logits;           /* an SL_EV_LOGITS for every token processed, drawn ones too */
     bool ignore_eog;            /* end-of-generation tokens are never drawn */
     uint32_t max_chunk;         /* rows of this sequence per pass; 0: the plan's max_rows */
     sl_sampler_params sampler;  /* used when n_predict > 0 */

@@ -1,0 +1,72 @@
+/* runtime/engine.h - the engine behind its handle. engine.c keeps sequences and schedules passes, exec.c
+ * walks the pipe for one pass. Private to runtime/. */
+#ifndef ENGINE_H
+#define ENGINE_H
+
+#include "perfmodel/sl_pipe.h"
+#include "runtime/kv.h"
+#include "runtime/model.h"
+
+typedef enum seq_state { SEQ_FREE, SEQ_IDLE, SEQ_RUNNING } seq_state;
+
+/* tokens[0 .. n_past) are in the KV cache, tokens[n_past .. n_known) are still to be processed: the rest
+ * of a prompt, or the one token that was drawn last. */
+typedef struct seq {
+    sl_seq id;
+    seq_state state;
+    uint32_t n_past, n_known;
+    uint32_t n_prompt_end;      /* positions below it were submitted, not drawn */
+    uint32_t n_left;            /* tokens still to draw */
+    uint32_t max_chunk;
+    uint32_t n_rows;            /* of the pass being built */
+    uint64_t order;             /* of submission */
+    bool want_logits, draw, ignore_eog, stopped;
+    int32_t *tokens;            /* [n_ctx] */
+    sl_sampler *sampler;        /* made at the first request that draws */
+} seq;
+
+/* The rows of a pass and everything the stages write: "two lanes own all their activation buffers" - here
+ * one of them. Host arrays are the lane's too. */
+typedef struct lane {
+    sl_batch batch;
+    int32_t *token;
+    uint32_t *pos, *seq, *logit_row;
+    void *acts;                 /* device memory behind the activation pointers */
+    sl_expert_run *runs;        /* [n_expert + 1] */
+    uint32_t *run_rows;         /* [max_rows * n_used] rows grouped by expert */
+    float *run_weights;
+    uint32_t *run_start;        /* [n_expert + 1] */
+} lane;
+
+struct sl_engine {
+    sl_ctx *ctx;
+    sl_model *m;
+    sl_plan plan;
+    sl_pool *pool;
+    sl_device *dev;
+    sl_weights weights;         /* the model's, with this context's rope */
+    double *inv_freq;
+    sl_step *steps;
+    uint32_t n_steps;
+    kv_cache kv;
+    lane lane;
+    seq *seqs;                  /* [n_seq] */
+    int32_t *token_store;       /* [n_seq][n_ctx] */
+    uint32_t *order;            /* [n_seq] scratch: slots by order of submission */
+    int32_t *eog;               /* ids that end generation */
+    uint32_t n_eog;
+    sl_engine_event *events;
+    uint32_t n_events;
+    sl_seq next_id;
+    uint64_t next_order;
+    sl_engine_stats stats;
+    sl_trace_fn trace;
+    void *trace_user;
+};
+
+sl_status lane_init(sl_engine *e);
+void lane_fini(sl_engine *e);
+/* Runs every step of the pipe on the lane's rows: logits are in the batch afterwards. */
+sl_status exec_pass(sl_engine *e);
+
+#endif

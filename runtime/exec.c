@@ -1,0 +1,176 @@
+/* runtime/exec.c - one pass: walks the pipe and fills in the router's answer. It knows stages and rows, no
+ * architecture. Each step's needs stand before it in the list, and one device runs in submission order, so
+ * submitting in list order keeps them. */
+#include "runtime/engine.h"
+
+#include <assert.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* Floats of one row of a lane, in the order of lane_init's pointers. */
+static uint64_t acts_floats(const sl_widths *w)
+{
+    return 3ull * w->d_model + w->q + w->k + w->v + w->att + 2ull * w->n_used + 1;
+}
+
+sl_status lane_init(sl_engine *e)
+{
+    const sl_widths *w = &e->m->widths;
+    lane *n = &e->lane;
+    uint64_t rows = e->plan.max_rows, pairs = rows * w->n_used;
+    uint64_t logits = (uint64_t)e->plan.max_logits * w->n_vocab;
+    uint64_t bytes = (rows * acts_floats(w) + logits) * sizeof(float);
+    SL_TRY(e->dev->ops->alloc(e->dev, SL_ACC_SCRATCH, bytes + 64 * 12, &n->acts));
+    char *at = n->acts;
+    struct { void **p; uint64_t width; } parts[] = {
+        { (void **)&n->batch.x, w->d_model }, { (void **)&n->batch.h, w->d_model },
+        { (void **)&n->batch.y, w->d_model }, { (void **)&n->batch.q, w->q },
+        { (void **)&n->batch.k, w->k }, { (void **)&n->batch.v, w->v },
+        { (void **)&n->batch.att, w->att }, { (void **)&n->batch.expert_id, w->n_used },
+        { (void **)&n->batch.expert_w, w->n_used }, { (void **)&n->batch.shared_w, 1 },
+    };
+    for (size_t i = 0; i < SL_LEN(parts); i++) {
+        *parts[i].p = at;
+        at += (rows * parts[i].width * sizeof(float) + 63) / 64 * 64;
+    }
+    n->batch.logits = (float *)at;
+    n->token = calloc(rows, sizeof *n->token);
+    n->pos = calloc(rows, sizeof *n->pos);
+    n->seq = calloc(rows, sizeof *n->seq);
+    n->logit_row = calloc(e->plan.max_logits, sizeof *n->logit_row);
+    n->runs = calloc(w->n_expert + 1ull, sizeof *n->runs);
+    n->run_rows = calloc(pairs + 1, sizeof *n->run_rows);
+    n->run_weights = calloc(pairs + 1, sizeof *n->run_weights);
+    n->run_start = calloc(w->n_expert + 1ull, sizeof *n->run_start);
+    if (!n->token || !n->pos || !n->seq || !n->logit_row || !n->runs || !n->run_rows || !n->run_weights
+        || !n->run_start)
+        return sl_fail(e->ctx, SL_E_NOMEM, "tables of a pass of %u rows", e->plan.max_rows);
+    n->batch.token = n->token;
+    n->batch.pos = n->pos;
+    n->batch.seq = n->seq;
+    n->batch.logit_row = n->logit_row;
+    return SL_OK;
+}
+
+void lane_fini(sl_engine *e)
+{
+    lane *n = &e->lane;
+    if (n->acts) e->dev->ops->free(e->dev, n->acts);
+    free(n->token);
+    free(n->pos);
+    free(n->seq);
+    free(n->logit_row);
+    free(n->runs);
+    free(n->run_rows);
+    free(n->run_weights);
+    free(n->run_start);
+    *n = (lane){ 0 };
+}
+
+static const void *expert_bias(const float *base, uint32_t rows, uint32_t expert)
+{
+    return base ? base + (size_t)rows * expert : NULL;
+}
+
+/* The layer's expert e with its data and biases. */
+static sl_ffn expert_ffn(const sl_engine *e, const sl_layer *l, uint32_t expert)
+{
+    const expert_data *d = &e->m->expert_data[(size_t)l->index * l->routing.n_expert + expert];
+    sl_ffn f = l->expert;
+    f.gate.data = d->gate;
+    f.up.data = d->up;
+    f.down.data = d->down;
+    f.gate.bias = expert_bias(l->expert.gate.bias, f.gate.rows, expert);
+    f.up.bias = expert_bias(l->expert.up.bias, f.up.rows, expert);
+    f.down.bias = expert_bias(l->expert.down.bias, f.down.rows, expert);
+    return f;
+}
+
+/* (row, expert) pairs sorted by expert, rows ascending inside: a counting sort. Runs ascend by expert. */
+static uint32_t group_by_expert(sl_engine *e, const sl_layer *l)
+{
+    lane *n = &e->lane;
+    const sl_batch *b = &n->batch;
+    uint32_t n_expert = l->routing.n_expert, k = l->routing.n_used, n_runs = 0, at = 0;
+    memset(n->run_start, 0, (n_expert + 1ull) * sizeof *n->run_start);
+    for (uint64_t i = 0; i < (uint64_t)b->n_rows * k; i++) n->run_start[b->expert_id[i]]++;
+    for (uint32_t x = 0; x < n_expert; x++) {
+        uint32_t count = n->run_start[x];
+        n->run_start[x] = at;
+        if (!count) continue;
+        n->runs[n_runs++] = (sl_expert_run){ .ffn = expert_ffn(e, l, x), .rows = n->run_rows + at,
+                                             .weights = n->run_weights + at, .n_rows = count,
+                                             .index = x };
+        at += count;
+    }
+    for (uint32_t r = 0; r < b->n_rows; r++)
+        for (uint32_t j = 0; j < k; j++) {
+            uint32_t to = n->run_start[b->expert_id[(size_t)r * k + j]]++;
+            n->run_rows[to] = r;
+            n->run_weights[to] = b->expert_w[(size_t)r * k + j];
+        }
+    return n_runs;
+}
+
+static void report_routes(const sl_engine *e, const sl_layer *l)
+{
+    const sl_batch *b = &e->lane.batch;
+    for (uint32_t r = 0; r < b->n_rows; r++)
+        e->trace(e->trace_user, e->stats.passes, e->seqs[b->seq[r]].id, b->pos[r], l->index,
+                 b->expert_id + (size_t)r * l->routing.n_used, l->routing.n_used);
+}
+
+static sl_status run_experts(sl_engine *e, const sl_step *step, const sl_layer *l)
+{
+    lane *n = &e->lane;
+    uint32_t n_runs = 0;
+    if (l->moe) {
+        sl_event ev;
+        SL_TRY(e->dev->ops->record(e->dev, &ev));
+        SL_TRY(e->dev->ops->sync(e->dev, ev));      /* the router's answer is in host memory */
+        if (e->trace) report_routes(e, l);
+        n_runs = group_by_expert(e, l);
+        e->stats.expert_runs += n_runs;
+        e->stats.bytes_touched += n_runs * step->expert_bytes;
+    }
+    const sl_ffn *all_rows = l->moe ? &l->shared : &l->ffn;
+    if (all_rows->gate.rows)
+        n->runs[n_runs++] = (sl_expert_run){ .ffn = *all_rows, .n_rows = n->batch.n_rows,
+                                             .weights = l->shared_gate.rows ? n->batch.shared_w : NULL,
+                                             .index = l->moe ? l->routing.n_expert : 0 };
+    return e->dev->ops->experts(e->dev, l, n->runs, n_runs, true, &n->batch);
+}
+
+static sl_status run_step(sl_engine *e, const sl_step *s)
+{
+    const sl_device_ops *ops = e->dev->ops;
+    sl_batch *b = &e->lane.batch;
+    const sl_layer *l = s->layer == SL_STEP_NONE ? NULL : &e->m->layers[s->layer];
+    switch (s->kind) {
+    case SL_STEP_EMBED: return ops->embed(e->dev, &e->weights, b);
+    case SL_STEP_QKV: return ops->qkv(e->dev, &e->weights, l, b);
+    case SL_STEP_ATTEND: return ops->attend(e->dev, l, &e->kv.views[s->layer], b);
+    case SL_STEP_POST: return ops->post(e->dev, l, b);
+    case SL_STEP_ROUTE:
+        return ops->route(e->dev, l, b->h, b->n_rows, b->expert_id, b->expert_w, b->shared_w);
+    case SL_STEP_EXPERTS: return run_experts(e, s, l);
+    case SL_STEP_HEAD: return b->n_logits ? ops->head(e->dev, &e->weights, b) : SL_OK;
+    }
+    assert(!"a step the pipe cannot hold");
+    return SL_E_ARG;
+}
+
+sl_status exec_pass(sl_engine *e)
+{
+    sl_event done;
+    for (uint32_t i = 0; i < e->n_steps; i++) {
+        const sl_step *s = &e->steps[i];
+        SL_TRY(run_step(e, s));
+        if (s->kind != SL_STEP_HEAD || e->lane.batch.n_logits) e->stats.bytes_touched += s->bytes;
+        e->stats.bytes_touched += s->row_bytes * e->lane.batch.n_rows;
+    }
+    SL_TRY(e->dev->ops->record(e->dev, &done));
+    SL_TRY(e->dev->ops->sync(e->dev, done));
+    e->stats.passes++;
+    return SL_OK;
+}
