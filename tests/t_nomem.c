@@ -1,8 +1,8 @@
 /* tests/t_nomem.c - what opens things, with each of its allocations failing in turn: a status and
  * a message come back, nothing is written to the caller, and nothing leaks (ASan's leak checker
- * looks at that). */
+ * looks at that). And what runs, the engine's steps, allocates nothing. */
 #include "runtime/base/sl_pool.h"
-#include "runtime/sl_gguf.h"
+#include "runtime/sluice.h"
 
 #include "tests/t.h"
 #include "tests/t_alloc.h"
@@ -11,7 +11,8 @@
 
 typedef sl_status (*scenario_fn)(sl_ctx *ctx);
 
-static const char *model_path = "tests/golden/arch/qwen3moe.gguf";
+static const char *bundled = "models/sluice-bard-q8_0.gguf";
+static const char *model_path;
 
 static sl_status open_memory(sl_ctx *ctx)
 {
@@ -37,6 +38,66 @@ static sl_status open_gguf(sl_ctx *ctx)
     sl_status st = sl_gguf_open(ctx, model_path, &g);
     T_CHECK((st == SL_OK) == (g != NULL), "sl_gguf_open: %s", sl_status_name(st));
     sl_gguf_close(&g);
+    return st;
+}
+
+static sl_status open_vocab(sl_ctx *ctx)
+{
+    sl_gguf *g = NULL;
+    sl_vocab *v = NULL;
+    int32_t *ids = NULL;
+    uint32_t n = 0;
+    sl_status st = sl_gguf_open(ctx, bundled, &g);
+    if (st == SL_OK) st = sl_vocab_create(ctx, g, &v);
+    T_CHECK((st == SL_OK) == (v != NULL), "sl_vocab_create: %s", sl_status_name(st));
+    static const char text[] = "Speak, \xf0\x9f\x8c\x8a I charge thee, speak!";
+    if (v) st = sl_vocab_encode(ctx, v, text, sizeof text - 1, true, true, &ids, &n);
+    T_CHECK((st == SL_OK) == (ids != NULL), "sl_vocab_encode: %s", sl_status_name(st));
+    free(ids);
+    sl_vocab_destroy(&v);
+    sl_gguf_close(&g);
+    return st;
+}
+
+static sl_status open_model(sl_ctx *ctx)
+{
+    sl_model *m = NULL;
+    sl_status st = sl_model_open(ctx, model_path, &m);
+    T_CHECK((st == SL_OK) == (m != NULL), "sl_model_open: %s", sl_status_name(st));
+    sl_model_close(&m);
+    return st;
+}
+
+/* Calls of allocators in the last open_engine after its submit: steps must make none. */
+static long calls_in_steps;
+
+/* A model, an engine on it, one sequence of three tokens, four drawn. */
+static sl_status open_engine(sl_ctx *ctx)
+{
+    static const int32_t tokens[] = { 1, 2, 3 };
+    sl_plan_params params = sl_plan_defaults();
+    params.n_ctx = 64;
+    params.n_threads = 1;
+    sl_model *m = NULL;
+    sl_engine *e = NULL;
+    sl_plan plan;
+    sl_status st = sl_model_open(ctx, model_path, &m);
+    if (st == SL_OK) st = sl_plan_make(ctx, sl_model_shape(m), &params, &plan);
+    if (st == SL_OK) st = sl_engine_open(ctx, m, &plan, &e);
+    T_CHECK((st == SL_OK) == (e != NULL), "sl_engine_open: %s", sl_status_name(st));
+    sl_seq seq = 0;
+    sl_request r = { .tokens = tokens, .n_tokens = SL_LEN(tokens), .n_predict = 4,
+                     .ignore_eog = true, .sampler = sl_sampler_defaults() };
+    if (e) st = sl_engine_submit(e, &r, &seq);
+    long before = atomic_load(&t_alloc_calls);
+    while (e && st == SL_OK && sl_engine_busy(e)) {
+        const sl_engine_event *ev;
+        uint32_t n;
+        st = sl_engine_step(e, &ev, &n);
+    }
+    calls_in_steps = atomic_load(&t_alloc_calls) - before;
+    sl_engine_close(&e);
+    sl_model_close(&m);
     return st;
 }
 
@@ -70,12 +131,24 @@ static void check(const char *name, scenario_fn run)
 
 int main(void)
 {
+    static const char *const models[] = {
+        "tests/golden/arch/qwen3moe.gguf", "tests/golden/arch/deepseek2-v3.gguf",
+        "tests/golden/arch/gpt-oss.gguf", "models/sluice-bard-q8_0.gguf",
+    };
     t_begin();
     t_alloc_reset(1);
     T_CHECK(!sl_ctx_create(NULL, NULL), "a context without memory");
     t_alloc_reset(0);
     check("memory", open_memory);
     check("pool", open_pool);
-    check("gguf", open_gguf);
+    check("vocab", open_vocab);
+    for (size_t i = 0; i < SL_LEN(models); i++) {
+        model_path = models[i];
+        printf("%s\n", model_path);
+        check("gguf", open_gguf);
+        check("model", open_model);
+        check("engine", open_engine);
+        T_CHECK(calls_in_steps == 0, "%ld allocations in steps", calls_in_steps);
+    }
     return t_end();
 }
