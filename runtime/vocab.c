@@ -276,8 +276,9 @@ static sl_status load(sl_ctx *ctx, sl_vocab *v, const sl_gguf *g)
     get_flag(g, "tokenizer.ggml.add_space_prefix", &v->add_space_prefix);
     get_flag(g, "tokenizer.ggml.add_bos_token", &v->add_bos);
     get_flag(g, "tokenizer.ggml.add_eos_token", &v->add_eos);
-    if (v->add_bos && v->bos < 0) {
-        sl_log(ctx, SL_WARN, "tokenizer.ggml.add_bos_token is set, but there is no BOS token");
+    if (v->bos < 0 && v->add_bos) {
+        if (sl_gguf_kv_find(g, "tokenizer.ggml.add_bos_token"))
+            sl_log(ctx, SL_WARN, "tokenizer.ggml.add_bos_token is set, but there is no BOS token");
         v->add_bos = false;
     }
     if (v->eos < 0) v->add_eos = false;
