@@ -41,11 +41,11 @@ typedef enum cli_type {
     CLI_STR,        /* const char * into argv */
     CLI_STRS,       /* cli_strings: may be given several times */
     CLI_U32,        /* uint32_t in [min, max] */
-    CLI_I64,        /* int64_t in [min, max]; a uint64_t seed fits through CLI_SEED */
-    CLI_SEED,       /* uint64_t; "-1" is random */
+    CLI_I64,        /* int64_t in [min, max] */
+    CLI_SEED,       /* uint64_t up to INT64_MAX; "-1" is random */
     CLI_F32,        /* float in [min, max] */
     CLI_BYTES,      /* uint64_t; "8G"; "auto" is 0 */
-    CLI_CHOICE      /* const char *, one of `arg`: "f16|f32" */
+    CLI_CHOICE      /* uint32_t, which one of `arg`: "f16|f32" gives 0 or 1 */
 } cli_type;
 
 typedef struct cli_option {
@@ -122,5 +122,6 @@ bool cli_interrupted(void);
 uint64_t cli_peak_rss(void);
 
 double cli_now_s(void);     /* a monotonic clock */
+uint64_t cli_random_seed(void);     /* 32 random bits: short enough to be typed again */
 
 #endif

@@ -1,10 +1,10 @@
 /* tools/opt.c - options from tables, and the help made from the same tables. */
 #include <assert.h>
 #include <errno.h>
-#include <math.h>
 #include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
+#include <strings.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -21,15 +21,17 @@ static bool has_name(const char *names, const char *arg, size_t n)
     return false;
 }
 
-static bool is_choice(const char *choices, const char *value)
+/* Which of "a|b|c" value is, in any case of letters; -1: none. */
+static int find_choice(const char *choices, const char *value)
 {
     size_t n = strlen(value);
-    for (const char *p = choices; *p; ) {
+    int i = 0;
+    for (const char *p = choices; *p; i++) {
         size_t len = strcspn(p, "|");
-        if (len == n && !strncasecmp(p, value, n)) return true;
+        if (len == n && !strncasecmp(p, value, n)) return i;
         p += len + (p[len] == '|');
     }
-    return false;
+    return -1;
 }
 
 static void print_option(const cli_option *o)
@@ -68,13 +70,13 @@ int cli_usage_error(const cli_spec *spec, const char *fmt, ...)
     return CLI_USAGE;
 }
 
-static uint64_t random_seed(void)
+uint64_t cli_random_seed(void)
 {
-    uint64_t v;
+    uint32_t v;
     if (!getentropy(&v, sizeof v)) return v;
     struct timespec t;
     clock_gettime(CLOCK_REALTIME, &t);
-    return (uint64_t)t.tv_nsec * 1000003u + (uint64_t)t.tv_sec;
+    return (uint32_t)((uint64_t)t.tv_nsec * 1000003u + (uint64_t)t.tv_sec);
 }
 
 /* A whole number in [min, max]. The limits are doubles but exact below 2^53. */
@@ -119,9 +121,10 @@ static void store(const cli_option *o, void *base, const char *value, char want[
     case CLI_SEED: {
         errno = 0;
         unsigned long long v = strtoull(value, &end, 10);
-        if (!strcmp(value, "-1")) *(uint64_t *)at = random_seed();
-        else if (!errno && end != value && !*end && !strchr(value, '-')) *(uint64_t *)at = v;
-        else snprintf(want, 160, "a whole number from 0 to 18446744073709551615, or -1 for a random one");
+        if (!strcmp(value, "-1")) *(uint64_t *)at = cli_random_seed();
+        else if (!errno && end != value && !*end && !strchr(value, '-') && v <= INT64_MAX)
+            *(uint64_t *)at = v;    /* JSON has no larger integers */
+        else snprintf(want, 160, "a whole number from 0 to 9223372036854775807, or -1 for a random one");
         return;
     }
     case CLI_F32: {
@@ -139,7 +142,7 @@ static void store(const cli_option *o, void *base, const char *value, char want[
         return;
     }
     case CLI_CHOICE:
-        if (is_choice(o->arg, value)) *(const char **)at = value;
+        if (find_choice(o->arg, value) >= 0) *(uint32_t *)at = (uint32_t)find_choice(o->arg, value);
         else snprintf(want, 160, "one of %s", o->arg);
         return;
     }
