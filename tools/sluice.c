@@ -12,7 +12,8 @@ struct command {
 };
 
 static const struct command commands[] = {
-    { "inspect", cmd_inspect, "show a GGUF's metadata, tensors and bytes per class" },
+    { "run", cmd_run, "continue a text" },
+    { "inspect", cmd_inspect, "metadata, tensors and bytes per class of a model file" },
     { NULL, NULL, NULL }
 };
 

@@ -1,0 +1,100 @@
+/* tools/session.h - a model opened and planned from the flags that all running commands share, and the one
+ * loop that turns tokens into text.
+ * Owns model, engine and trace file. Threads: the main thread. Units: tokens, bytes, seconds.
+ * Tested by tests/t_cli.py through the commands. */
+#ifndef SESSION_H
+#define SESSION_H
+
+#include "runtime/sluice.h"
+#include "tools/cli.h"
+#include "tools/stop.h"
+
+/* ---- flags ---- */
+
+typedef struct cli_engine_args {
+    const char *model;          /* NULL: the bundled one */
+    const char *trace;          /* --trace-routing FILE */
+    uint32_t n_ctx;             /* 0: the model's own */
+    uint32_t n_threads, max_rows;
+    uint32_t kv_k, kv_v;        /* choices: 0 f16, 1 f32 */
+    uint32_t device;            /* choices: 0 auto, 1 cpu */
+    uint64_t ram_bytes;         /* 0: auto */
+    bool verbose;
+} cli_engine_args;
+
+#define CLI_CTX_DEFAULT UINT32_MAX  /* n_ctx not given: min(model, 4096) */
+
+cli_engine_args cli_engine_defaults(void);
+cli_group cli_engine_group(cli_engine_args *a);     /* "Model and machine" */
+
+typedef struct cli_sampler_args {
+    sl_sampler_params p;
+    bool ignore_eog;
+    cli_strings stops;
+} cli_sampler_args;
+
+cli_sampler_args cli_sampler_defaults(void);        /* a random seed */
+cli_group cli_sampler_group(cli_sampler_args *a);   /* "Sampling" */
+/* Warns of flags without effect, such as --top-k with --temp 0. */
+void cli_sampler_warn(const cli_group *g);
+
+/* ---- a session ---- */
+
+typedef struct cli_session {
+    sl_ctx *ctx;
+    char *path;
+    sl_model *model;
+    const sl_vocab *vocab;      /* never NULL after open */
+    sl_engine *engine;
+    FILE *trace;
+    uint32_t n_ctx;
+    uint64_t budget_bytes;      /* --ram, or what is available */
+    double load_s;
+    bool verbose;
+} cli_session;
+
+/* Opens model and engine, and prints the banner. n_seq sequences. Returns CLI_DONE, or another code after
+ * one line; close it in either case. g: the group of a, for warnings. */
+int cli_session_open(const cli_engine_args *a, const cli_group *g, uint32_t n_seq, cli_session *ret);
+/* Returns code, or CLI_FAILED after one line when the trace could not be written whole. */
+int cli_session_close(cli_session *s, int code);
+
+/* ---- text out ---- */
+
+typedef struct cli_gen {
+    /* the request */
+    sl_request request;
+    const cli_strings *stops;
+    bool print;                 /* text to stdout as it comes */
+    /* the result */
+    sl_seq seq;                 /* idle when the call returns */
+    int32_t *ids;               /* [n_ids] drawn, malloc'ed */
+    uint32_t n_ids;
+    char *text;                 /* [n_text] shown or to be shown, malloc'ed */
+    size_t n_text;
+    const char *reason;         /* "eog", "length", "context", "stop", "interrupted" */
+    bool ended;                 /* the last id is an end of generation */
+    double ttft_s;              /* from the submit to the first token */
+    double prompt_tok_per_s;    /* 0: nothing was measured */
+    double decode_tok_per_s;
+    double bytes_per_token;     /* weights read per decoded token */
+} cli_gen;
+
+/* Runs g->request to its end, a stop string, or Ctrl-C. Returns CLI_DONE, CLI_INTERRUPTED, or CLI_FAILED
+ * after one line. cli_gen_free in every case. */
+int cli_generate(cli_session *s, cli_gen *g);
+void cli_gen_free(cli_gen *g);
+
+/* The footer on stderr. */
+void cli_footer(const cli_session *s, const cli_gen *g);
+
+#include <jansson.h>
+/* The fields of DESIGN's list that were measured, added to obj; false: no memory. */
+bool cli_gen_json(const cli_session *s, const cli_gen *g, json_t *obj);
+/* One object and a newline on stdout; takes obj over. Returns code, or CLI_FAILED after one line. */
+int cli_print_json(json_t *obj, int code);
+
+/* Memory a process may take now: the least of MemAvailable and what cgroups leave. 0: unknown. */
+uint64_t cli_available_bytes(void);
+
+#endif
