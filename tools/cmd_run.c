@@ -71,10 +71,10 @@ static int encode_prompt(cli_session *s, const char *text, size_t n, int32_t **r
 /* Context limits are said, not hit. Fills in n_predict. */
 static int fit_context(const cli_session *s, const struct args *a, sl_request *r)
 {
-    if (r->n_tokens > s->n_ctx || (a->n && r->n_tokens == s->n_ctx))
-        return cli_fail("the prompt has %" PRIu32 " tokens and the context %" PRIu32 "%s: raise it with -c",
-                        r->n_tokens, s->n_ctx, r->n_tokens == s->n_ctx ? ", no room for another one" : "");
-    uint32_t room = s->n_ctx - r->n_tokens;
+    if (r->n_tokens > s->n_ctx)
+        return cli_fail("the prompt has %" PRIu32 " tokens and the context %" PRIu32 ": raise it with -c",
+                        r->n_tokens, s->n_ctx);
+    uint32_t room = s->n_ctx - r->n_tokens + 1;     /* the last token drawn need not stand in it */
     if (a->n > (int64_t)room)
         cli_note("%" PRId64 " tokens do not fit: generation ends at the context of %" PRIu32
                  ", of which the prompt takes %" PRIu32 " (-c raises it)", a->n, s->n_ctx, r->n_tokens);
@@ -85,18 +85,9 @@ static int fit_context(const cli_session *s, const struct args *a, sl_request *r
 static int print_json(const cli_session *s, const cli_gen *g, int code)
 {
     json_t *obj = json_object();
-    const sl_plan *p = sl_engine_plan(s->engine);
-    int bad = obj ? 0 : -1;
-    bad |= json_object_set_new(obj, "model", json_string(sl_model_name(s->model)));
-    bad |= json_object_set_new(obj, "arch", json_string(sl_model_arch(s->model)));
-    bad |= json_object_set_new(obj, "mode", json_string(p->mode));
-    bad |= json_object_set_new(obj, "threads", json_integer(p->n_threads));
-    bad |= json_object_set_new(obj, "n_ctx", json_integer(p->n_ctx));
-    if (bad || !cli_gen_json(s, g, obj)) {
-        json_decref(obj);
-        return cli_fail("the result is no valid JSON, or memory ran out");
-    }
-    return cli_print_json(obj, code);
+    if (obj && cli_gen_json(g, obj) && cli_session_json(s, obj)) return cli_print_json(obj, code);
+    json_decref(obj);
+    return cli_fail("the result is no valid JSON, or memory ran out");
 }
 
 static int run(cli_session *s, const struct args *a, const cli_sampler_args *sampler, const char *text,

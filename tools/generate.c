@@ -198,7 +198,7 @@ void cli_footer(const cli_session *s, const cli_gen *g)
     cli_note("  opened in %.3f s", s->load_s);
 }
 
-bool cli_gen_json(const cli_session *s, const cli_gen *g, json_t *obj)
+bool cli_gen_json(const cli_gen *g, json_t *obj)
 {
     int bad = 0;
     json_t *ids = json_array();
@@ -216,9 +216,6 @@ bool cli_gen_json(const cli_session *s, const cli_gen *g, json_t *obj)
     if (g->n_ids) bad |= json_object_set_new(obj, "ttft_s", json_real(g->ttft_s));
     if (g->bytes_per_token > 0)
         bad |= json_object_set_new(obj, "bytes_per_token", json_real(g->bytes_per_token));
-    bad |= json_object_set_new(obj, "peak_rss_bytes", json_integer((json_int_t)cli_peak_rss()));
-    if (s->budget_bytes)
-        bad |= json_object_set_new(obj, "budget_bytes", json_integer((json_int_t)s->budget_bytes));
     return !bad;
 }
 

@@ -149,7 +149,8 @@ int cli_session_open(const cli_engine_args *a, const cli_group *g, uint32_t n_se
     if (!s->path) return CLI_FAILED;
     if (sl_model_open(s->ctx, s->path, &s->model) != SL_OK) return cli_fail_ctx(s->ctx);
     s->vocab = sl_model_vocab(s->model);
-    if (!s->vocab) return cli_fail("%s has no tokenizer: text cannot be made into tokens", s->path);
+    if (!s->vocab && !a->no_text)
+        return cli_fail("%s has no tokenizer: text cannot be made into tokens", s->path);
     sl_plan plan;
     int code = make_plan(a, g, n_seq, s, &plan);
     if (code != CLI_DONE) return code;
@@ -163,6 +164,20 @@ int cli_session_open(const cli_engine_args *a, const cli_group *g, uint32_t n_se
     s->load_s = cli_now_s() - start;
     banner(s);
     return CLI_DONE;
+}
+
+bool cli_session_json(const cli_session *s, json_t *obj)
+{
+    const sl_plan *p = sl_engine_plan(s->engine);
+    int bad = json_object_set_new(obj, "model", json_string(sl_model_name(s->model)));
+    bad |= json_object_set_new(obj, "arch", json_string(sl_model_arch(s->model)));
+    bad |= json_object_set_new(obj, "mode", json_string(p->mode));
+    bad |= json_object_set_new(obj, "threads", json_integer(p->n_threads));
+    bad |= json_object_set_new(obj, "n_ctx", json_integer(p->n_ctx));
+    bad |= json_object_set_new(obj, "peak_rss_bytes", json_integer((json_int_t)cli_peak_rss()));
+    if (s->budget_bytes)
+        bad |= json_object_set_new(obj, "budget_bytes", json_integer((json_int_t)s->budget_bytes));
+    return !bad;
 }
 
 int cli_session_close(cli_session *s, int code)

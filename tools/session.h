@@ -20,6 +20,7 @@ typedef struct cli_engine_args {
     uint32_t device;            /* choices: 0 auto, 1 cpu */
     uint64_t ram_bytes;         /* 0: auto */
     bool verbose;
+    bool no_text;               /* a model without a tokenizer will do */
 } cli_engine_args;
 
 #define CLI_CTX_DEFAULT UINT32_MAX  /* n_ctx not given: min(model, 4096) */
@@ -44,7 +45,7 @@ typedef struct cli_session {
     sl_ctx *ctx;
     char *path;
     sl_model *model;
-    const sl_vocab *vocab;      /* never NULL after open */
+    const sl_vocab *vocab;      /* NULL only with no_text */
     sl_engine *engine;
     FILE *trace;
     uint32_t n_ctx;
@@ -90,7 +91,9 @@ void cli_footer(const cli_session *s, const cli_gen *g);
 
 #include <jansson.h>
 /* The fields of DESIGN's list that were measured, added to obj; false: no memory. */
-bool cli_gen_json(const cli_session *s, const cli_gen *g, json_t *obj);
+bool cli_gen_json(const cli_gen *g, json_t *obj);
+/* What was run and in how much memory: model, arch, mode, threads, n_ctx, peak_rss_bytes, budget_bytes. */
+bool cli_session_json(const cli_session *s, json_t *obj);
 /* One object and a newline on stdout; takes obj over. Returns code, or CLI_FAILED after one line. */
 int cli_print_json(json_t *obj, int code);
 
