@@ -11,8 +11,9 @@ typedef enum sl_type {
     SL_Q8_1 = 9, SL_Q2_K = 10, SL_Q3_K = 11, SL_Q4_K = 12, SL_Q5_K = 13, SL_Q6_K = 14, SL_Q8_K = 15,
     SL_IQ2_XXS = 16, SL_IQ2_XS = 17, SL_IQ3_XXS = 18, SL_IQ1_S = 19, SL_IQ4_NL = 20, SL_IQ3_S = 21,
     SL_IQ2_S = 22, SL_IQ4_XS = 23, SL_I8 = 24, SL_I16 = 25, SL_I32 = 26, SL_I64 = 27, SL_F64 = 28,
-    SL_IQ1_M = 29, SL_BF16 = 30, SL_TQ1_0 = 34, SL_TQ2_0 = 35, SL_MXFP4 = 39,
-    SL_N_TYPES = 40
+    SL_IQ1_M = 29, SL_BF16 = 30, SL_TQ1_0 = 34, SL_TQ2_0 = 35, SL_MXFP4 = 39, SL_NVFP4 = 40,
+    SL_Q1_0 = 41,
+    SL_N_TYPES = 42
 } sl_type;
 
 typedef struct sl_type_info {

@@ -21,6 +21,7 @@ static const sl_type_info types[SL_N_TYPES] = {
     [SL_IQ1_M] = { "IQ1_M", K, 56, false },    [SL_IQ4_NL] = { "IQ4_NL", 32, 18, true },
     [SL_IQ4_XS] = { "IQ4_XS", K, 136, true },  [SL_TQ1_0] = { "TQ1_0", K, 54, false },
     [SL_TQ2_0] = { "TQ2_0", K, 66, false },    [SL_MXFP4] = { "MXFP4", 32, 17, true },
+    [SL_NVFP4] = { "NVFP4", 64, 36, false },    [SL_Q1_0] = { "Q1_0", 128, 18, false },
 };
 #undef K
 
