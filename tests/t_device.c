@@ -178,7 +178,8 @@ static void make_model(struct model *m, const struct shape *s)
         make_ffn(m, m->layers + i);
     }
     m->w = (sl_weights){ .d_model = D, .n_vocab = VOCAB, .n_layer = LAYERS, .layers = m->layers,
-                         .embed = mat(m, s->type, VOCAB, D, 1, false), .head = mat(m, s->type, VOCAB, D, 1, s->bias),
+                         .embed = mat(m, s->type, VOCAB, D, 1, false),
+                         .head = mat(m, s->type, VOCAB, D, 1, s->bias),
                          .embed_scale = s->embed ? s->embed : 1, .logit_scale = s->logit ? s->logit : 1,
                          .out_norm = norm(m, s->norm, D),
                          .rope = { m->inv_freq, s->rope, s->n_rot, 1.1f } };
