@@ -29,7 +29,7 @@ static const cli_option options[] = {
 
 static const char *const about =
     "Perplexity of a text. The text is made into tokens at once, without BOS, and cut into windows of -c\n"
-    "tokens (here the default is 256) that do not overlap; each starts with an empty context. The first\n"
+    "tokens (here at most 256 by default) that do not overlap; each starts with an empty context. The first\n"
     "token of a window is not scored, every other one is; a last window of one token is left out.\n"
     "Perplexity is exp of the mean of -log p. Ctrl-C ends it with exit code 130.";
 
@@ -98,7 +98,8 @@ static int close_logits(struct eval *e, int code)
 {
     if (!e->logits) return code;
     errno = 0;
-    if (fclose(e->logits) && code == CLI_DONE) code = cli_fail("write %s: %s", e->a->logits, strerror(errno));
+    if (fclose(e->logits) && code == CLI_DONE)
+        code = cli_fail("write %s: %s", e->a->logits, strerror(errno));
     e->logits = NULL;
     if (e->part && code == CLI_DONE && rename(e->part, e->a->logits))
         code = cli_fail("rename %s: %s", e->part, strerror(errno));
@@ -137,7 +138,7 @@ static int take_row(struct eval *e, const sl_engine_event *ev, uint32_t n_vocab,
     if (ev->pos + 1 >= n) return CLI_DONE;
     double nll = nll_of(ev->logits, n_vocab, window[ev->pos + 1]);
     if (!isfinite(nll))
-        return cli_fail("the logits after token %" PRIu32 " are no finite numbers", e->n_done - 1);
+        return cli_fail("the logits after token %" PRIu32 " are not finite", e->n_done - 1);
     e->nll += nll;
     e->n_scored++;
     return CLI_DONE;
@@ -207,8 +208,9 @@ static int report(const cli_session *s, const struct eval *e)
     if (e->shown_s > e->start_s) fprintf(stderr, "\r%79s\r", "");
     if (e->a->json) code = print_json(s, e, tok_per_s);
     else if (e->n_scored) {
-        printf("perplexity %.4f over %" PRIu64 " scored of %" PRIu32 " tokens, %" PRIu32 " windows of %" PRIu32 "\n",
-               exp(e->nll / (double)e->n_scored), e->n_scored, e->n_ids, e->n_windows, s->n_ctx);
+        printf("perplexity %.4f over %" PRIu64 " scored of %" PRIu32 " tokens, %" PRIu32
+               " windows of %" PRIu32 "\n", exp(e->nll / (double)e->n_scored), e->n_scored, e->n_ids,
+               e->n_windows, s->n_ctx);
         code = cli_end_stdout(CLI_DONE);
     }
     cli_note("%" PRIu32 " tokens at %.1f tok/s; peak memory %s of %s", e->n_done, tok_per_s,
@@ -222,8 +224,8 @@ static int eval(cli_session *s, const struct args *a)
     struct eval e = { .a = a };
     int code = load_ids(s, a, &e.ids, &e.n_ids);
     if (code == CLI_DONE && e.n_ids < (a->logits ? 1u : 2u))
-        code = cli_fail("%s gives %" PRIu32 " token%s, and perplexity needs 2", a->tokens ? "--tokens" : a->file,
-                        e.n_ids, e.n_ids == 1 ? "" : "s");
+        code = cli_fail("%s gives %" PRIu32 " token%s, and perplexity needs 2",
+                        a->tokens ? "--tokens" : a->file, e.n_ids, e.n_ids == 1 ? "" : "s");
     if (code == CLI_DONE && a->logits) code = open_logits(&e);
     if (code == CLI_DONE) {
         cli_catch_sigint();
@@ -242,7 +244,7 @@ int cmd_eval(int argc, char **argv)
 {
     struct args a = { .file = NULL };
     cli_engine_args engine = cli_engine_defaults();
-    engine.n_ctx = WINDOW;
+    engine.ctx_cap = WINDOW;
     cli_group groups[] = { { "Evaluation", options, SL_LEN(options), &a, 0 }, cli_engine_group(&engine) };
     cli_spec spec = { "eval", "[-m FILE] -f TEXT | --tokens IDS [--logits FILE] [options]", about, groups,
                       SL_LEN(groups), 0 };

@@ -9,7 +9,7 @@
 
 #include "kernels/sl_kernels.h"
 
-#define CTX_LIMIT 4096u     /* of the default context: a cache for 128 K positions can outweigh a model */
+#define CTX_CAP 4096u   /* of the default context: a cache for 128 K positions can outweigh a model */
 
 #define AT(field) offsetof(cli_engine_args, field)
 static const cli_option engine_options[] = {
@@ -55,7 +55,8 @@ static const cli_option sampler_options[] = {
 
 cli_engine_args cli_engine_defaults(void)
 {
-    return (cli_engine_args){ .n_ctx = CLI_CTX_DEFAULT, .max_rows = sl_plan_defaults().max_rows };
+    return (cli_engine_args){ .n_ctx = CLI_CTX_DEFAULT, .ctx_cap = CTX_CAP,
+                              .max_rows = sl_plan_defaults().max_rows };
 }
 
 cli_group cli_engine_group(cli_engine_args *a)
@@ -104,7 +105,7 @@ static int make_plan(const cli_engine_args *a, const cli_group *g, uint32_t n_se
     const sl_shape *shape = sl_model_shape(s->model);
     sl_plan_params p = sl_plan_defaults();
     p.n_ctx = a->n_ctx;
-    if (a->n_ctx == CLI_CTX_DEFAULT) p.n_ctx = SL_MIN(shape->n_ctx_train, CTX_LIMIT);
+    if (a->n_ctx == CLI_CTX_DEFAULT) p.n_ctx = SL_MIN(shape->n_ctx_train, a->ctx_cap);
     p.n_seq = n_seq;
     p.max_rows = a->max_rows;
     p.n_threads = a->n_threads;

@@ -15,6 +15,7 @@ typedef struct cli_engine_args {
     const char *model;          /* NULL: the bundled one */
     const char *trace;          /* --trace-routing FILE */
     uint32_t n_ctx;             /* 0: the model's own */
+    uint32_t ctx_cap;           /* of the default context */
     uint32_t n_threads, max_rows;
     uint32_t kv_k, kv_v;        /* choices: 0 f16, 1 f32 */
     uint32_t device;            /* choices: 0 auto, 1 cpu */
@@ -23,7 +24,7 @@ typedef struct cli_engine_args {
     bool no_text;               /* a model without a tokenizer will do */
 } cli_engine_args;
 
-#define CLI_CTX_DEFAULT UINT32_MAX  /* n_ctx not given: min(model, 4096) */
+#define CLI_CTX_DEFAULT UINT32_MAX  /* n_ctx not given: min(model, ctx_cap) */
 
 cli_engine_args cli_engine_defaults(void);
 cli_group cli_engine_group(cli_engine_args *a);     /* "Model and machine" */
