@@ -105,7 +105,8 @@ static int make_plan(const cli_engine_args *a, const cli_group *g, uint32_t n_se
     const sl_shape *shape = sl_model_shape(s->model);
     sl_plan_params p = sl_plan_defaults();
     p.n_ctx = a->n_ctx;
-    if (a->n_ctx == CLI_CTX_DEFAULT) p.n_ctx = SL_MIN(shape->n_ctx_train, a->ctx_cap);
+    if (a->n_ctx == CLI_CTX_DEFAULT)
+        p.n_ctx = shape->n_ctx_train ? SL_MIN(shape->n_ctx_train, a->ctx_cap) : a->ctx_cap;
     p.n_seq = n_seq;
     p.max_rows = a->max_rows;
     p.n_threads = a->n_threads;
