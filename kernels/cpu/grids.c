@@ -1,6 +1,6 @@
 /* kernels/cpu/grids.c - codebooks of the IQ2 and IQ3 types, packed 16 bits a row.
  * Made by kernels/tables/make_grids.py from gguf 0.19.0; do not edit. */
-#include "kernels/cpu/dequant_c.h"
+#include "kernels/cpu/dequant.h"
 
 const uint16_t sl_grid_iq2_xxs[256] = {
     0x0000, 0x0002, 0x0005, 0x0008, 0x000a, 0x0011, 0x0014, 0x0020, 0x0022, 0x0028, 0x002a, 0x0041,

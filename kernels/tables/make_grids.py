@@ -2,7 +2,7 @@
 """Writes kernels/cpu/grids.c: the codebooks of the IQ2 and IQ3 types, from the packed ones of the `gguf` package.
 
 A row of a codebook has 8 (IQ2) or 4 (IQ3) magnitudes and fits 16 bits: 2 bits an element for IQ2 (3 levels),
-4 bits for IQ3 (8 levels), element 0 lowest. The levels themselves stand in kernels/cpu/dequant_iq_c.c.
+4 bits for IQ3 (8 levels), element 0 lowest. The levels themselves stand in kernels/cpu/dequant_iq.c.
 Usage: make_grids.py > kernels/cpu/grids.c
 """
 from importlib.metadata import version
@@ -25,7 +25,7 @@ def rows_of(cls):
 def main():
     print("/* kernels/cpu/grids.c - codebooks of the IQ2 and IQ3 types, packed 16 bits a row.")
     print(f" * Made by kernels/tables/make_grids.py from gguf {version('gguf')}; do not edit. */")
-    print('#include "kernels/cpu/dequant_c.h"')
+    print('#include "kernels/cpu/dequant.h"')
     for name, cls in TABLES:
         rows = np.array(rows_of(cls))
         print(f"\nconst uint16_t sl_grid_{name}[{len(rows)}] = {{")

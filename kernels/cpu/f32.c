@@ -1,5 +1,4 @@
-/* kernels/cpu/f32_body.h - the float32 kernels, written once and compiled once per ISA: f32_c.c,
- * f32_avx2.c and f32_avx512.c include it with KX_SET, the name of the function that fills the table.
+/* kernels/cpu/f32.c - the float32 kernels, written once and compiled once per set (KX_SET of cpu.h).
  * Every operation here is one IEEE operation on one element, in an order that does not depend on the
  * width of a vector, so all sets give the same bits. KX_W is the number of floats of a vector.
  * KX_TW x KX_TX is the register tile of `dots`: as many sums as the ISA's registers hold. */
@@ -302,7 +301,7 @@ static void attend_end(const float *sink, float m, float l, const float *acc, ui
     for (uint32_t d = 0; d < v_dim; d++) out[d] = acc[d] * f;
 }
 
-void KX_SET(sl_kernels *k)
+void KX_NAME(sl_f32_set, KX_SET)(sl_kernels *k)
 {
     k->dots = dots;
     k->norm = norm;

@@ -1,8 +1,8 @@
-/* kernels/cpu/dequant_iq_c.c - blocks to float32: types whose values come from a codebook. IQ4
+/* kernels/cpu/dequant_iq.c - blocks to float32: types whose values come from a codebook. IQ4
  * and MXFP4 look single values up; IQ2 and IQ3 whole rows of 8 or 4 magnitudes (grids.c), with
  * signs beside them. Rounding is that of the `gguf` package: the scale is formed first, then
  * multiplied by the magnitude (a sign changes no rounding). */
-#include "kernels/cpu/dequant_c.h"
+#include "kernels/cpu/dequant.h"
 
 static const int8_t iq4_levels[16] = {      /* IQ4_NL and IQ4_XS: denser near zero */
     -127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113,
@@ -24,7 +24,7 @@ static inline void nibbles(const uint8_t *restrict q, const int8_t *levels, floa
 }
 
 /* IQ4_NL: f16 d | 16 bytes q; y = d level(q). */
-void sl_dequant_iq4_nl_c(const void *row, float *restrict y, size_t n)
+void DEQUANT(iq4_nl)(const void *row, float *restrict y, size_t n)
 {
     const uint8_t *restrict b = row;
     for (size_t k = 0; k < n / QK; k++, b += 18, y += QK)
@@ -33,7 +33,7 @@ void sl_dequant_iq4_nl_c(const void *row, float *restrict y, size_t n)
 
 /* IQ4_XS: f16 d | u16 h | 4 bytes l | 128 bytes q, 16 per group of 32. Scale g of 8 has four
  * bits in nibble g % 2 of l[g / 2] and two in bit pair g of h; y = (d (s - 32)) level(q). */
-void sl_dequant_iq4_xs_c(const void *row, float *restrict y, size_t n)
+void DEQUANT(iq4_xs)(const void *row, float *restrict y, size_t n)
 {
     const uint8_t *restrict b = row;
     for (size_t k = 0; k < n / QK_K; k++, b += 136, y += QK_K) {
@@ -49,7 +49,7 @@ void sl_dequant_iq4_xs_c(const void *row, float *restrict y, size_t n)
 /* MXFP4: e8m0 exponent e | 16 bytes q; y = 2^(e - 128) level(q), levels being doubled. Exponents
  * 0 and 1 are the denormals 2^-128 and 2^-127 (OCP microscaling formats 1.0, with 255 taken as a
  * number). */
-void sl_dequant_mxfp4_c(const void *row, float *restrict y, size_t n)
+void DEQUANT(mxfp4)(const void *row, float *restrict y, size_t n)
 {
     const uint8_t *restrict b = row;
     for (size_t k = 0; k < n / QK; k++, b += 17, y += QK) {
@@ -75,7 +75,7 @@ static inline void row_iq2(unsigned row, unsigned signs, float d, float *restric
 
 /* IQ2_XXS: f16 d | per 32 elements: 4 bytes of row numbers, then a u32 of four times 7 sign bits
  * and 4 bits s; y = (d (0.5 + s) / 4) row. */
-void sl_dequant_iq2_xxs_c(const void *row, float *restrict y, size_t n)
+void DEQUANT(iq2_xxs)(const void *row, float *restrict y, size_t n)
 {
     const uint8_t *restrict b = row;
     for (size_t k = 0; k < n / QK_K; k++, b += 66, y += QK_K) {
@@ -92,7 +92,7 @@ void sl_dequant_iq2_xxs_c(const void *row, float *restrict y, size_t n)
 
 /* IQ2_XS: f16 d | 32 u16: 9 bits row number, 7 sign bits | 8 bytes, a nibble s per 16 elements;
  * y = (d (0.5 + s) / 4) row. */
-void sl_dequant_iq2_xs_c(const void *row, float *restrict y, size_t n)
+void DEQUANT(iq2_xs)(const void *row, float *restrict y, size_t n)
 {
     const uint8_t *restrict b = row;
     for (size_t k = 0; k < n / QK_K; k++, b += 74, y += QK_K) {
@@ -107,7 +107,7 @@ void sl_dequant_iq2_xs_c(const void *row, float *restrict y, size_t n)
 
 /* IQ2_S: f16 d | 32 bytes q | 32 bytes of signs | 8 bytes h | 8 bytes, a nibble s per 16
  * elements. Row number j is q[j] and bit pair j % 4 of h[j / 4]; y = (d (0.5 + s) / 4) row. */
-void sl_dequant_iq2_s_c(const void *row, float *restrict y, size_t n)
+void DEQUANT(iq2_s)(const void *row, float *restrict y, size_t n)
 {
     const uint8_t *restrict b = row;
     for (size_t k = 0; k < n / QK_K; k++, b += 82, y += QK_K) {
@@ -122,7 +122,7 @@ void sl_dequant_iq2_s_c(const void *row, float *restrict y, size_t n)
 
 /* IQ3_XXS: f16 d | 64 bytes of row numbers | per 32 elements a u32 of four times 7 sign bits (8
  * elements each) and 4 bits s; y = (d (0.5 + s) / 2) row. */
-void sl_dequant_iq3_xxs_c(const void *row, float *restrict y, size_t n)
+void DEQUANT(iq3_xxs)(const void *row, float *restrict y, size_t n)
 {
     const uint8_t *restrict b = row;
     for (size_t k = 0; k < n / QK_K; k++, b += 98, y += QK_K) {
@@ -143,7 +143,7 @@ void sl_dequant_iq3_xxs_c(const void *row, float *restrict y, size_t n)
 /* IQ3_S: f16 d | 64 bytes q | 8 bytes h | 32 bytes of signs | 4 bytes, a nibble s per 32
  * elements. Row number j is q[j] and bit j % 8 of h[j / 8]; levels are odd numbers; y = (d (1 +
  * 2 s)) row. */
-void sl_dequant_iq3_s_c(const void *row, float *restrict y, size_t n)
+void DEQUANT(iq3_s)(const void *row, float *restrict y, size_t n)
 {
     const uint8_t *restrict b = row;
     for (size_t k = 0; k < n / QK_K; k++, b += 110, y += QK_K) {

@@ -1,29 +1,29 @@
-/* kernels/cpu/dequant_c.c - blocks to float32: floats, legacy blocks of 32, K super-blocks of
+/* kernels/cpu/dequant.c - blocks to float32: floats, legacy blocks of 32, K super-blocks of
  * 256. Each result is rounded as the `gguf` package rounds it: scale times small integer, then
  * the minimum subtracted (two roundings, no fused operation). Loops have fixed trip counts and
  * no branches, so that the compiler vectorises them. Source of the layouts: the GGUF
  * specification and ggml's block structs. */
-#include "kernels/cpu/dequant_c.h"
+#include "kernels/cpu/dequant.h"
 
-void sl_dequant_f32_c(const void *row, float *y, size_t n)
+void DEQUANT(f32)(const void *row, float *y, size_t n)
 {
     memcpy(y, row, n * sizeof *y);
 }
 
-void sl_dequant_f16_c(const void *row, float *restrict y, size_t n)
+void DEQUANT(f16)(const void *row, float *restrict y, size_t n)
 {
     const uint8_t *restrict b = row;
     for (size_t i = 0; i < n; i++) y[i] = sl_load_f16(b + 2 * i);
 }
 
-void sl_dequant_bf16_c(const void *row, float *restrict y, size_t n)
+void DEQUANT(bf16)(const void *row, float *restrict y, size_t n)
 {
     const uint8_t *restrict b = row;
     for (size_t i = 0; i < n; i++) y[i] = sl_bf16_to_f32(sl_load_u16(b + 2 * i));
 }
 
 /* Q4_0: f16 d | 16 bytes q. Low nibbles are elements 0..15, high ones 16..31; y = d (q - 8). */
-void sl_dequant_q4_0_c(const void *row, float *restrict y, size_t n)
+void DEQUANT(q4_0)(const void *row, float *restrict y, size_t n)
 {
     const uint8_t *restrict b = row;
     for (size_t k = 0; k < n / QK; k++, b += 18, y += QK) {
@@ -36,7 +36,7 @@ void sl_dequant_q4_0_c(const void *row, float *restrict y, size_t n)
 }
 
 /* Q4_1: f16 d | f16 m | 16 bytes q as Q4_0; y = d q + m. */
-void sl_dequant_q4_1_c(const void *row, float *restrict y, size_t n)
+void DEQUANT(q4_1)(const void *row, float *restrict y, size_t n)
 {
     const uint8_t *restrict b = row;
     for (size_t k = 0; k < n / QK; k++, b += 20, y += QK) {
@@ -49,7 +49,7 @@ void sl_dequant_q4_1_c(const void *row, float *restrict y, size_t n)
 }
 
 /* Q5_0: f16 d | u32 h | 16 bytes q as Q4_0. Bit i of h is bit 4 of element i; y = d (q - 16). */
-void sl_dequant_q5_0_c(const void *row, float *restrict y, size_t n)
+void DEQUANT(q5_0)(const void *row, float *restrict y, size_t n)
 {
     const uint8_t *restrict b = row;
     for (size_t k = 0; k < n / QK; k++, b += 22, y += QK) {
@@ -63,7 +63,7 @@ void sl_dequant_q5_0_c(const void *row, float *restrict y, size_t n)
 }
 
 /* Q5_1: f16 d | f16 m | u32 h | 16 bytes q as Q5_0; y = d q + m. */
-void sl_dequant_q5_1_c(const void *row, float *restrict y, size_t n)
+void DEQUANT(q5_1)(const void *row, float *restrict y, size_t n)
 {
     const uint8_t *restrict b = row;
     for (size_t k = 0; k < n / QK; k++, b += 24, y += QK) {
@@ -77,7 +77,7 @@ void sl_dequant_q5_1_c(const void *row, float *restrict y, size_t n)
 }
 
 /* Q8_0: f16 d | 32 signed bytes q; y = d q. */
-void sl_dequant_q8_0_c(const void *row, float *restrict y, size_t n)
+void DEQUANT(q8_0)(const void *row, float *restrict y, size_t n)
 {
     const uint8_t *restrict b = row;
     for (size_t k = 0; k < n / QK; k++, b += 34, y += QK) {
@@ -89,7 +89,7 @@ void sl_dequant_q8_0_c(const void *row, float *restrict y, size_t n)
 /* Q2_K: 16 bytes, per 16 elements low nibble scale s and high nibble minimum m | 64 bytes q |
  * f16 d | f16 dm. In each half of 128, byte i of 32 holds elements i, 32 + i, 64 + i, 96 + i
  * from its low bits up; y = (d s) q - (dm m). */
-void sl_dequant_q2_k_c(const void *row, float *restrict y, size_t n)
+void DEQUANT(q2_k)(const void *row, float *restrict y, size_t n)
 {
     const uint8_t *restrict b = row;
     for (size_t k = 0; k < n / QK_K; k++, b += 84, y += QK_K) {
@@ -107,7 +107,7 @@ void sl_dequant_q2_k_c(const void *row, float *restrict y, size_t n)
  * set means that nothing is subtracted from element e, clear means 4. Scale g of 16 has 6 bits:
  * four in nibble g / 8 of byte g % 8, two in bit pair g / 4 of byte 8 + g % 4; y = (d (s - 32))
  * (q - 4 or 0). */
-void sl_dequant_q3_k_c(const void *row, float *restrict y, size_t n)
+void DEQUANT(q3_k)(const void *row, float *restrict y, size_t n)
 {
     const uint8_t *restrict b = row;
     for (size_t k = 0; k < n / QK_K; k++, b += 110, y += QK_K) {
@@ -139,7 +139,7 @@ static void scales_k4(const uint8_t *p, uint8_t *s, uint8_t *m)
 
 /* Q4_K: f16 d | f16 dm | 12 bytes of scales | 128 bytes q. Byte i of each 32 holds element i of
  * one group of 32 in its low nibble and of the next group in its high one; y = (d s) q - (dm m). */
-void sl_dequant_q4_k_c(const void *row, float *restrict y, size_t n)
+void DEQUANT(q4_k)(const void *row, float *restrict y, size_t n)
 {
     const uint8_t *restrict b = row;
     for (size_t k = 0; k < n / QK_K; k++, b += 144, y += QK_K) {
@@ -161,7 +161,7 @@ void sl_dequant_q4_k_c(const void *row, float *restrict y, size_t n)
 
 /* Q5_K: f16 d | f16 dm | 12 bytes of scales | 32 bytes h | 128 bytes q as Q4_K. Bit g of h[i] is
  * bit 4 of element i of group g; y = (d s) q - (dm m). */
-void sl_dequant_q5_k_c(const void *row, float *restrict y, size_t n)
+void DEQUANT(q5_k)(const void *row, float *restrict y, size_t n)
 {
     const uint8_t *restrict b = row;
     for (size_t k = 0; k < n / QK_K; k++, b += 176, y += QK_K) {
@@ -185,7 +185,7 @@ void sl_dequant_q5_k_c(const void *row, float *restrict y, size_t n)
 /* Q6_K: 128 bytes l | 64 bytes h | 16 signed bytes s | f16 d. In each half of 128, four runs of
  * 32: low four bits from l[i], l[32 + i] (low nibbles, then high ones), high two from the bit
  * pairs of h[i] upwards; y = (d s) (q - 32), one s per 16 elements. */
-void sl_dequant_q6_k_c(const void *row, float *restrict y, size_t n)
+void DEQUANT(q6_k)(const void *row, float *restrict y, size_t n)
 {
     const uint8_t *restrict b = row;
     for (size_t k = 0; k < n / QK_K; k++, b += 210, y += QK_K) {
