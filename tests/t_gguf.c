@@ -354,6 +354,7 @@ static void a_name_in_two_shards(void **state)
     gw_data(&fx->w, 32, 4);
     shard_path(fx, 1, path);
     assert_true(gw_save(&fx->w, path));
+    gw_free(&fx->w);
     write_shard(fx, 0, 0, 3, 4);
     split_fails(fx, 0, SL_E_FORMAT, "duplicate tensor \"a\"");
 }
