@@ -1,0 +1,307 @@
+#!/usr/bin/env python3
+"""The binary `sluice` as a user meets it: exit codes, what goes to stdout and what to stderr, usage
+errors, JSON, stop strings, sameness for thread counts, perplexity against PyTorch's, bad files, full
+disks, closed pipes and Ctrl-C. Python's standard library only."""
+import json
+import math
+import os
+import signal
+import struct
+import subprocess
+import sys
+import tempfile
+import unittest
+
+ROOT = os.environ.get("SLUICE_SOURCE_DIR", ".")
+SLUICE = os.path.join(os.environ.get("SLUICE_BUILD_DIR", "build"), "tools", "sluice")
+ARCH = os.path.join(ROOT, "tests", "golden", "arch")
+MODEL = os.path.join(ROOT, "models", "sluice-bard-q8_0.gguf")
+TEXT = os.path.join(ROOT, "tests", "data", "tinyshakespeare-heldout.txt")
+
+
+def read(path, n=-1):
+    with open(path, "rb") as f:
+        return f.read(n)
+
+
+def write(path, data):
+    with open(path, "wb") as f:
+        f.write(data)
+
+
+GOLDEN = json.loads(read(os.path.join(ROOT, "tests", "golden", "bundled.json")))
+
+
+def sluice(*args, stdin=b"", **kw):
+    p = subprocess.run([SLUICE, *args], input=stdin, capture_output=True, timeout=100, **kw)
+    return p.returncode, p.stdout, p.stderr.decode()
+
+
+class Frame(unittest.TestCase):
+    def test_help_and_version(self):
+        for args in ((), ("-h",), ("--help",), ("help",)):
+            code, out, err = sluice(*args)
+            self.assertEqual((code, err), (0, ""))
+            self.assertIn(b"  run ", out)
+        commands = [l.split()[0] for l in out.decode().splitlines() if l.startswith("  ")]
+        self.assertGreaterEqual(len(commands), 3)
+        for c in commands:
+            code, out, err = sluice(c, "-h")
+            self.assertEqual((code, err), (0, ""), c)
+            self.assertTrue(out.startswith(b"usage: sluice %s " % c.encode()), out[:80])
+        code, out, err = sluice("--version")
+        self.assertEqual((code, err), (0, ""))
+        self.assertRegex(out, rb"^sluice \d+\.\d+\.\d+\n$")
+
+    def test_usage_errors(self):
+        for args in (("nope",), ("--nope",), ("run", "--nope"), ("run", "-n"), ("run", "-n", "x"),
+                     ("run", "-n", "-2"), ("run", "text"), ("run", "-p", "a", "-f", "b"), ("run", "-m", MODEL),
+                     ("run", "--temp", "hot"), ("run", "--ram", "much"), ("run", "-ctk", "q3"),
+                     ("run", "--device", "tpu"), ("run", "--top-p", "1.5"), ("run", "--min-p", "nan"),
+                     ("eval",), ("eval", "-f", "a", "--tokens", "1")):
+            code, out, err = sluice(*args)
+            self.assertEqual((code, out), (2, b""), args)
+            self.assertIn("usage: sluice", err, args)
+        err = sluice("run", "-t", "many")[2]
+        self.assertIn("-t", err)
+        self.assertIn("many", err)
+        self.assertIn("whole number", err)
+
+    def test_stdout_is_full(self):
+        for args in (("-h",), ("--version",), ("run", "-h"), ("run", "-n", "5"), ("run", "-n", "5", "--json"),
+                     ("eval", "--tokens", "1,2,3"), ("run", "-n", "5", "--no-display-prompt")):
+            with open("/dev/full", "wb") as full:
+                p = subprocess.run([SLUICE, *args], stdout=full, stderr=subprocess.PIPE, timeout=60)
+            self.assertEqual(p.returncode, 1, args)
+            said = [l for l in p.stderr.decode().splitlines() if "writing to stdout" in l]
+            self.assertEqual(len(said), 1, args)
+            self.assertIn("No space left", said[0])
+
+
+class Run(unittest.TestCase):
+    def json(self, *args, **kw):
+        code, out, err = sluice("run", "--json", *args, **kw)
+        self.assertEqual(code, 0, err)
+        self.assertEqual(out.count(b"\n"), 1)
+        return json.loads(out)
+
+    def test_bundled_model(self):
+        code, out, err = sluice("run", "-s", "1", "-n", "120")
+        self.assertEqual(code, 0)
+        self.assertGreater(len(out), 150)
+        for part in ("all in RAM", "tok/s", "first token after", "peak memory", "qwen3moe"):
+            self.assertIn(part, err)
+        for line in err.splitlines():
+            self.assertTrue(line.startswith("sluice: "), line)
+        self.assertTrue(out.decode().startswith("ROMEO:"))
+
+    def test_greedy_is_pytorchs(self):
+        want = GOLDEN["greedy"]["ids_with_bos"]
+        got = self.json("-p", GOLDEN["greedy"]["prompt"], "--temp", "0", "-n", "64", "-ctk", "f32", "-ctv", "f32")
+        ids = want[-len(got["tokens"]):]
+        if got["tokens"] != ids:    # only a near tie may differ
+            self.assertLess(GOLDEN["greedy"]["smallest_top2_gap"], 0.01)
+        self.assertEqual(got["n_generated"], 64)
+
+    def test_seeds_and_threads(self):
+        one = self.json("-s", "7", "-n", "100", "-t", "1")
+        two = self.json("-s", "7", "-n", "100", "-t", "2")
+        self.assertEqual(one["tokens"], two["tokens"])
+        self.assertEqual(one["text"], two["text"])
+        chunks = self.json("-s", "7", "-n", "100", "-b", "3")
+        self.assertEqual(one["tokens"], chunks["tokens"])
+        self.assertNotEqual(one["text"], self.json("-s", "8", "-n", "100")["text"])
+        a, b = self.json("-n", "60"), self.json("-n", "60")
+        self.assertNotEqual((a["seed"], a["text"]), (b["seed"], b["text"]))
+        self.assertEqual(a["text"], self.json("-n", "60", "-s", str(a["seed"]))["text"])
+
+    def test_json(self):
+        r = self.json("-p", "KING", "-n", "20", "-s", "1", "--ram", "1G")
+        for key in ("prompt_tok_per_s", "decode_tok_per_s", "ttft_s", "bytes_per_token", "peak_rss_bytes"):
+            self.assertGreater(r[key], 0, key)
+        self.assertEqual((r["budget_bytes"], r["n_generated"], len(r["tokens"])), (1 << 30, 20, 20))
+        self.assertEqual((r["stop_reason"], r["arch"], r["seed"]), ("length", "qwen3moe", 1))
+        self.assertLess(r["peak_rss_bytes"], r["budget_bytes"])
+        self.assertFalse(r["text"].startswith("KING"))
+        code, out, _ = sluice("run", "-p", "KING", "-n", "20", "-s", "1")
+        self.assertEqual(out.decode(), "KING" + r["text"])
+        code, out, _ = sluice("run", "-p", "KING", "-n", "20", "-s", "1", "--no-display-prompt")
+        self.assertEqual(out.decode(), r["text"])
+        r = self.json("-p", "KING", "-n", "0")
+        self.assertEqual((r["text"], r["n_generated"], r["stop_reason"]), ("", 0, "prompt"))
+
+    def test_stop_strings(self):
+        whole = self.json("-s", "1", "-n", "200")
+        text = whole["text"]
+        for stop in (text[40:44], text[100:101], text[60:75]):
+            r = self.json("-s", "1", "-n", "200", "--stop", "no such text", "-r", stop)
+            self.assertEqual(r["text"], text[:text.index(stop)])
+            self.assertEqual(r["stop_reason"], "stop")
+        code, out, _ = sluice("run", "-s", "1", "-n", "200", "--stop", text[60:75], "--no-display-prompt")
+        self.assertEqual(out.decode(), text[:text.index(text[60:75])])
+        r = self.json("-s", "1", "-n", "20", "--stop", self.json("-s", "1", "-n", "20")["text"][-3:] + "\x01")
+        self.assertEqual(r["stop_reason"], "length")     # held back to the end, then shown
+        self.assertEqual(r["text"], self.json("-s", "1", "-n", "20")["text"])
+
+    def test_prompts(self):
+        want = self.json("-p", "To be", "-n", "10", "--temp", "0")
+        for stdin in (b"To be", b"To be\n"):
+            self.assertEqual(self.json("-f", "-", "-n", "10", "--temp", "0", stdin=stdin)["tokens"], want["tokens"])
+        with tempfile.NamedTemporaryFile() as f:
+            f.write(b"To be\n")
+            f.flush()
+            self.assertEqual(self.json("-f", f.name, "-n", "10", "--temp", "0")["tokens"], want["tokens"])
+        for stdin in (b"", b"\n", b"\x00\x01\xff\xfe", b"\xf0\x9f\x98", "naïve Ω 日本".encode(), b"a" * 900):
+            code, out, err = sluice("run", "-f", "-", "-n", "3", "-c", "1024", "-s", "1", stdin=stdin)
+            self.assertEqual(code, 0, err)
+            self.assertTrue(out.startswith(stdin.rstrip(b"\n")))
+        self.assertEqual(self.json("-p", "", "-n", "5", "-s", "1")["n_prompt"], 1)
+
+    def test_text_is_whole_utf8(self):
+        for seed in range(3):   # a hot model writes any bytes
+            r = self.json("-s", str(seed), "-n", "150", "--temp", "50", "--top-k", "0", "--top-p", "1", "--min-p",
+                          "0")
+            code, out, _ = sluice("run", "-s", str(seed), "-n", "150", "--temp", "50", "--top-k", "0", "--top-p", "1",
+                                  "--min-p", "0", "--no-display-prompt")
+            self.assertEqual(out.decode("utf-8"), r["text"])
+
+    def test_context_limits_are_said(self):
+        code, out, err = sluice("run", "-p", "one two three " * 9, "-c", "20")
+        self.assertEqual((code, out), (1, b""))
+        self.assertRegex(err.splitlines()[-1], r"prompt has \d+ tokens and the context 20")
+        code, out, err = sluice("run", "-p", "one", "-c", "20", "-n", "100", "-s", "1")
+        self.assertEqual(code, 0)
+        self.assertIn("generation ends at the context of 20", err)
+        self.assertIn("the context is full", err)
+        r = self.json("-p", "one", "-c", "20", "-n", "-1", "-s", "1")
+        self.assertEqual((r["stop_reason"], r["n_prompt"] + r["n_generated"]), ("context", 21))
+        code, out, err = sluice("run", "-p", "one", "-c", "4096", "-n", "1")
+        self.assertIn("beyond the 512 positions", err)
+
+    def test_flags_without_effect_are_said(self):
+        err = sluice("run", "-n", "1", "--temp", "0", "--top-k", "3", "-s", "1", "--repeat-last-n", "5", "--json",
+                     "--no-display-prompt")[2]
+        for part in ("--top-k", "--seed", "--repeat-last-n", "--no-display-prompt"):
+            self.assertRegex(err, "warning: %s has no effect" % part)
+        self.assertNotIn("--min-p", err)
+
+    def test_routing_trace(self):
+        with tempfile.TemporaryDirectory() as d:
+            path = os.path.join(d, "trace.jsonl")
+            r = self.json("-p", "To be", "-n", "4", "--temp", "0", "--trace-routing", path)
+            rows = [json.loads(l) for l in read(path).splitlines()]
+            n = r["n_prompt"] + 3       # the last token drawn is not processed
+            self.assertEqual({(t["layer"], t["position"]) for t in rows},
+                             {(l, p) for l in range(max(t["layer"] for t in rows) + 1) for p in range(n)})
+            for t in rows:
+                self.assertEqual(len(set(t["experts"])), len(t["experts"]))
+            code, _, err = sluice("run", "-n", "4", "--trace-routing", os.path.join(d, "no", "where"))
+            self.assertEqual(code, 1)
+        code, _, err = sluice("run", "-n", "40", "--trace-routing", "/dev/full")
+        self.assertEqual(code, 1)
+        self.assertIn("trace", err.splitlines()[-1])
+
+    def test_bad_models(self):
+        whole = read(MODEL)
+        bad = {"empty": b"", "short": whole[:20], "header": whole[:3000], "tensors": whole[:200000],
+               "magic": b"GGML" + whole[4:], "version": whole[:4] + b"\x63" + whole[5:],
+               "counts": whole[:8] + b"\xff" * 16 + whole[24:], "text": b"hello\n" * 100}
+        with tempfile.TemporaryDirectory() as d:
+            paths = [os.path.join(d, "missing.gguf"), d]
+            for name, data in bad.items():
+                paths.append(os.path.join(d, name + ".gguf"))
+                write(paths[-1], data)
+            for path in paths:
+                for cmd in (("run", "-p", "x"), ("eval", "--tokens", "1,2")):
+                    code, out, err = sluice(*cmd, "-m", path)
+                    self.assertEqual((code, out, err.count("\n")), (1, b"", 1), (path, err))
+                    self.assertIn(os.path.basename(path), err)
+
+    def test_budget_below_the_floor(self):
+        code, out, err = sluice("run", "--ram", "1M")
+        self.assertEqual((code, out, err.count("\n")), (1, b"", 1))
+        self.assertIn("floor", err)
+
+    def test_closed_pipe(self):
+        p = subprocess.Popen([SLUICE, "run", "-n", "-1", "-c", "4096"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        p.stdout.read(8)
+        p.stdout.close()
+        err = p.stderr.read().decode()
+        p.stderr.close()
+        self.assertEqual(p.wait(60), 1)
+        self.assertIn("Broken pipe", err)
+
+    def test_ctrl_c(self):
+        p = subprocess.Popen([SLUICE, "run", "-n", "-1", "-c", "100000", "--ignore-eos"], stdout=subprocess.PIPE,
+                             stderr=subprocess.PIPE)
+        p.stdout.read(40)
+        p.send_signal(signal.SIGINT)
+        out, err = p.communicate(timeout=60)
+        self.assertEqual(p.returncode, 130)
+        out.decode("utf-8")
+        self.assertIn("Ctrl-C", err.decode())
+        self.assertIn("peak memory", err.decode())
+
+
+class Eval(unittest.TestCase):
+    def test_perplexity_is_pytorchs(self):
+        code, out, err = sluice("eval", "-f", TEXT, "--json")
+        self.assertEqual(code, 0, err)
+        r = json.loads(out)
+        self.assertEqual((r["n_tokens"], r["n_scored"]), (GOLDEN["n_tokens"], GOLDEN["n_scored"]))
+        self.assertLess(abs(r["perplexity"] / GOLDEN["perplexity"] - 1), 0.001)
+
+    def test_windows(self):
+        text = read(TEXT, 6000)
+        results = {}
+        for args in (("-t", "1"), ("-t", "2"), ("-t", "2", "-b", "7")):
+            code, out, err = sluice("eval", "-f", "-", "-c", "64", "--json", *args, stdin=text)
+            self.assertEqual(code, 0, err)
+            r = results[args] = json.loads(out)
+            self.assertEqual(r["n_windows"], math.ceil(r["n_tokens"] / 64))
+            self.assertEqual(r["n_scored"], r["n_tokens"] - r["n_windows"])
+        self.assertEqual(len({r["nll"] for r in results.values()}), 1)
+        code, out, err = sluice("eval", "-f", "-", "-c", "64", stdin=text)
+        self.assertRegex(out, rb"^perplexity \d+\.\d{4} over \d+ scored of \d+ tokens")
+
+    def test_logits(self):
+        model = os.path.join(ARCH, "qwen3moe.gguf")
+        with tempfile.TemporaryDirectory() as d:
+            path = os.path.join(d, "rows")
+            code, out, err = sluice("eval", "-m", model, "--tokens", "1, 2,3,4,5", "-c", "3", "--logits", path, "--json")
+            self.assertEqual(code, 0, err)
+            r = json.loads(out)
+            data = read(path)
+            n_vocab = len(data) // 4 // 5
+            self.assertEqual(len(data), 4 * 5 * n_vocab)
+            rows = [struct.unpack_from("<%df" % n_vocab, data, 4 * n_vocab * i) for i in range(5)]
+            nll = [math.log(sum(map(math.exp, rows[i]))) - rows[i][t] for i, t in ((0, 2), (1, 3), (3, 5))]
+            self.assertAlmostEqual(r["nll"], sum(nll) / 3, places=5)
+            self.assertEqual(os.listdir(d), ["rows"])
+            code, out, err = sluice("eval", "-m", model, "--tokens", "1", "--logits", path)
+            self.assertEqual((code, os.path.getsize(path)), (0, 4 * n_vocab))
+            os.unlink(path)
+            for args in (("--tokens", "1,2,99999999"), ("--tokens", "1,2,x"), ("--tokens", "-1"), ("--tokens", "1,,2"),
+                         ("--tokens", "")):
+                code, out, err = sluice("eval", "-m", model, *args, "--logits", path)
+                self.assertEqual((code, out), (1, b""), (args, err))
+                self.assertEqual(os.listdir(d), [])
+            code, out, err = sluice("eval", "-m", model, "--tokens", "1,2", "--logits", os.path.join(d, "no", "x"))
+            self.assertEqual((code, out), (1, b""))
+            # A failed rewrite leaves the old file alone.
+            write(path, b"old")
+            sluice("eval", "-m", model, "--tokens", "1,2,99999999", "--logits", path)
+            self.assertEqual(read(path), b"old")
+        code, out, err = sluice("eval", "-m", model, "--tokens", "1,2,3", "--logits", "/dev/full")
+        self.assertEqual(code, 1)
+        self.assertIn("No space", err)
+
+    def test_too_little(self):
+        for stdin in (b"", b"a"):
+            code, out, err = sluice("eval", "-f", "-", stdin=stdin)
+            self.assertEqual((code, out), (1, b""))
+            self.assertIn("perplexity needs 2", err)
+
+
+if __name__ == "__main__":
+    sys.exit(unittest.main())
