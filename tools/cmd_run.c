@@ -109,7 +109,8 @@ static int run(cli_session *s, const struct args *a, const cli_sampler_args *sam
         if (code != CLI_FAILED) {
             if (a->json) code = print_json(s, &g, code);
             cli_footer(s, &g);
-            if (sampler->p.temp > 0 && g.n_ids) cli_note("seed %" PRIu64 " (-s repeats this text)", sampler->p.seed);
+            if (sampler->p.temp > 0 && g.n_ids)
+                cli_note("seed %" PRIu64 " (-s repeats this text)", sampler->p.seed);
         }
     }
     cli_gen_free(&g);
