@@ -24,6 +24,9 @@ SL_API bool sl_vocab_is_eog(const sl_vocab *v, int32_t id);  /* ends generation:
 SL_API bool sl_vocab_is_control(const sl_vocab *v, int32_t id);  /* never shown as text */
 SL_API int32_t sl_vocab_find(const sl_vocab *v, const char *piece);  /* exact vocabulary entry; -1: none */
 
+/* The bytes that id prints, a control token's name included; they live as long as v. */
+SL_API sl_str sl_vocab_piece(const sl_vocab *v, int32_t id);
+
 /* Text (any bytes, n of them) to ids. Special tokens in the text are recognised when parse_special, or
  * else taken as plain text; user-defined added tokens are always recognised. BOS/EOS are added only when
  * add_bos_eos, and then as the model says. The ids are malloc'ed: the caller frees *ret_ids.
@@ -38,7 +41,8 @@ SL_API void sl_detok_init(sl_detok *d);
 /* Text that id adds, as whole UTF-8 characters, into buf (not terminated), the count returned; a
  * character still incomplete is held back. Control tokens give nothing unless show_special. Bytes that
  * can no longer become valid UTF-8 come out as U+FFFD. 4 * (longest piece) + 16 bytes always suffice:
- * sl_vocab_max_text. The leading space that SentencePiece adds is dropped at the start of the stream. */
+ * sl_vocab_max_text. The leading space that SentencePiece adds is dropped at the start of the stream;
+ * set d->started for text that goes on behind a prompt. */
 SL_API size_t sl_detok_push(sl_detok *d, const sl_vocab *v, int32_t id, bool show_special, char *buf);
 SL_API size_t sl_detok_flush(sl_detok *d, char *buf);   /* what is held, as U+FFFD; at most 8 bytes */
 SL_API size_t sl_vocab_max_text(const sl_vocab *v);

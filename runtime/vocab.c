@@ -53,6 +53,13 @@ static const char *const is_control[] = {
     "<MID>",          "▁<MID>",          "<|code_middle|>", "<|middle|>",
 };
 
+/* What an id prints: added tokens are written as they are. */
+static sl_str text_of(const sl_vocab *v, uint32_t id)
+{
+    bool as_is = v->attr[id] & (ATTR_CONTROL | ATTR_UNKNOWN | ATTR_USER);
+    return vocab_tab_at(as_is ? &v->raw : &v->piece, id);
+}
+
 static bool raw_is(const sl_vocab *v, uint32_t id, const char *text)
 {
     sl_str s = vocab_tab_at(&v->raw, id);
@@ -286,8 +293,7 @@ static sl_status load(sl_ctx *ctx, sl_vocab *v, const sl_gguf *g)
     SL_TRY(v->spm ? vocab_spm_load(ctx, v, g) : vocab_bpe_load(ctx, v, g));
     load_strips(v, g);
     SL_TRY(load_special(ctx, v));
-    for (uint32_t i = 0; i < v->n; i++)
-        v->max_piece = SL_MAX(v->max_piece, vocab_tab_at(&v->piece, i).n);
+    for (uint32_t i = 0; i < v->n; i++) v->max_piece = SL_MAX(v->max_piece, text_of(v, i).n);
     return SL_OK;
 }
 
@@ -358,6 +364,11 @@ int32_t sl_vocab_find(const sl_vocab *v, const char *piece)
 {
     uint32_t id = vocab_tab_find(&v->raw, piece, strlen(piece));
     return id == NO_SYM ? -1 : (int32_t)id;
+}
+
+sl_str sl_vocab_piece(const sl_vocab *v, int32_t id)
+{
+    return in_range(v, id) ? text_of(v, (uint32_t)id) : (sl_str){ "", 0 };
 }
 
 /* The longest added token that text[0..n) begins with. The list is ordered, so those that share the
@@ -511,8 +522,7 @@ size_t sl_detok_push(sl_detok *d, const sl_vocab *v, int32_t id, bool show_speci
     uint16_t attr = v->attr[id];
     if (!show_special && (attr & (ATTR_CONTROL | ATTR_UNKNOWN))) return 0;
     if (!(attr & (ATTR_CONTROL | ATTR_UNKNOWN | ATTR_USER | ATTR_NORMAL | ATTR_BYTE))) return 0;
-    sl_str s = vocab_tab_at(attr & (ATTR_CONTROL | ATTR_UNKNOWN | ATTR_USER) ? &v->raw : &v->piece,
-                            (uint32_t)id);
+    sl_str s = text_of(v, (uint32_t)id);
     bool drop = !d->started && v->add_space_prefix && s.n && s.p[0] == ' ';
     d->started = true;
     return put_text(d, (const unsigned char *)s.p + drop, s.n - drop, buf);
