@@ -1,7 +1,7 @@
 /* tests/t_dequant.c - dequantisation against the gguf package's values, bit for bit (NaN equals
- * NaN). Files: tests/golden/dequant/<TYPE>.bin, their layout in tests/golden/make_dequant.py.
- * Each row is read from and written to memory that ends on an unmapped page. Every float16 is
- * checked by arithmetic. */
+ * NaN), in every set that this CPU runs. Files: tests/golden/dequant/<TYPE>.bin, their layout in
+ * tests/golden/make_dequant.py. Each row is read from and written to memory that ends on an
+ * unmapped page. Every float16 is checked by arithmetic. */
 #include "kernels/sl_kernels.h"
 #include "tests/t.h"
 
@@ -54,7 +54,7 @@ static void check_rows(const sl_kernels *k, const struct golden *g, uint32_t fir
     memcpy(raw, g->raw + (size_t)first * g->block_bytes, raw_bytes);
     k->dequant[g->type](raw, got, n);
     for (size_t i = 0; i < n; i++)
-        T_CHECK(same(got[i], want[i]), "%s block %u element %zu: got %a want %a",
+        T_CHECK(same(got[i], want[i]), "%s %s block %u element %zu: got %a want %a", k->isa,
                 sl_type_get(g->type)->name, first + (unsigned)(i / g->block_elems),
                 i % g->block_elems, (double)got[i], (double)want[i]);
     t_guarded_free(raw, raw_bytes);
@@ -85,7 +85,7 @@ static void check_every_f16(const sl_kernels *k)
         int e = (int)(i >> 10 & 31), m = (int)(i & 1023);
         double v = e == 31 ? (m ? NAN : INFINITY) : e ? ldexp(1024 + m, e - 25) : ldexp(m, -24);
         float want = (float)(i >> 15 ? -v : v);
-        T_CHECK(same(got[i], want), "f16 %04x: got %a want %a", i, (double)got[i], (double)want);
+        T_CHECK(same(got[i], want), "%s f16 %04x: got %a want %a", k->isa, i, (double)got[i], (double)want);
     }
     t_guarded_free(h, 65536 * sizeof *h);
     t_guarded_free(got, 65536 * sizeof *got);
@@ -99,16 +99,26 @@ static void check_f32(const sl_kernels *k)
     T_CHECK(!memcmp(x, y, sizeof x), "f32 is a copy");
 }
 
+static void check_set(const sl_kernels *k)
+{
+    for (uint32_t t = 0; t < SL_N_TYPES; t++) {
+        T_CHECK(!k->dequant[t] == !sl_type_get(t)->matmul, "type %u: table and sl_type disagree", t);
+        if (k->dequant[t] && t != SL_F32) check_type(k, t);
+    }
+    check_f32(k);
+    check_every_f16(k);
+}
+
 int main(void)
 {
-    sl_kernels k;
+    static const unsigned masks[] = { 0, SL_CPU_AVX2, SL_CPU_AVX2 | SL_CPU_AVX512 };
     t_begin();
-    sl_kernels_init(&k, 0);
-    for (uint32_t t = 0; t < SL_N_TYPES; t++) {
-        T_CHECK(!k.dequant[t] == !sl_type_get(t)->matmul, "type %u: table and sl_type disagree", t);
-        if (k.dequant[t] && t != SL_F32) check_type(&k, t);
+    for (size_t i = 0; i < SL_LEN(masks); i++) {
+        sl_kernels k;
+        if ((sl_cpu_detect() & masks[i]) != masks[i]) continue;
+        sl_kernels_init(&k, masks[i]);
+        check_set(&k);
+        printf("%s\n", k.isa);
     }
-    check_f32(&k);
-    check_every_f16(&k);
     return t_end();
 }
