@@ -6,6 +6,7 @@
 
 #include <jansson.h>
 
+#include "kernels/sl_kernels.h"
 #include "runtime/sl_gguf.h"
 #include "tools/cli.h"
 
@@ -210,6 +211,13 @@ static size_t types_by_bytes(const struct summary *s, uint32_t order[SL_N_TYPES]
     return n;
 }
 
+static const char *isa(void)
+{
+    sl_kernels k;
+    sl_kernels_init(&k, sl_cpu_detect());
+    return k.isa;
+}
+
 /* ---- text ---- */
 
 static const char *const vtype_names[] = {
@@ -319,6 +327,7 @@ static void print_all(const sl_gguf *g, const struct summary *s, bool all_tensor
     }
     print_classes(s);
     print_types(s);
+    printf("\nkernels on this machine: %s\n", isa());
     print_tensors(g, all_tensors);
 }
 
@@ -411,6 +420,7 @@ static int print_json(const sl_gguf *g, const struct summary *s)
                             "parameters", (json_int_t)s->params, "n_moe_layers",
                             (json_int_t)s->n_moe_layers, "n_experts", (json_int_t)s->n_experts,
                             "n_experts_used", (json_int_t)s->n_used);
+    json_object_set_new(all, "isa", json_string(isa()));
     json_object_set_new(all, "bytes_by_class", json_classes(s));
     json_object_set_new(all, "by_type", json_types(s));
     json_object_set_new(all, "metadata", json_metadata(g));
