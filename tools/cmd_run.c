@@ -48,11 +48,8 @@ static int read_prompt(const struct args *a, sl_ctx *ctx, char **ret_text, size_
 /* Tokens of the prompt; an empty one becomes BOS, or a newline where the model has no BOS. */
 static int encode_prompt(cli_session *s, const char *text, size_t n, int32_t **ret_ids, uint32_t *ret_n)
 {
-    if (sl_vocab_encode(s->ctx, s->vocab, text, n, true, true, ret_ids, ret_n) != SL_OK)
-        return cli_fail_ctx(s->ctx);
-    if (sl_vocab_add_eos(s->vocab) && *ret_n && (*ret_ids)[*ret_n - 1] == sl_vocab_eos(s->vocab))
-        --*ret_n;       /* the prompt goes on */
-    if (*ret_n) return CLI_DONE;
+    int code = cli_encode_open(s, text, n, true, ret_ids, ret_n);
+    if (code != CLI_DONE || *ret_n) return code;
     free(*ret_ids);
     *ret_ids = NULL;
     int32_t bos = sl_vocab_bos(s->vocab);

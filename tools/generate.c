@@ -56,7 +56,8 @@ static int add_token(cli_session *s, struct stream *t, int32_t id)
     }
     g->ids[g->n_ids++] = id;
     g->ended = sl_vocab_is_eog(s->vocab, id);
-    if (g->ended) return CLI_DONE;
+    bool shown = !g->view || sl_chat_view_push(g->view, s->vocab, id);
+    if (g->ended || !shown) return CLI_DONE;
     return add_text(t, t->piece, sl_detok_push(&t->detok, s->vocab, id, false, t->piece));
 }
 

@@ -168,6 +168,16 @@ int cli_session_open(const cli_engine_args *a, const cli_group *g, uint32_t n_se
     return CLI_DONE;
 }
 
+int cli_encode_open(cli_session *s, const char *text, size_t n, bool first, int32_t **ret_ids,
+                    uint32_t *ret_n)
+{
+    if (sl_vocab_encode(s->ctx, s->vocab, text, n, first, true, ret_ids, ret_n) != SL_OK)
+        return cli_fail_ctx(s->ctx);
+    int32_t eos = sl_vocab_eos(s->vocab);
+    if (first && sl_vocab_add_eos(s->vocab) && *ret_n && (*ret_ids)[*ret_n - 1] == eos) --*ret_n;
+    return CLI_DONE;
+}
+
 bool cli_session_json(const cli_session *s, json_t *obj)
 {
     const sl_plan *p = sl_engine_plan(s->engine);

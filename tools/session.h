@@ -5,6 +5,7 @@
 #ifndef SESSION_H
 #define SESSION_H
 
+#include "runtime/sl_chat.h"
 #include "runtime/sluice.h"
 #include "tools/cli.h"
 #include "tools/stop.h"
@@ -61,12 +62,18 @@ int cli_session_open(const cli_engine_args *a, const cli_group *g, uint32_t n_se
 /* Returns code, or CLI_FAILED after one line when the trace could not be written whole. */
 int cli_session_close(cli_session *s, int code);
 
+/* Tokens of a text that goes on: special tokens in it are recognised, BOS comes in front when `first` and
+ * the model wants it, EOS never behind. *ret_ids is malloc'ed. CLI_DONE, or CLI_FAILED after one line. */
+int cli_encode_open(cli_session *s, const char *text, size_t n, bool first, int32_t **ret_ids,
+                    uint32_t *ret_n);
+
 /* ---- text out ---- */
 
 typedef struct cli_gen {
     /* the request */
     sl_request request;
     const cli_strings *stops;
+    sl_chat_view *view;         /* which tokens are shown; NULL: all */
     bool print;                 /* text to stdout as it comes */
     /* the result */
     sl_seq seq;                 /* idle when the call returns */

@@ -13,6 +13,7 @@ struct command {
 
 static const struct command commands[] = {
     { "run", cmd_run, "continue a text" },
+    { "chat", cmd_chat, "talk with a model through its chat template" },
     { "eval", cmd_eval, "perplexity of a text, and raw logits" },
     { "inspect", cmd_inspect, "metadata, tensors and bytes per class of a model file" },
     { NULL, NULL, NULL }
