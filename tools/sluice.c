@@ -15,6 +15,7 @@ static const struct command commands[] = {
     { "run", cmd_run, "continue a text" },
     { "chat", cmd_chat, "talk with a model through its chat template" },
     { "eval", cmd_eval, "perplexity of a text, and raw logits" },
+    { "tokenize", cmd_tokenize, "token ids of a text, and the way back" },
     { "inspect", cmd_inspect, "metadata, tensors and bytes per class of a model file" },
     { NULL, NULL, NULL }
 };
