@@ -159,9 +159,10 @@ sl_status gguf_str(gguf_shard *s, sl_str *ret)
     return SL_OK;
 }
 
-static uint64_t hash_of(const char *p, size_t n)     /* FNV-1a, its high half folded in */
+/* FNV-1a from a seeded start, its high half folded in. */
+static uint64_t hash_of(uint64_t seed, const char *p, size_t n)
 {
-    uint64_t h = 0xcbf29ce484222325u;
+    uint64_t h = 0xcbf29ce484222325u ^ seed;
     for (size_t i = 0; i < n; i++) h = (h ^ (unsigned char)p[i]) * 0x100000001b3u;
     return h ^ h >> 32;
 }
@@ -171,12 +172,15 @@ sl_status gguf_table_init(sl_ctx *ctx, gguf_table *t, uint64_t n)
     uint64_t slots = 8;
     while (slots < 2 * n) slots *= 2;
     t->mask = slots - 1;
-    return sl_mem_alloc(ctx, SL_ACC_TABLES, slots * sizeof *t->slot, (void **)&t->slot);
+    SL_TRY(sl_mem_alloc(ctx, SL_ACC_TABLES, slots * sizeof *t->slot, (void **)&t->slot));
+    /* The allocator's address is not known to who wrote the file; no result depends on the seed. */
+    t->seed = (uint64_t)(uintptr_t)t->slot * 0x9e3779b97f4a7c15u;
+    return SL_OK;
 }
 
 static const sl_str **find_slot(const gguf_table *t, const char *p, size_t n)
 {
-    uint64_t i = hash_of(p, n) & t->mask;
+    uint64_t i = hash_of(t->seed, p, n) & t->mask;
     while (t->slot[i] && (t->slot[i]->n != n || memcmp(t->slot[i]->p, p, n))) i = (i + 1) & t->mask;
     return &t->slot[i];
 }

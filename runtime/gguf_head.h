@@ -21,8 +21,9 @@ typedef struct gguf_value {
     const uint32_t *index;  /* arrays of strings: where element i starts in the header */
 } gguf_value;
 
-/* Strings by content, for O(1) lookups. Holds pointers: the strings must not move. */
-typedef struct gguf_table { const sl_str **slot; uint64_t mask; } gguf_table;
+/* Strings by content, for O(1) lookups. Holds pointers: the strings must not move. The seed keeps a
+ * hostile file from choosing a million names that collide. */
+typedef struct gguf_table { const sl_str **slot; uint64_t mask, seed; } gguf_table;
 
 typedef struct gguf_shard {
     sl_ctx *ctx;
