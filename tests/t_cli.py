@@ -5,6 +5,7 @@ disks, closed pipes and Ctrl-C. Python's standard library only."""
 import json
 import math
 import os
+import pty
 import signal
 import struct
 import subprocess
@@ -241,6 +242,77 @@ class Run(unittest.TestCase):
         out.decode("utf-8")
         self.assertIn("Ctrl-C", err.decode())
         self.assertIn("peak memory", err.decode())
+
+
+class Chat(unittest.TestCase):
+    """The bundled model has no template and chats badly; what counts here is the mechanics."""
+    ARGS = ("chat", "--chat-template", "chatml", "--temp", "0", "-n", "12")
+
+    def chat(self, lines, *args):
+        code, out, err = sluice(*self.ARGS, "--json", *args, stdin=lines.encode())
+        self.assertEqual(code, 0, err)
+        return [json.loads(l) for l in out.splitlines()], err
+
+    def test_turns_add_to_the_context(self):
+        text = "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nWho goes there?<|im_end|>\n" \
+               "<|im_start|>assistant\n"
+        r, err = self.chat("Who goes there?\n\nSpeak!\n/reset\nWho goes there?\n", "-sys", "Be brief.")
+        self.assertEqual(len(r), 3)
+        self.assertEqual(r[0]["tokens"], r[2]["tokens"])
+        self.assertEqual(r[0]["n_prompt"], r[2]["n_prompt"])
+        self.assertLess(r[1]["n_prompt"], r[0]["n_prompt"])     # the system text is not read again
+        self.assertIn("a new conversation", err)
+        # The same as one text without a chat; the last token of a cut answer is not lost.
+        code, out, err = sluice("run", "--json", "--temp", "0", "-n", "12", "-p", text)
+        self.assertEqual(json.loads(out)["tokens"], r[0]["tokens"])
+        text += r[0]["text"] + "<|im_end|>\n<|im_start|>user\nSpeak!<|im_end|>\n<|im_start|>assistant\n"
+        code, out, err = sluice("run", "--json", "--temp", "0", "-n", "12", "-p", text)
+        two = json.loads(out)
+        if two["n_prompt"] == r[0]["n_prompt"] + 12 + r[1]["n_prompt"]:     # the same cut into tokens
+            self.assertEqual(two["tokens"], r[1]["tokens"])
+
+    def test_plain_output(self):
+        r, _ = self.chat("Hark\\\nwho\n")
+        code, out, err = sluice(*self.ARGS, stdin=b"Hark\\\nwho\n/exit\nmore\n")
+        self.assertEqual((code, out.decode()), (0, r[0]["text"] + "\n"))
+        self.assertIn("cut at 12 tokens", err)
+        code, out, err = sluice(*self.ARGS, stdin=b"")
+        self.assertEqual((code, out), (0, b""))
+
+    def test_no_template(self):
+        code, out, err = sluice("chat", stdin=b"Hello\n")
+        self.assertEqual((code, out), (1, b""))
+        self.assertIn("sluice run", err)
+        self.assertEqual(sluice("chat", "--chat-template", "nope")[0], 1)
+        self.assertEqual(sluice("chat", "-n", "0")[0], 2)
+
+    def test_context_is_full(self):
+        code, out, err = sluice(*self.ARGS, "-c", "64", "-n", "-1", "--ignore-eos", stdin=b"Hello\nAgain\n")
+        self.assertEqual(code, 1)
+        self.assertIn("the context of 64 is full", err)
+        self.assertIn("are left: /reset", err)
+
+    def test_terminal(self):
+        """Ctrl-C stops an answer, comes back to the prompt, and ends there."""
+        master, slave = pty.openpty()
+        p = subprocess.Popen([SLUICE, "chat", "--chat-template", "chatml", "-c", "30000", "-n", "-1", "--ignore-eos"],
+                             stdin=slave, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        os.close(slave)
+        os.write(master, b"/help\n/nope\nHello\n")
+        p.stdout.read(20)
+        p.send_signal(signal.SIGINT)
+        err = b""
+        while b"stopped" not in err or not err.endswith(b"> "):
+            got = os.read(p.stderr.fileno(), 4096)
+            self.assertTrue(got, err)
+            err += got
+        p.send_signal(signal.SIGINT)
+        out, more = p.communicate(timeout=60)
+        os.close(master)
+        err = (err + more).decode()
+        self.assertEqual(p.returncode, 130, err)
+        for part in ("/reset starts anew", "/nope is no command", "1 answer:", "peak memory"):
+            self.assertIn(part, err)
 
 
 class Eval(unittest.TestCase):

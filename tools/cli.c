@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <limits.h>
+#include <poll.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdlib.h>
@@ -179,6 +180,20 @@ void cli_catch_sigint(void)
 bool cli_interrupted(void)
 {
     return interrupted;
+}
+
+bool cli_wait_stdin(void)
+{
+    /* ppoll lets the signal in and waits in one step: none is lost between a look at the flag and a
+     * read that blocks. The library's threads block every signal. */
+    sigset_t block, before;
+    struct pollfd in = { .fd = 0, .events = POLLIN };
+    sigemptyset(&block);
+    sigaddset(&block, SIGINT);
+    pthread_sigmask(SIG_BLOCK, &block, &before);
+    if (!interrupted) ppoll(&in, 1, NULL, &before);
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    return !interrupted;
 }
 
 uint64_t cli_peak_rss(void)

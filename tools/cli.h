@@ -117,6 +117,8 @@ SL_NODISCARD sl_status cli_read_file(sl_ctx *ctx, const char *path, char **ret_t
 /* From now on the first Ctrl-C only sets what cli_interrupted tells; the next one kills. Clears it. */
 void cli_catch_sigint(void);
 bool cli_interrupted(void);
+/* Blocks until stdin has something to read; false: Ctrl-C came first. */
+bool cli_wait_stdin(void);
 
 /* Bytes: the most memory that was ever resident (getrusage). */
 uint64_t cli_peak_rss(void);

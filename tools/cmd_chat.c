@@ -49,6 +49,7 @@ static char *read_message(const struct chat *c)
     size_t cap = 0, n = 0;
     for (bool more = true; more; ) {
         if (c->interactive) fputs(message ? ". " : "> ", stderr);
+        if (c->interactive && !cli_wait_stdin()) break;     /* a terminal gives a line at a time */
         ssize_t got = getline(&line, &cap, stdin);
         if (got < 0) break;
         if (got && line[got - 1] == '\n') got--;
