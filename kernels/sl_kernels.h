@@ -10,8 +10,11 @@
 #define SL_KERNELS_H
 
 #include "kernels/sl_ops.h"
+#include "kernels/sl_quant.h"
 
-enum { SL_CPU_AVX2 = 1, SL_CPU_AVX512 = 2 };    /* AVX2 with FMA and F16C; AVX-512 F BW VL DQ */
+/* What a CPU has: AVX2 with FMA and F16C; AVX-512 F BW VL DQ; AVX-512-VNNI beside it; AVX-VNNI beside
+ * AVX2 (256 bits, as on CPUs without AVX-512). */
+enum { SL_CPU_AVX2 = 1, SL_CPU_AVX512 = 2, SL_CPU_VNNI512 = 4, SL_CPU_AVXVNNI = 8 };
 
 /* n elements (a multiple of the type's block) of a row to float32. No read past the row. */
 typedef void (*sl_dequant_fn)(const void *row, float *y, size_t n);
@@ -35,8 +38,13 @@ typedef struct sl_attn_tile {
 } sl_attn_tile;
 
 typedef struct sl_kernels {
-    const char *isa;        /* "c", "avx2", ...: shown by `sluice inspect`, capped by `--isa` */
+    const char *isa;        /* one of the names of sl_cpu_from_isa */
     sl_dequant_fn dequant[SL_N_TYPES];  /* NULL: a type that cannot be multiplied by */
+
+    /* sl_quant.h: products of quantised weights; group 0 for the other types. ret: sl_qx_bytes(group, n),
+     * 64-byte aligned. */
+    sl_qmul qmul[SL_N_TYPES];
+    void (*quantise)(uint32_t group, const float *x, size_t n, void *ret);
 
     /* ret[j * SL_DOTS_TILE + i] = sum over n of w[i] * x[j]; i < n_w, j < n_x, both <= SL_DOTS_TILE. */
     void (*dots)(const float *const *w, uint32_t n_w, const float *const *x, uint32_t n_x, size_t n,
@@ -63,7 +71,10 @@ typedef struct sl_kernels {
 } sl_kernels;
 
 SL_API unsigned sl_cpu_detect(void);    /* SL_CPU_* bits of this CPU */
-/* Pure: a mask of 0 gives the C reference. */
+/* The mask of a set's name: "c", "avx2", "avxvnni", "avx512" or "avx512vnni". SL_E_ARG: no such name;
+ * SL_E_UNSUPPORTED: cpu, what this CPU has (sl_cpu_detect), lacks some of it. */
+SL_API SL_NODISCARD sl_status sl_cpu_from_isa(const char *name, unsigned cpu, unsigned *ret_mask);
+/* Pure: a mask of 0 gives the C reference, any other the best set that it allows. */
 SL_API void sl_kernels_init(sl_kernels *k, unsigned cpu);
 
 /* Select and weigh experts for one row from the router's logits [n_expert] (bias included).

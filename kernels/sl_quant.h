@@ -21,8 +21,9 @@
 
 /* A quantised activation row of n elements (a multiple of G), 64-byte aligned:
  *   int8_t a[n], padded to 64 bytes; float dA[n / G], padded to 64 bytes; int16_t s[n / 16]
- * dA = max|x| / 127 of the group; a = x * (127 / max|x|) rounded to nearest, ties to even; a group of
- * zeros has dA = 0. A group that holds NaN or infinity has dA = NaN. */
+ * dA = max|x| / 127 of the group; a = x * (127 / max|x|) rounded to nearest, ties to even; a group so
+ * small that 127 / max|x| overflows counts as zeros, and a group of zeros has a = 0 and dA = 0. A group
+ * that holds NaN or infinity has a = 0 and dA = NaN. The padding is never written nor used. */
 static inline size_t sl_qx_scales(size_t n) { return (n + 63) / 64 * 64; }
 static inline size_t sl_qx_sums(uint32_t group, size_t n)
 {
@@ -41,8 +42,8 @@ typedef struct sl_qmul {
     void (*rows)(const void *w, size_t row_bytes, uint32_t n_rows, const void *x, size_t n, float *ret);
     /* For many activation rows: `unpack` brings n_rows <= tile_rows rows into the kernel's own layout
      * once, `tile` multiplies it with each of n_x activation rows: ret[j * ld + r] is row r times
-     * x_j = x[j]. The layout's size is tile_bytes(n); rows above n_rows give results that are not
-     * stored. */
+     * x_j = x[j]. The layout's size is tile_bytes(n), 64-byte aligned; rows above n_rows give results
+     * that are not stored. tile's n_rows is at most that of unpack. */
     uint32_t tile_rows;
     size_t (*tile_bytes)(size_t n);
     void (*unpack)(const void *w, size_t row_bytes, uint32_t n_rows, size_t n, void *ret_tile);

@@ -1,5 +1,8 @@
 /* kernels/cpu/dispatch.c - which set of kernels serves this CPU. */
 #include "kernels/cpu/cpu.h"
+#include "kernels/cpu/quant.h"
+
+#include <string.h>
 
 #if SL_HAVE_X86_SETS
 #include <cpuid.h>
@@ -17,8 +20,29 @@ unsigned sl_cpu_detect(void)
     if (cpu && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq"))
         cpu |= SL_CPU_AVX512;
+    if (cpu & SL_CPU_AVX512 && __builtin_cpu_supports("avx512vnni")) cpu |= SL_CPU_VNNI512;
+    /* AVX-VNNI: leaf 7.1, EAX bit 4; its registers are those of AVX2. */
+    if (cpu && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a >> 4 & 1)) cpu |= SL_CPU_AVXVNNI;
 #endif
     return cpu;
+}
+
+sl_status sl_cpu_from_isa(const char *name, unsigned cpu, unsigned *ret_mask)
+{
+    static const struct { const char *name; unsigned mask; } isas[] = {
+        { "c", 0 },
+        { "avx2", SL_CPU_AVX2 },
+        { "avxvnni", SL_CPU_AVX2 | SL_CPU_AVXVNNI },
+        { "avx512", SL_CPU_AVX2 | SL_CPU_AVX512 },
+        { "avx512vnni", SL_CPU_AVX2 | SL_CPU_AVX512 | SL_CPU_VNNI512 },
+    };
+    for (size_t i = 0; i < SL_LEN(isas); i++) {
+        if (strcmp(isas[i].name, name)) continue;
+        if (isas[i].mask & ~cpu) return SL_E_UNSUPPORTED;
+        *ret_mask = isas[i].mask;
+        return SL_OK;
+    }
+    return SL_E_ARG;
 }
 
 void sl_kernels_init(sl_kernels *k, unsigned cpu)
@@ -26,16 +50,19 @@ void sl_kernels_init(sl_kernels *k, unsigned cpu)
     *k = (sl_kernels){ .isa = "c" };
     sl_dequant_set_c(k);
     sl_f32_set_c(k);
+    sl_quant_set_c(k);
 #if SL_HAVE_X86_SETS
     if (cpu & SL_CPU_AVX2) {
         k->isa = "avx2";
         sl_dequant_set_avx2(k);
         sl_f32_set_avx2(k);
+        if (cpu & SL_CPU_AVXVNNI) k->isa = "avxvnni";
     }
     if (cpu & SL_CPU_AVX512) {
         k->isa = "avx512";
         sl_dequant_set_avx512(k);
         sl_f32_set_avx512(k);
+        if (cpu & SL_CPU_VNNI512) k->isa = "avx512vnni";
     }
 #else
     (void)cpu;
