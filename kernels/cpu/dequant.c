@@ -28,7 +28,7 @@ void DEQUANT(q4_0)(const void *row, float *restrict y, size_t n)
     const uint8_t *restrict b = row;
     for (size_t k = 0; k < n / QK; k++, b += 18, y += QK) {
         float d = sl_load_f16(b);
-        for (int i = 0; i < 16; i++) {
+        KX_ROLLED for (int i = 0; i < 16; i++) {
             y[i] = d * (float)((b[2 + i] & 15) - 8);
             y[16 + i] = d * (float)((b[2 + i] >> 4) - 8);
         }
@@ -41,7 +41,7 @@ void DEQUANT(q4_1)(const void *row, float *restrict y, size_t n)
     const uint8_t *restrict b = row;
     for (size_t k = 0; k < n / QK; k++, b += 20, y += QK) {
         float d = sl_load_f16(b), m = sl_load_f16(b + 2);
-        for (int i = 0; i < 16; i++) {
+        KX_ROLLED for (int i = 0; i < 16; i++) {
             y[i] = d * (float)(b[4 + i] & 15) + m;
             y[16 + i] = d * (float)(b[4 + i] >> 4) + m;
         }
@@ -55,7 +55,7 @@ void DEQUANT(q5_0)(const void *row, float *restrict y, size_t n)
     for (size_t k = 0; k < n / QK; k++, b += 22, y += QK) {
         float d = sl_load_f16(b);
         uint32_t h = sl_load_u32(b + 2);
-        for (int i = 0; i < 16; i++) {
+        KX_ROLLED for (int i = 0; i < 16; i++) {
             y[i] = d * (float)((int)((b[6 + i] & 15) | (h >> i & 1) << 4) - 16);
             y[16 + i] = d * (float)((int)(b[6 + i] >> 4 | (h >> (16 + i) & 1) << 4) - 16);
         }
@@ -69,7 +69,7 @@ void DEQUANT(q5_1)(const void *row, float *restrict y, size_t n)
     for (size_t k = 0; k < n / QK; k++, b += 24, y += QK) {
         float d = sl_load_f16(b), m = sl_load_f16(b + 2);
         uint32_t h = sl_load_u32(b + 4);
-        for (int i = 0; i < 16; i++) {
+        KX_ROLLED for (int i = 0; i < 16; i++) {
             y[i] = d * (float)(int)((b[8 + i] & 15) | (h >> i & 1) << 4) + m;
             y[16 + i] = d * (float)(int)(b[8 + i] >> 4 | (h >> (16 + i) & 1) << 4) + m;
         }

@@ -10,6 +10,13 @@
 
 #define DEQUANT(name) KX_NAME(sl_dequant_##name, KX_SET)   /* sl_dequant_q4_k_avx2 */
 
+/* In front of a loop with a constant count: gcc must not unroll it, else its vectoriser never sees it. */
+#ifdef __clang__
+#define KX_ROLLED
+#else
+#define KX_ROLLED _Pragma("GCC unroll 1")
+#endif
+
 #define QK_K 256    /* elements of a super-block */
 #define QK 32       /* elements of a legacy block */
 

@@ -17,7 +17,7 @@ static const uint8_t iq3_xxs_levels[8] = { 4, 12, 20, 28, 36, 44, 52, 62 };
 static inline void nibbles(const uint8_t *restrict q, const int8_t *levels, float d,
                            float *restrict y)
 {
-    for (int i = 0; i < 16; i++) {
+    KX_ROLLED for (int i = 0; i < 16; i++) {
         y[i] = d * (float)levels[q[i] & 15];
         y[16 + i] = d * (float)levels[q[i] >> 4];
     }
