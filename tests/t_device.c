@@ -1,7 +1,7 @@
 /* tests/t_device.c - the stages of the cpu device on small random models: logits against a plain forward
  * pass in double, written from the papers' formulas (MLA not absorbed); and the promise of sameness: the
  * same bits in one prefill, in chunks, row by row, beside other sequences, on 1 and 2 threads, with runs of
- * experts in one call or many, on every set of kernels' own device. Stages must not allocate. */
+ * experts in one call, in many or in steps, and on the reference kernels. Stages must not allocate. */
 #include "offload/sl_device.h"
 #include "tests/t.h"
 
@@ -567,6 +567,12 @@ static void check_shape(const struct shape *s)
     sequence(&e, token, 0, N, 0, other);
     same_bits(s, "the reference kernels");
     close_engine(&e);
+
+    m.widths.ff_sum = SL_MAX(s->ff, s->shared);     /* scratch for one expert of a row: several steps */
+    open_engine(&e, &m, 2, ~0u);
+    sequence(&e, token, 0, N, 0, other);
+    same_bits(s, "runs of experts in several steps");
+    close_engine(&e);
     free_model(&m);
 }
 
@@ -585,6 +591,9 @@ static void check_errors(void)
     T_CHECK(e.dev->ops->embed(e.dev, &m.w, &e.b) == SL_E_ARG, "a token beyond the vocabulary");
     e.token[0] = -1;
     T_CHECK(e.dev->ops->embed(e.dev, &m.w, &e.b) == SL_E_ARG, "a negative token");
+    sl_expert_run run = { .ffn = m.layers[0].ffn };
+    run.ffn.gate.rows = ROWS * m.widths.ff_sum + 1;
+    T_CHECK(e.dev->ops->experts(e.dev, m.layers, &run, 1, true, &e.b) == SL_E_ARG, "a run beyond ff_sum");
     sl_mem_report r;
     sl_mem_get(e.ctx, &r);
     sl_mem_set_limit(e.ctx, r.total + 4096);
