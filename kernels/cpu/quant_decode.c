@@ -1,6 +1,7 @@
 /* kernels/cpu/quant_decode.c - blocks of every quantised type taken apart into sl_qgroup: the plainest
  * code that is right, for the reference and the tests. Layouts: kernels/cpu/dequant.c, dequant_iq.c.
- * Types with a codebook have q = level + 128. The fractions in the scales of IQ2 and IQ3 go into d:
+ * Types with a codebook have q = level + 128, or + 64 where that keeps q below 128 (which spares sets
+ * without VNNI a saturation). The fractions in the scales of IQ2 and IQ3 go into d:
  * d (0.5 + s) / 4 is (d / 8) (1 + 2 s), exact since d came from a float16. */
 #define KX_SET c
 #include "kernels/cpu/dequant.h"
@@ -37,10 +38,10 @@ static void nibbles(const uint8_t *b, uint8_t *q)
     }
 }
 
-static void levels(const uint8_t *b, const int8_t *level, uint8_t *q)
+static void levels(const uint8_t *b, const int8_t *level, int zero, uint8_t *q)
 {
     nibbles(b, q);
-    for (int i = 0; i < 32; i++) q[i] = (uint8_t)(128 + level[q[i]]);
+    for (int i = 0; i < 32; i++) q[i] = (uint8_t)(zero + level[q[i]]);
 }
 
 static void fifth_bits(const uint8_t *b, uint8_t *q)
@@ -84,7 +85,7 @@ static void q8_0(const uint8_t *b, sl_qgroup *g)
 static void iq4_nl(const uint8_t *b, sl_qgroup *g)
 {
     one_scale(g, sl_load_f16(b), 0, 0);
-    levels(b + 2, iq4_levels, g->q);
+    levels(b + 2, iq4_levels, 128, g->q);
 }
 
 static void mxfp4(const uint8_t *b, sl_qgroup *g)
@@ -92,7 +93,7 @@ static void mxfp4(const uint8_t *b, sl_qgroup *g)
     union { uint32_t u; float f; } d;
     d.u = b[0] < 2 ? 0x00200000u << b[0] : (uint32_t)(b[0] - 1) << 23;
     one_scale(g, d.f, 0, 0);
-    levels(b + 1, e2m1_levels, g->q);
+    levels(b + 1, e2m1_levels, 64, g->q);
 }
 
 static void q2_k(const uint8_t *b, sl_qgroup *g)
@@ -173,7 +174,7 @@ static void iq4_xs(const uint8_t *b, sl_qgroup *g)
     for (int j = 0; j < 8; j++) {
         int s = (int)((b[4 + j / 2] >> 4 * (j % 2) & 15) | (h >> 2 * j & 3) << 4);
         g->sc[2 * j] = g->sc[2 * j + 1] = (int16_t)(s - 32);
-        levels(b + 8 + 16 * j, iq4_levels, g->q + 32 * j);
+        levels(b + 8 + 16 * j, iq4_levels, 128, g->q + 32 * j);
     }
 }
 
@@ -186,7 +187,7 @@ static void row_iq2(unsigned row, unsigned signs, uint8_t *q)
 {
     for (int i = 0; i < 8; i++) {
         int v = iq2_levels[row >> 2 * i & 3];
-        q[i] = (uint8_t)(128 + (signs >> i & 1 ? -v : v));
+        q[i] = (uint8_t)(64 + (signs >> i & 1 ? -v : v));
     }
 }
 
@@ -236,7 +237,7 @@ static void iq3_xxs(const uint8_t *b, sl_qgroup *g)
         g->sc[j / 4] = (int16_t)(1 + 2 * (w >> 28));
         for (int i = 0; i < 4; i++) {
             int v = iq3_xxs_levels[grid >> 4 * i & 7];
-            g->q[4 * j + i] = (uint8_t)(128 + (signs >> i & 1 ? -v : v));
+            g->q[4 * j + i] = (uint8_t)(64 + (signs >> i & 1 ? -v : v));
         }
     }
 }
@@ -251,7 +252,7 @@ static void iq3_s(const uint8_t *b, sl_qgroup *g)
         g->sc[j / 4] = (int16_t)(1 + 2 * (b[106 + j / 16] >> 4 * (j / 8 % 2) & 15));
         for (int i = 0; i < 4; i++) {
             int v = 2 * (int)(grid >> 4 * i & 7) + 1;
-            g->q[4 * j + i] = (uint8_t)(128 + (signs >> i & 1 ? -v : v));
+            g->q[4 * j + i] = (uint8_t)(64 + (signs >> i & 1 ? -v : v));
         }
     }
 }
@@ -263,16 +264,16 @@ const sl_qtype sl_qtypes[SL_N_TYPES] = {
     [SL_Q5_1] = { 32, 24, 0, true, false, q5_1 },
     [SL_Q8_0] = { 32, 34, 128, false, false, q8_0 },
     [SL_IQ4_NL] = { 32, 18, 128, false, false, iq4_nl },
-    [SL_MXFP4] = { 32, 17, 128, false, false, mxfp4 },
+    [SL_MXFP4] = { 32, 17, 64, false, false, mxfp4 },
     [SL_Q2_K] = { 256, 84, 0, true, true, q2_k },
     [SL_Q3_K] = { 256, 110, 4, false, true, q3_k },
     [SL_Q4_K] = { 256, 144, 0, true, false, q4_k },
     [SL_Q5_K] = { 256, 176, 0, true, false, q5_k },
     [SL_Q6_K] = { 256, 210, 32, false, true, q6_k },
     [SL_IQ4_XS] = { 256, 136, 128, false, false, iq4_xs },
-    [SL_IQ2_XXS] = { 256, 66, 128, false, false, iq2_xxs },
-    [SL_IQ2_XS] = { 256, 74, 128, false, true, iq2_xs },
-    [SL_IQ2_S] = { 256, 82, 128, false, true, iq2_s },
-    [SL_IQ3_XXS] = { 256, 98, 128, false, false, iq3_xxs },
-    [SL_IQ3_S] = { 256, 110, 128, false, false, iq3_s },
+    [SL_IQ2_XXS] = { 256, 66, 64, false, false, iq2_xxs },
+    [SL_IQ2_XS] = { 256, 74, 64, false, true, iq2_xs },
+    [SL_IQ2_S] = { 256, 82, 64, false, true, iq2_s },
+    [SL_IQ3_XXS] = { 256, 98, 64, false, false, iq3_xxs },
+    [SL_IQ3_S] = { 256, 110, 64, false, false, iq3_s },
 };
