@@ -3,6 +3,7 @@
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "tools/session.h"
@@ -171,12 +172,21 @@ static const char *say_reason(const char *reason)
     return reason;
 }
 
+/* Do stdout and stderr end up in one place: a terminal, or one file or pipe? */
+static bool one_reader(void)
+{
+    struct stat out, err;
+    return fstat(1, &out) == 0 && fstat(2, &err) == 0 && out.st_dev == err.st_dev
+        && out.st_ino == err.st_ino;
+}
+
 void cli_footer(const cli_session *s, const cli_gen *g)
 {
     char a[24], b[24], line[256] = "";
     int n = 0;
     fflush(stdout);
-    if (g->print && isatty(1) && (!g->n_text || g->text[g->n_text - 1] != '\n')) fputc('\n', stderr);
+    bool open_line = !g->n_text || g->text[g->n_text - 1] != '\n';
+    if (g->print && open_line && one_reader()) fputc('\n', stderr);
     if (g->n_ids) n = snprintf(line, sizeof line, ", first token after %.3f s", g->ttft_s);
     snprintf(line + n, sizeof line - (size_t)n, "; generated %" PRIu32 " token%s", g->n_ids,
              g->n_ids == 1 ? "" : "s");
