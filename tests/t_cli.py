@@ -316,6 +316,7 @@ class Chat(unittest.TestCase):
 
 
 class Eval(unittest.TestCase):
+    @unittest.skipIf(os.environ.get("SLUICE_SANITIZED"), "the whole text takes minutes")
     def test_perplexity_is_pytorchs(self):
         code, out, err = sluice("eval", "-f", TEXT, "--json")
         self.assertEqual(code, 0, err)
