@@ -1,10 +1,10 @@
-/* runtime/sampler.c - picks the next token from logits: repeat penalty, top-k, top-p, min-p, temperature, draw.
+/* runtime/sampler.c - repeat penalty, top-k, top-p, min-p, temperature, draw.
  * Candidates are ordered by logit, then by id: which ones are kept never depends on how they are
- * selected. top-k keeps a heap of k, top-p pops a heap until its mass is reached, and nothing sorts a
- * whole vocabulary. exp is computed here with operations that IEEE 754 defines exactly, so that a
+ * selected. top-k keeps a heap of k, top-p pops a heap until its mass is reached, and nothing sorts
+ * a whole vocabulary. exp is computed here with operations that IEEE 754 defines exactly, so that a
  * seed gives the same tokens on every machine.
  * Invariants:
- *   I1  count[id] says how often id stands in the ring of the last tokens; n_ring is at most its size
+ *   I1  count[id] says how often id stands in the ring of the last tokens
  *   I2  banned[] is all zero between draws
  *   I3  cand has room for top_k entries, or for the vocabulary when top_k is 0 */
 #include "runtime/sl_sampler.h"
@@ -48,8 +48,8 @@ static uint64_t rotl(uint64_t x, int k)
     return x << k | x >> (64 - k);
 }
 
-/* xoshiro256**. Source: Blackman, Vigna, Scrambled Linear Pseudorandom Number Generators, ACM TOMS 47(4),
- * 2021. */
+/* xoshiro256**. Source: Blackman, Vigna, Scrambled Linear Pseudorandom Number Generators, ACM TOMS
+ * 47(4), 2021. */
 static uint64_t next_random(uint64_t s[4])
 {
     uint64_t r = rotl(s[1] * 5, 7) * 9, t = s[1] << 17;
@@ -62,9 +62,9 @@ static uint64_t next_random(uint64_t s[4])
     return r;
 }
 
-/* exp(x) for x <= 0, within 2 ulp: x = n ln 2 + r, |r| <= ln 2 / 2, Taylor to r^13 (the next term is
- * below 2^-57), scaled by 2^n. ln 2 in two parts: Cody, Waite, Software Manual for the Elementary
- * Functions, 1980, chapter 6. Below 2^-1000 it is 0. */
+/* exp(x) for x <= 0, within 2 ulp: x = n ln 2 + r, |r| <= ln 2 / 2, Taylor to r^13 (the next term
+ * is below 2^-57), scaled by 2^n. ln 2 in two parts: Cody, Waite, Software Manual for the
+ * Elementary Functions, 1980, chapter 6. Below 2^-1000 it is 0. */
 static double exp_neg(double x)
 {
     static const double ln2_hi = 0x1.62e42fee00000p-1, ln2_lo = 0x1.a39ef35793c76p-33;
@@ -129,7 +129,8 @@ static int32_t draw_greedy(const sl_sampler *s, const float *logits)
     return best.id;
 }
 
-/* Fills cand with the n_keep first ids of the order, in no particular order; returns their number. */
+/* Fills cand with the n_keep first ids of the order, in no particular order; returns their
+ * number. */
 static uint32_t select_top_k(sl_sampler *s, const float *logits)
 {
     struct cand *h = s->cand;
@@ -173,7 +174,8 @@ static uint32_t keep_min_p(sl_sampler *s, uint32_t n, float max)
 {
     uint32_t kept = 0;
     for (uint32_t i = 0; i < n; i++)
-        if (exp_neg((double)s->cand[i].logit - max) >= (double)s->p.min_p) s->cand[kept++] = s->cand[i];
+        if (exp_neg((double)s->cand[i].logit - max) >= (double)s->p.min_p)
+            s->cand[kept++] = s->cand[i];
     return kept;
 }
 
@@ -202,16 +204,20 @@ static int32_t draw_random(sl_sampler *s, const float *logits)
 
 static sl_status check_params(sl_ctx *ctx, const sl_sampler_params *p, uint32_t n_vocab)
 {
-    if (!n_vocab || n_vocab > INT32_MAX) return sl_fail(ctx, SL_E_ARG, "sampler: %u tokens", n_vocab);
-    if (!isfinite(p->temp)) return sl_fail(ctx, SL_E_ARG, "temperature %g: expected a finite number", p->temp);
+    if (!n_vocab || n_vocab > INT32_MAX)
+        return sl_fail(ctx, SL_E_ARG, "sampler: %u tokens", n_vocab);
+    if (!isfinite(p->temp))
+        return sl_fail(ctx, SL_E_ARG, "temperature %g: expected a finite number", p->temp);
     if (!(p->top_p >= 0 && p->top_p <= 1))
         return sl_fail(ctx, SL_E_ARG, "top-p %g: expected 0 to 1", p->top_p);
     if (!(p->min_p >= 0 && p->min_p <= 1))
         return sl_fail(ctx, SL_E_ARG, "min-p %g: expected 0 to 1", p->min_p);
     if (!(p->repeat_penalty > 0) || !isfinite(p->repeat_penalty))
-        return sl_fail(ctx, SL_E_ARG, "repeat penalty %g: expected a number above 0", p->repeat_penalty);
+        return sl_fail(ctx, SL_E_ARG, "repeat penalty %g: expected a number above 0",
+                       p->repeat_penalty);
     if (p->repeat_last_n > MAX_LAST_N)
-        return sl_fail(ctx, SL_E_ARG, "repeat penalty over %u tokens: at most %u", p->repeat_last_n, MAX_LAST_N);
+        return sl_fail(ctx, SL_E_ARG, "repeat penalty over %u tokens: at most %u",
+                       p->repeat_last_n, MAX_LAST_N);
     return SL_OK;
 }
 
@@ -221,7 +227,8 @@ sl_sampler_params sl_sampler_defaults(void)
                                 .repeat_penalty = 1, .repeat_last_n = 64, .seed = 0 };
 }
 
-sl_status sl_sampler_create(sl_ctx *ctx, const sl_sampler_params *p, uint32_t n_vocab, sl_sampler **ret)
+sl_status sl_sampler_create(sl_ctx *ctx, const sl_sampler_params *p, uint32_t n_vocab,
+                            sl_sampler **ret)
 {
     assert(ctx && p && ret);
     SL_TRY(check_params(ctx, p, n_vocab));
@@ -285,7 +292,8 @@ static int32_t fallback(const sl_sampler *s)
     return at ? (int32_t)(at - s->banned) : 0;
 }
 
-int32_t sl_sampler_draw(sl_sampler *s, const float *logits, const int32_t *banned, uint32_t n_banned)
+int32_t sl_sampler_draw(sl_sampler *s, const float *logits, const int32_t *banned,
+                        uint32_t n_banned)
 {
     assert(s && logits);
     for (uint32_t i = 0; i < n_banned; i++)

@@ -56,8 +56,10 @@ int main(void)
     T_CHECK(!strcmp(a.model, "a=b") && a.temp == 0.25f && a.json && !n_pos, "values with =");
     T_CHECK(PARSE("-m", "-h", "-n", "-1") == -1 && !strcmp(a.model, "-h") && a.i == -1,
             "values may look like flags");
-    T_CHECK(PARSE("-", "", "-m", "") == -1 && n_pos == 2 && !*a.model, "- and empty are positional");
-    T_CHECK(PARSE("--", "-m", "-x") == -1 && n_pos == 2 && !strcmp(pos[1], "-x"), "-- ends options");
+    T_CHECK(PARSE("-", "", "-m", "") == -1 && n_pos == 2 && !*a.model,
+            "- and empty are positional");
+    T_CHECK(PARSE("--", "-m", "-x") == -1 && n_pos == 2 && !strcmp(pos[1], "-x"),
+            "-- ends options");
     T_CHECK(PARSE("-r", "a", "--stop", "b", "--stop=c") == -1 && a.stops.n == 3, "repeated");
     T_CHECK(!strcmp(a.stops.s[2], "c"), "in order");
     T_CHECK(PARSE("-c", "4294967295") == -1 && a.n == UINT32_MAX, "largest");
@@ -67,12 +69,15 @@ int main(void)
     T_CHECK(PARSE("-k", "F32") == -1 && a.kind == 1, "a choice in any case of letters");
 
     static const char *const bad[][3] = {
-        { "-x" }, { "--mode", "x" }, { "-m" }, { "-c", "0" }, { "-c", "-1" }, { "-c", "4294967296" },
-        { "-c", "1x" }, { "-c", "" }, { "-c", " " }, { "-n", "-2" }, { "-n", "101" }, { "-n", "1e1" },
+        { "-x" }, { "--mode", "x" }, { "-m" }, { "-c", "0" }, { "-c", "-1" }, { "-c", "1x" },
+        { "-c", "4294967296" }, { "-c", "" }, { "-c", " " }, { "-n", "-2" }, { "-n", "101" },
+        { "-n", "1e1" },
         { "-n", "99999999999999999999" },
-        { "--temp", "nan" }, { "--temp", "inf" }, { "--temp", "-0.1" }, { "--temp", "x" }, { "--temp", "" },
-        { "--ram", "x" }, { "--ram", "-1G" }, { "--ram", "1Q" }, { "-s", "-2" }, { "-s", "1.5" }, { "-s", "" },
-        { "-s", "9223372036854775808" }, { "-k", "f1" }, { "-k", "f16|f32" }, { "-k", "" }, { "--json=1" },
+        { "--temp", "nan" }, { "--temp", "inf" }, { "--temp", "-0.1" }, { "--temp", "x" },
+        { "--temp", "" },
+        { "--ram", "x" }, { "--ram", "-1G" }, { "--ram", "1Q" }, { "-s", "-2" }, { "-s", "1.5" },
+        { "-s", "" }, { "-s", "9223372036854775808" }, { "-k", "f1" }, { "-k", "f16|f32" },
+        { "-k", "" }, { "--json=1" },
         { "-m=x" }, { "-mx" }, { "a", "b", "c" }, { "-r" },
     };
     for (size_t i = 0; i < SL_LEN(bad); i++)
@@ -80,7 +85,8 @@ int main(void)
                 bad[i][1] ? bad[i][1] : "");
     const char *many[CLI_MAX_STRINGS + 2] = { NULL };
     for (int i = 0; i <= CLI_MAX_STRINGS; i++) many[i] = "--stop=x";
-    T_CHECK(parse(&a, &g, pos, &n_pos, many) == CLI_USAGE && a.stops.n == CLI_MAX_STRINGS, "too many");
+    T_CHECK(parse(&a, &g, pos, &n_pos, many) == CLI_USAGE && a.stops.n == CLI_MAX_STRINGS,
+            "too many");
     printf("%lu checks, %lu failed\n", t_checks, t_failed);
     return t_failed != 0;
 }

@@ -1,5 +1,5 @@
-/* tests/t_sampler.c - the sampler against probabilities computed by hand and against a slow reference
- * (full sort), its edges, and its use of memory. */
+/* tests/t_sampler.c - the sampler against probabilities computed by hand and against a slow
+ * reference (full sort), its edges, and its use of memory. */
 #include <math.h>
 
 #include "runtime/sl_sampler.h"
@@ -29,10 +29,11 @@ static int32_t once(sl_ctx *ctx, sl_sampler_params p, const float *logits, uint3
 
 #define DRAWS 100000
 
-/* Counts against probabilities want[n]: impossible ids never, the others within a chi-square limit that
- * a right sampler exceeds once in 10^5 (Wilson, Hilferty: k (1 - 2/(9k) + 4.265 sqrt(2/(9k)))^3). */
-static void check_draws(const char *what, sl_ctx *ctx, sl_sampler_params p, const float *logits, uint32_t n,
-                        const double *want)
+/* Counts against probabilities want[n]: impossible ids never, the others within a chi-square limit
+ * that a right sampler exceeds once in 10^5 (Wilson, Hilferty: k (1 - 2/(9k) + 4.265
+ * sqrt(2/(9k)))^3). */
+static void check_draws(const char *what, sl_ctx *ctx, sl_sampler_params p, const float *logits,
+                        uint32_t n, const double *want)
 {
     sl_sampler *s = make(ctx, p, n);
     unsigned count[16] = { 0 };
@@ -56,7 +57,8 @@ static void check_draws(const char *what, sl_ctx *ctx, sl_sampler_params p, cons
     sl_sampler_destroy(&s);
 }
 
-/* Logits are logs of 8 4 2 1 1 over 16, in another order; so every filter's answer is a fraction. */
+/* Logits are logs of 8 4 2 1 1 over 16, in another order; so every filter's answer is a
+ * fraction. */
 static void distributions(sl_ctx *ctx)
 {
     float l[5];
@@ -86,7 +88,8 @@ static void distributions(sl_ctx *ctx)
     q.temp = 2;
     q.top_p = 0.7f; /* chosen at temperature 1, drawn at 2 */
     double r = sqrt(2);
-    check_draws("top-p, then temperature 2", ctx, q, l, 5, (double[]){ 0, r / (r + 1), 0, 1 / (r + 1), 0 });
+    check_draws("top-p, then temperature 2", ctx, q, l, 5,
+                (double[]){ 0, r / (r + 1), 0, 1 / (r + 1), 0 });
 }
 
 struct ref { float l; int32_t id; };
@@ -98,8 +101,8 @@ static int by_order(const void *a, const void *b)
     return x->id < y->id ? -1 : 1;
 }
 
-/* The ids that may be drawn, by a full sort, for random logits with many ties; every id drawn must be
- * among them, and every one of them must be drawn in the end. */
+/* The ids that may be drawn, by a full sort, for random logits with many ties; every id drawn must
+ * be among them, and every one of them must be drawn in the end. */
 static void against_sort(sl_ctx *ctx)
 {
     enum { N = 300 };
@@ -118,7 +121,8 @@ static void against_sort(sl_ctx *ctx)
         uint32_t n = q.top_k ? q.top_k : N, keep = 0;
         double sum = 0, mass = 0;
         for (uint32_t i = 0; i < n; i++) sum += exp((double)r[i].l - r[0].l);
-        while (keep < n && (!keep || mass < (double)q.top_p * sum)) mass += exp((double)r[keep++].l - r[0].l);
+        while (keep < n && (!keep || mass < (double)q.top_p * sum))
+            mass += exp((double)r[keep++].l - r[0].l);
         char may[N] = { 0 };
         uint32_t seen = 0;
         for (uint32_t i = 0; i < keep; i++) may[r[i].id] = 1;
@@ -126,7 +130,8 @@ static void against_sort(sl_ctx *ctx)
         sl_sampler *s = make(ctx, q, N);
         for (int i = 0; i < 20 * N; i++) {
             int32_t id = sl_sampler_draw(s, l, NULL, 0);
-            T_CHECK(may[id], "round %d top_k %u top_p %g: id %d is beyond the %u kept", round, q.top_k,
+            T_CHECK(may[id], "round %d top_k %u top_p %g: id %d is beyond the %u kept", round,
+                    q.top_k,
                     (double)q.top_p, id, keep);
             if (may[id] == 1) may[id] = 2, seen++;
         }
@@ -137,7 +142,8 @@ static void against_sort(sl_ctx *ctx)
 
 static void edges(sl_ctx *ctx)
 {
-    float tie[6] = { 1, 5, 5, 2, 5, NAN }, nan[4] = { NAN, NAN, NAN, NAN }, inf[3] = { 1, INFINITY, 2 };
+    float tie[6] = { 1, 5, 5, 2, 5, NAN }, nan[4] = { NAN, NAN, NAN, NAN };
+    float inf[3] = { 1, INFINITY, 2 };
     float low[3] = { -INFINITY, -3e38f, -INFINITY }, huge[3] = { 3e38f, -3e38f, 0 };
     sl_sampler_params q = plain(), greedy = plain();
     greedy.temp = 0;
@@ -181,8 +187,10 @@ static void bans(sl_ctx *ctx)
         sl_sampler_params q = plain();
         q.temp = g ? 0 : 1;
         sl_sampler *s = make(ctx, q, 4);
-        for (int i = 0; i < 200; i++) T_CHECK(sl_sampler_draw(s, l, ban, 4) != 1, "banned id drawn");
-        for (int i = 0; i < 50; i++) T_CHECK(sl_sampler_draw(s, l, but2, 3) == 2, "all but 2 are banned");
+        for (int i = 0; i < 200; i++)
+            T_CHECK(sl_sampler_draw(s, l, ban, 4) != 1, "banned id drawn");
+        for (int i = 0; i < 50; i++)
+            T_CHECK(sl_sampler_draw(s, l, but2, 3) == 2, "all but 2 are banned");
         T_CHECK(sl_sampler_draw(s, l, all, 4) == 0, "all banned");
         float nan[4] = { NAN, NAN, NAN, NAN };
         T_CHECK(sl_sampler_draw(s, nan, ban, 4) == 0, "NaN: the lowest that is not banned");
@@ -217,7 +225,8 @@ static void penalty(sl_ctx *ctx)
     T_CHECK(sl_sampler_draw(s, l, NULL, 0) == 0, "0 and 1 left the window");
     float neg[4] = { -2, -3, -9, -9 };
     sl_sampler_accept(s, 0);
-    T_CHECK(sl_sampler_draw(s, neg, NULL, 0) == 1, "negative logits are multiplied: -4 is below -3");
+    T_CHECK(sl_sampler_draw(s, neg, NULL, 0) == 1,
+            "negative logits are multiplied: -4 is below -3");
     sl_sampler_destroy(&s);
 
     q.repeat_penalty = 1;
@@ -233,7 +242,8 @@ static void penalty(sl_ctx *ctx)
     sl_sampler_destroy(&s);
 }
 
-/* The same seed gives the same tokens: these stand here since 2026-11, for every compiler and machine. */
+/* The same seed gives the same tokens: these stand here since 2026-11, for every compiler and
+ * machine. */
 static void reproducible(sl_ctx *ctx)
 {
     enum { N = 1000, DRAWN = 12 };
@@ -279,7 +289,8 @@ static void bad_params(sl_ctx *ctx)
     bad[6].repeat_penalty = NAN;
     bad[7].repeat_last_n = 4097;
     sl_sampler *s = NULL;
-    for (int i = 0; i < 8; i++) T_CHECK(sl_sampler_create(ctx, &bad[i], 10, &s) == SL_E_ARG && !s, "case %d", i);
+    for (int i = 0; i < 8; i++)
+        T_CHECK(sl_sampler_create(ctx, &bad[i], 10, &s) == SL_E_ARG && !s, "case %d", i);
     T_CHECK(sl_sampler_create(ctx, &good, 0, &s) == SL_E_ARG && !s, "no vocabulary");
     /* Every allocation fails once, and nothing leaks. */
     good.repeat_penalty = 2;

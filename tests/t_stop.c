@@ -1,5 +1,5 @@
-/* tests/t_stop.c - stop strings: every way of cutting a text into pushes gives the same result, which is
- * the one of a search over the whole text. */
+/* tests/t_stop.c - stop strings: every way of cutting a text into pushes gives the same result,
+ * which is the one of a search over the whole text. */
 #include "tests/t.h"
 #include "tools/stop.h"
 
@@ -48,8 +48,8 @@ static void check(const cli_strings *stops, const char *text, unsigned cuts)
     size_t want = reference(stops, text, &want_hit);
     run(stops, text, cuts, out, &hit);
     T_CHECK(hit == want_hit && strlen(out) == want && !memcmp(out, text, want),
-            "\"%s\" cuts %x stops \"%s\"...: got \"%s\" %d, want %zu bytes, %d", text, cuts, stops->s[0], out,
-            hit, want, want_hit);
+            "\"%s\" cuts %x stops \"%s\"...: got \"%s\" %d, want %zu bytes, %d", text, cuts, stops->s[0],
+            out, hit, want, want_hit);
 }
 
 int main(void)
@@ -57,10 +57,12 @@ int main(void)
     t_begin();
     static const cli_strings sets[] = {
         { { "STOP" }, 1 }, { { "aab" }, 1 }, { { "abcdef", "cd" }, 2 }, { { "cd", "abcd" }, 2 },
-        { { "" }, 1 }, { { "", "a" }, 2 }, { { "\n\n", "User:" }, 2 }, { { "abab" }, 1 }, { { NULL }, 0 },
+        { { "" }, 1 }, { { "", "a" }, 2 }, { { "\n\n", "User:" }, 2 }, { { "abab" }, 1 },
+        { { NULL }, 0 },
     };
     static const char *const texts[] = {
-        "", "a", "no match here", "xSTOP", "STOPx", "STO", "STOSTOP!", "aaab", "aaaaab!", "xabcdef", "abcde",
+        "", "a", "no match here", "xSTOP", "STOPx", "STO", "STOSTOP!", "aaab", "aaaaab!", "xabcdef",
+        "abcde",
         "abcdx", "line\nline\n\nrest", "Use User: hi", "abaabab", "ababab", "\xc3\xa4STOP",
     };
     for (size_t s = 0; s < SL_LEN(sets); s++)

@@ -39,7 +39,7 @@ static uint64_t group_leaves(const char *root, const char *path, const char *lim
     for (;;) {
         uint64_t limit, use = 0, cache = 0;
         snprintf(file, sizeof file, "%s/%s", dir, limit_name);
-        if (read_u64(file, &limit) && limit < (uint64_t)1 << 62) {      /* v1 writes 2^63 for none */
+        if (read_u64(file, &limit) && limit < (uint64_t)1 << 62) {  /* v1: 2^63 for none */
             snprintf(file, sizeof file, "%s/%s", dir, use_name);
             if (!read_u64(file, &use)) use = 0;
             snprintf(file, sizeof file, "%s/memory.stat", dir);
@@ -68,7 +68,8 @@ uint64_t cli_available_bytes(void)
         path++;
         if (!strcmp(path, "/")) path = (char *)"";
         if (!strncmp(line, "0::", 3))
-            left = SL_MIN(left, group_leaves("/sys/fs/cgroup", path, "memory.max", "memory.current"));
+            left = SL_MIN(left, group_leaves("/sys/fs/cgroup", path, "memory.max",
+                                             "memory.current"));
         else if (strstr(line, ":memory:"))
             left = SL_MIN(left, group_leaves("/sys/fs/cgroup/memory", path, "memory.limit_in_bytes",
                                              "memory.usage_in_bytes"));

@@ -117,8 +117,8 @@ char *cli_bundled_model(void)
         if (path && !access(path, R_OK)) return path;
         free(path);
     }
-    cli_fail("the bundled model %s is neither beside the program nor in %s/models nor in %s/models: "
-             "give a model with -m FILE", BUNDLED_NAME, fixed[0], fixed[1]);
+    cli_fail("the bundled model %s is neither beside the program nor in %s/models nor in "
+             "%s/models: give a model with -m FILE", BUNDLED_NAME, fixed[0], fixed[1]);
     return NULL;
 }
 

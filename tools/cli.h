@@ -1,9 +1,9 @@
-/* tools/cli.h - what the commands of `sluice` share: options from tables, logs, exit codes, files, signals.
+/* tools/cli.h - what the commands of `sluice` share: options from tables, logs, exit codes, files.
  * Owns flags and text. Must not be included outside tools/. Threads: the main thread only.
  * Units: bytes. Tested by tests/t_opt.c and tests/t_cli.py.
  *
- * A command is `int cmd_NAME(int argc, char **argv)` in tools/cmd_NAME.c: argv[0] is the command's name,
- * the return value the exit code. Results go to stdout, everything else to stderr. */
+ * A command is `int cmd_NAME(int argc, char **argv)` in tools/cmd_NAME.c: argv[0] is the command's
+ * name, the return value the exit code. Results go to stdout, everything else to stderr. */
 #ifndef CLI_H
 #define CLI_H
 
@@ -26,7 +26,8 @@ int cmd_inspect(int argc, char **argv);
  *     static const cli_option options[] = {
  *         { "-m,--model", CLI_STR, "FILE", "model to read", offsetof(struct args, model), 0, 0 },
  *         { "-n,--rows", CLI_U32, "N", "rows to show", offsetof(struct args, n), 1, 1e6 },
- *         { "--json", CLI_FLAG, NULL, "one JSON object on stdout", offsetof(struct args, json), 0, 0 },
+ *         { "--json", CLI_FLAG, NULL, "one JSON object on stdout",
+ *           offsetof(struct args, json), 0, 0 },
  *     };
  *     struct args a = { .n = 10 };
  *     cli_group groups[] = { { "Options", options, SL_LEN(options), &a, 0 } };
@@ -51,7 +52,7 @@ typedef enum cli_type {
 typedef struct cli_option {
     const char *names;      /* "-n,--predict,--n-predict": all mean the same */
     cli_type type;
-    const char *arg;        /* the value's name in the help; NULL for a flag; the choices of CLI_CHOICE */
+    const char *arg;        /* the value's name in the help, or its choices; NULL for a flag */
     const char *help;
     size_t offset;
     double min, max;
@@ -78,8 +79,9 @@ typedef struct cli_spec {
 typedef struct cli_strings { const char *s[CLI_MAX_STRINGS]; uint32_t n; } cli_strings;
 
 /* True: go on; pos [max_pos] (NULL when max_pos is 0) and *ret_n_pos are filled. False: end with
- * *ret_code, all is said: help on stdout and CLI_DONE, or a line and the usage on stderr and CLI_USAGE.
- * A value is the next argument whatever it looks like, or follows '='. "--" ends the options. */
+ * *ret_code, all is said: help on stdout and CLI_DONE, or a line and the usage on stderr and
+ * CLI_USAGE. A value is the next argument whatever it looks like, or follows '='. "--" ends the
+ * options. */
 bool cli_parse(cli_spec *spec, int argc, char **argv, char **pos, int *ret_n_pos, int *ret_code);
 /* Was one of the group's options given? name is any one of its names. */
 bool cli_given(const cli_group *g, const char *name);
@@ -88,12 +90,13 @@ int cli_usage_error(const cli_spec *spec, const char *fmt, ...) SL_PRINTF(2, 3);
 
 /* ---- text to stderr, exit codes ---- */
 
-/* A context that logs to stderr: errors and warnings; notes too when verbose. NULL: no memory, said. */
+/* A context that logs to stderr: errors and warnings; notes too when verbose. NULL: no memory,
+ * said. */
 sl_ctx *cli_ctx(bool verbose);
 void cli_note(const char *fmt, ...) SL_PRINTF(1, 2);        /* "sluice: ..." */
 void cli_warn(const char *fmt, ...) SL_PRINTF(1, 2);        /* "sluice: warning: ..." */
 int cli_fail(const char *fmt, ...) SL_PRINTF(1, 2);         /* "sluice: ..."; returns CLI_FAILED */
-int cli_fail_ctx(const sl_ctx *ctx);                        /* sl_error(ctx) as that line; CLI_FAILED */
+int cli_fail_ctx(const sl_ctx *ctx);                        /* the same with sl_error(ctx) */
 
 /* "1.5 GiB", "17.0 MiB", "812 B" into buf, which is returned. */
 char *cli_bytes(uint64_t bytes, char buf[24]);
@@ -104,17 +107,19 @@ int cli_end_stdout(int code);
 
 /* ---- files ---- */
 
-/* The bundled model's path, malloc'ed; NULL: it was not found, and one line said where it was looked for. */
+/* The bundled model's path, malloc'ed; NULL: it was not found, and one line said where it was
+ * looked for. */
 char *cli_bundled_model(void);
 /* `model`, or the bundled model's path when it is NULL; the caller frees. NULL: said. */
 char *cli_model_path(const char *model);
-/* A whole file, or stdin for "-". Any bytes; a NUL follows the last one. The caller frees *ret_text.
- * Errors: SL_E_IO, SL_E_NOMEM. */
+/* A whole file, or stdin for "-". Any bytes; a NUL follows the last one. The caller frees
+ * *ret_text. Errors: SL_E_IO, SL_E_NOMEM. */
 SL_NODISCARD sl_status cli_read_file(sl_ctx *ctx, const char *path, char **ret_text, size_t *ret_n);
 
 /* ---- signals ---- */
 
-/* From now on the first Ctrl-C only sets what cli_interrupted tells; the next one kills. Clears it. */
+/* From now on the first Ctrl-C only sets what cli_interrupted tells; the next one kills. Clears
+ * it. */
 void cli_catch_sigint(void);
 bool cli_interrupted(void);
 /* Blocks until stdin has something to read; false: Ctrl-C came first. */

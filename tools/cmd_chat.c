@@ -1,5 +1,5 @@
-/* tools/cmd_chat.c - `sluice chat`: a conversation through the model's chat template. Earlier turns stay
- * in the KV cache: only what a turn adds is read by the model. */
+/* tools/cmd_chat.c - `sluice chat`: a conversation through the model's chat template. Earlier turns
+ * stay in the KV cache: only what a turn adds is read by the model. */
 #include <errno.h>
 #include <inttypes.h>
 #include <stdlib.h>
@@ -17,18 +17,22 @@ struct args {
 #define AT(field) offsetof(struct args, field)
 static const cli_option options[] = {
     { "-sys,--system-prompt", CLI_STR, "TEXT", "what the model is told first", AT(system), 0, 0 },
-    { "--chat-template", CLI_STR, "NAME", "a family by its name, such as chatml (default: the file's own)",
+    { "--chat-template", CLI_STR, "NAME",
+      "a family by its name, such as chatml (default: the file's own)",
       AT(family), 0, 0 },
-    { "-n,--predict,--n-predict", CLI_I64, "N", "tokens of an answer at most; -1: until it ends (default: -1)",
+    { "-n,--predict,--n-predict", CLI_I64, "N",
+      "tokens of an answer at most; -1: until it ends (default: -1)",
       AT(n), -1, INT32_MAX },
-    { "--json", CLI_FLAG, NULL, "one JSON object a line on stdout for each answer", AT(json), 0, 0 },
+    { "--json", CLI_FLAG, NULL, "one JSON object a line on stdout for each answer",
+      AT(json), 0, 0 },
 };
 #undef AT
 
 static const char *const about =
-    "A conversation. Each line is a message; a \\ at its end goes on with the next line. With stdin not a\n"
-    "terminal, its lines are the messages. Answers go to stdout, everything else to stderr.\n"
-    "/reset starts anew, /exit ends, /help lists these. Ctrl-C stops an answer, and ends at the prompt.";
+    "A conversation. Each line is a message; a \\ at its end goes on with the next line. With stdin\n"
+    "not a terminal, its lines are the messages. Answers go to stdout, everything else to stderr.\n"
+    "/reset starts anew, /exit ends, /help lists these. Ctrl-C stops an answer, and ends the\n"
+    "conversation at the prompt.";
 
 struct chat {
     cli_session *s;
@@ -80,9 +84,11 @@ static void reset(struct chat *c)
 static void end_answer(const struct chat *c, const cli_gen *g)
 {
     if (!strcmp(g->reason, "interrupted")) cli_note("stopped");
-    else if (!strcmp(g->reason, "length")) cli_note("the answer was cut at %" PRId64 " tokens (-n)", c->a->n);
+    else if (!strcmp(g->reason, "length"))
+        cli_note("the answer was cut at %" PRId64 " tokens (-n)", c->a->n);
     else if (!strcmp(g->reason, "context"))
-        cli_note("the context of %" PRIu32 " is full: /reset starts anew, -c raises it", c->s->n_ctx);
+        cli_note("the context of %" PRIu32 " is full: /reset starts anew, -c raises it",
+                 c->s->n_ctx);
     if (c->s->verbose) cli_footer(c->s, g);
 }
 
@@ -125,20 +131,22 @@ static int say(struct chat *c, const char *message)
     char *text = NULL;
     int32_t *ids = NULL;
     uint32_t n = 0, held = sl_engine_length(c->s->engine, c->seq);
-    if (sl_chat_format_turn(c->s->ctx, &c->format, c->a->system, message, c->before, &text) != SL_OK)
+    if (sl_chat_format_turn(c->s->ctx, &c->format, c->a->system, message, c->before,
+                            &text) != SL_OK)
         return cli_fail_ctx(c->s->ctx);
     int code = cli_encode_open(c->s, text, strlen(text), c->before == SL_CHAT_FIRST, &ids, &n);
     free(text);
     if (code == CLI_DONE && n > c->s->n_ctx - held)
-        code = cli_fail("the message has %" PRIu32 " tokens, and %" PRIu32 " of the context's %" PRIu32
-                        " are left: /reset starts anew, -c raises it", n, c->s->n_ctx - held, c->s->n_ctx);
+        code = cli_fail("the message has %" PRIu32 " tokens, and %" PRIu32 " of the context's %"
+                        PRIu32 " are left: /reset starts anew, -c raises it", n,
+                        c->s->n_ctx - held, c->s->n_ctx);
     else if (code == CLI_DONE) {
         code = answer(c, ids, n);
         free(ids);
         return code;
     }
     free(ids);
-    return c->interactive ? CLI_DONE : code;    /* at a terminal the user can do something about it */
+    return c->interactive ? CLI_DONE : code;    /* at a terminal the user can help it */
 }
 
 /* True when the line was a command; *ret_exit when it ends the conversation. */
@@ -150,8 +158,8 @@ static bool command(struct chat *c, const char *line, bool *ret_exit)
         reset(c);
         cli_note("a new conversation");
     } else if (!strcmp(line, "/help") || !strcmp(line, "/?"))
-        cli_note("/reset starts anew, /exit ends; a \\ at the end of a line goes on with the next one; "
-                 "Ctrl-C stops an answer");
+        cli_note("/reset starts anew, /exit ends; a \\ at the end of a line goes on with the next "
+                 "one; Ctrl-C stops an answer");
     else cli_note("%s is no command: /help lists them", line);
     return true;
 }
@@ -186,7 +194,8 @@ static int chat(struct chat *c)
     sl_status st = c->a->family ? sl_chat_pick(ctx, c->s->vocab, c->a->family, &c->format)
                                 : sl_chat_detect(ctx, g, c->s->vocab, &c->format);
     if (st == SL_E_UNSUPPORTED)
-        return cli_fail("%s; --chat-template NAME sets one, `sluice run` continues plain text", sl_error(ctx));
+        return cli_fail("%s; --chat-template NAME sets one, `sluice run` continues plain text",
+                        sl_error(ctx));
     if (st != SL_OK) return cli_fail_ctx(ctx);
     if (c->interactive) cli_note("template %s; /help lists commands", sl_chat_name(c->format.kind));
     int code = talk(c);
@@ -195,10 +204,13 @@ static int chat(struct chat *c)
     char rss[24], budget[24];
     sl_engine_get_stats(c->s->engine, &e);
     if (code == CLI_FAILED || !c->n_answers) return code;
+    /* The first token of an answer comes from the pass that reads the message. */
+    uint64_t n_decoded = c->n_generated - SL_MIN(c->n_generated, c->n_answers);
     cli_note("%" PRIu32 " answer%s: read %" PRIu64 " tokens at %.1f tok/s, wrote %" PRIu64
-             " at %.1f tok/s; peak memory %s of %s", c->n_answers, c->n_answers == 1 ? "" : "s", c->n_prompt,
+             " at %.1f tok/s; peak memory %s of %s", c->n_answers, c->n_answers == 1 ? "" : "s",
+             c->n_prompt,
              e.prompt_s > 0 ? (double)e.prompt_tokens / e.prompt_s : 0, c->n_generated,
-             e.decode_s > 0 ? (double)(c->n_generated - SL_MIN(c->n_generated, c->n_answers)) / e.decode_s : 0,
+             e.decode_s > 0 ? (double)n_decoded / e.decode_s : 0,
              cli_bytes(cli_peak_rss(), rss),
              c->s->budget_bytes ? cli_bytes(c->s->budget_bytes, budget) : "an unknown amount");
     return code;

@@ -9,7 +9,7 @@
 
 #include "tools/session.h"
 
-#define WINDOW 256u     /* default; the perplexities that papers print use 2048, this one a small model's */
+#define WINDOW 256u     /* default; papers use 2048 and more, the bundled model has 512 */
 
 struct args {
     const char *file, *tokens, *logits;
@@ -21,16 +21,18 @@ static const cli_option options[] = {
     { "-f,--file", CLI_STR, "FILE", "the text, - is stdin", AT(file), 0, 0 },
     { "--tokens", CLI_STR, "1,2,3", "token ids instead of a text", AT(tokens), 0, 0 },
     { "--bos", CLI_FLAG, NULL, "the first token of each window is replaced by BOS", AT(bos), 0, 0 },
-    { "--logits", CLI_STR, "FILE", "write the logits after each token: float32 [tokens][vocabulary]",
+    { "--logits", CLI_STR, "FILE",
+      "write the logits after each token: float32 [tokens][vocabulary]",
       AT(logits), 0, 0 },
     { "--json", CLI_FLAG, NULL, "one JSON object on stdout", AT(json), 0, 0 },
 };
 #undef AT
 
 static const char *const about =
-    "Perplexity of a text. The text is made into tokens at once, without BOS, and cut into windows of -c\n"
-    "tokens (here at most 256 by default) that do not overlap; each starts with an empty context. The first\n"
-    "token of a window is not scored, every other one is; a last window of one token is left out.\n"
+    "Perplexity of a text. The text is made into tokens at once, without BOS, and cut into windows\n"
+    "of -c tokens (here at most 256 by default) that do not overlap; each starts with an empty\n"
+    "context. The first token of a window is not scored, every other one is; a last window of one\n"
+    "token is left out.\n"
     "Perplexity is exp of the mean of -log p. Ctrl-C ends it with exit code 130.";
 
 struct eval {
@@ -125,12 +127,13 @@ static void progress(struct eval *e)
     if (now - e->shown_s < 0.5 || !isatty(2)) return;
     e->shown_s = now;
     double rate = e->n_done / spent;
-    fprintf(stderr, "\r%3.0f %%  %.1f tok/s  %.0f s left  perplexity %.4f  ", 100.0 * e->n_done / e->n_ids,
-            rate, (e->n_ids - e->n_done) / rate, exp(e->nll / (double)SL_MAX(e->n_scored, 1u)));
+    fprintf(stderr, "\r%3.0f %%  %.1f tok/s  %.0f s left  perplexity %.4f  ",
+            100.0 * e->n_done / e->n_ids, rate, (e->n_ids - e->n_done) / rate,
+            exp(e->nll / (double)SL_MAX(e->n_scored, 1u)));
 }
 
-static int take_row(struct eval *e, const sl_engine_event *ev, uint32_t n_vocab, const int32_t *window,
-                    uint32_t n)
+static int take_row(struct eval *e, const sl_engine_event *ev, uint32_t n_vocab,
+                    const int32_t *window, uint32_t n)
 {
     e->n_done++;
     if (e->logits && fwrite(ev->logits, sizeof(float), n_vocab, e->logits) != n_vocab)
@@ -209,8 +212,8 @@ static int report(const cli_session *s, const struct eval *e)
     if (e->a->json) code = print_json(s, e, tok_per_s);
     else if (e->n_scored) {
         printf("perplexity %.4f over %" PRIu64 " scored of %" PRIu32 " tokens, %" PRIu32
-               " windows of %" PRIu32 "\n", exp(e->nll / (double)e->n_scored), e->n_scored, e->n_ids,
-               e->n_windows, s->n_ctx);
+               " windows of %" PRIu32 "\n", exp(e->nll / (double)e->n_scored), e->n_scored,
+               e->n_ids, e->n_windows, s->n_ctx);
         code = cli_end_stdout(CLI_DONE);
     }
     cli_note("%" PRIu32 " tokens at %.1f tok/s; peak memory %s of %s", e->n_done, tok_per_s,
@@ -245,12 +248,14 @@ int cmd_eval(int argc, char **argv)
     struct args a = { .file = NULL };
     cli_engine_args engine = cli_engine_defaults();
     engine.ctx_cap = WINDOW;
-    cli_group groups[] = { { "Evaluation", options, SL_LEN(options), &a, 0 }, cli_engine_group(&engine) };
-    cli_spec spec = { "eval", "[-m FILE] -f TEXT | --tokens IDS [--logits FILE] [options]", about, groups,
-                      SL_LEN(groups), 0 };
+    cli_group groups[] = { { "Evaluation", options, SL_LEN(options), &a, 0 },
+                           cli_engine_group(&engine) };
+    cli_spec spec = { "eval", "[-m FILE] -f TEXT | --tokens IDS [--logits FILE] [options]", about,
+                      groups, SL_LEN(groups), 0 };
     int code;
     if (!cli_parse(&spec, argc, argv, NULL, NULL, &code)) return code;
-    if (!a.file == !a.tokens) return cli_usage_error(&spec, "one of -f TEXT and --tokens IDS is needed");
+    if (!a.file == !a.tokens)
+        return cli_usage_error(&spec, "one of -f TEXT and --tokens IDS is needed");
     cli_session s;
     engine.no_text = a.tokens && !a.bos;
     code = cli_session_open(&engine, &groups[1], 1, &s);

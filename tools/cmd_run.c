@@ -14,20 +14,23 @@ struct args {
 #define AT(field) offsetof(struct args, field)
 static const cli_option options[] = {
     { "-p,--prompt", CLI_STR, "TEXT", "the text to continue", AT(prompt), 0, 0 },
-    { "-f,--file", CLI_STR, "FILE", "the same from a file, - is stdin; one newline at its end is dropped",
+    { "-f,--file", CLI_STR, "FILE",
+      "the same from a file, - is stdin; one newline at its end is dropped",
       AT(file), 0, 0 },
     { "-n,--predict,--n-predict", CLI_I64, "N",
-      "tokens to make; -1: until the text or the context ends (default: 256)", AT(n), -1, INT32_MAX },
+      "tokens to make; -1: until the text or the context ends (default: 256)", AT(n), -1,
+      INT32_MAX },
     { "--no-display-prompt", CLI_FLAG, NULL, "print only what is new", AT(hide_prompt), 0, 0 },
-    { "--json", CLI_FLAG, NULL, "one JSON object on stdout: text (without the prompt), tokens, speed",
+    { "--json", CLI_FLAG, NULL,
+      "one JSON object on stdout: text (without the prompt), tokens, speed",
       AT(json), 0, 0 },
 };
 #undef AT
 
 static const char *const about =
-    "Continues a text. The text goes to stdout as it comes, everything else to stderr. Ctrl-C ends it with\n"
-    "the footer and exit code 130; a second one kills. Special tokens in the prompt, such as\n"
-    "<|im_start|>, are recognised. The same seed gives the same text for any number of threads.";
+    "Continues a text. The text goes to stdout as it comes, everything else to stderr. Ctrl-C ends\n"
+    "it with the footer and exit code 130; a second one kills. Special tokens in the prompt, such\n"
+    "as <|im_start|>, are recognised. The same seed gives the same text for any number of threads.";
 
 #define BUNDLED_PROMPT "ROMEO:\n"   /* what the bundled model continues when it is told nothing */
 
@@ -46,7 +49,8 @@ static int read_prompt(const struct args *a, sl_ctx *ctx, char **ret_text, size_
 }
 
 /* Tokens of the prompt; an empty one becomes BOS, or a newline where the model has no BOS. */
-static int encode_prompt(cli_session *s, const char *text, size_t n, int32_t **ret_ids, uint32_t *ret_n)
+static int encode_prompt(cli_session *s, const char *text, size_t n, int32_t **ret_ids,
+                         uint32_t *ret_n)
 {
     int code = cli_encode_open(s, text, n, true, ret_ids, ret_n);
     if (code != CLI_DONE || *ret_n) return code;
@@ -56,7 +60,8 @@ static int encode_prompt(cli_session *s, const char *text, size_t n, int32_t **r
     if (bos < 0) {
         if (sl_vocab_encode(s->ctx, s->vocab, "\n", 1, false, false, ret_ids, ret_n) != SL_OK)
             return cli_fail_ctx(s->ctx);
-        return *ret_n ? CLI_DONE : cli_fail("the prompt is empty, and the vocabulary has no BOS and no newline");
+        if (*ret_n) return CLI_DONE;
+        return cli_fail("the prompt is empty, and the vocabulary has no BOS and no newline");
     }
     *ret_ids = malloc(sizeof bos);
     if (!*ret_ids) return cli_fail("out of memory");
@@ -69,12 +74,13 @@ static int encode_prompt(cli_session *s, const char *text, size_t n, int32_t **r
 static int fit_context(const cli_session *s, const struct args *a, sl_request *r)
 {
     if (r->n_tokens > s->n_ctx)
-        return cli_fail("the prompt has %" PRIu32 " tokens and the context %" PRIu32 ": raise it with -c",
-                        r->n_tokens, s->n_ctx);
+        return cli_fail("the prompt has %" PRIu32 " tokens and the context %" PRIu32
+                        ": raise it with -c", r->n_tokens, s->n_ctx);
     uint32_t room = s->n_ctx - r->n_tokens + 1;     /* the last token drawn need not stand in it */
     if (a->n > (int64_t)room)
         cli_note("%" PRId64 " tokens do not fit: generation ends at the context of %" PRIu32
-                 ", of which the prompt takes %" PRIu32 " (-c raises it)", a->n, s->n_ctx, r->n_tokens);
+                 ", of which the prompt takes %" PRIu32 " (-c raises it)", a->n, s->n_ctx,
+                 r->n_tokens);
     r->n_predict = a->n < 0 ? UINT32_MAX : (uint32_t)a->n;
     return CLI_DONE;
 }
@@ -87,8 +93,8 @@ static int print_json(const cli_session *s, const cli_gen *g, int code)
     return cli_fail("the result is no valid JSON, or memory ran out");
 }
 
-static int run(cli_session *s, const struct args *a, const cli_sampler_args *sampler, const char *text,
-               size_t n_text)
+static int run(cli_session *s, const struct args *a, const cli_sampler_args *sampler,
+               const char *text, size_t n_text)
 {
     int32_t *ids = NULL;
     cli_gen g = { .stops = &sampler->stops, .print = !a->json };
@@ -121,9 +127,12 @@ int cmd_run(int argc, char **argv)
     cli_engine_args engine = cli_engine_defaults();
     cli_sampler_args sampler = cli_sampler_defaults();
     cli_group groups[] = {
-        { "Text", options, SL_LEN(options), &a, 0 }, cli_sampler_group(&sampler), cli_engine_group(&engine),
+        { "Text", options, SL_LEN(options), &a, 0 },
+        cli_sampler_group(&sampler),
+        cli_engine_group(&engine),
     };
-    cli_spec spec = { "run", "[-m FILE] [-p TEXT | -f FILE] [-n N] [options]", about, groups, SL_LEN(groups), 0 };
+    cli_spec spec = { "run", "[-m FILE] [-p TEXT | -f FILE] [-n N] [options]", about, groups,
+                      SL_LEN(groups), 0 };
     int code;
     if (!cli_parse(&spec, argc, argv, NULL, NULL, &code)) return code;
     if (a.prompt && a.file) return cli_usage_error(&spec, "-p and -f exclude each other");

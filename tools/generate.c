@@ -1,4 +1,5 @@
-/* tools/generate.c - the one loop that turns a request into text, and what is reported afterwards. */
+/* tools/generate.c - the one loop that turns a request into text, and what is reported
+ * afterwards. */
 #include <errno.h>
 #include <inttypes.h>
 #include <stdlib.h>
@@ -41,7 +42,8 @@ static int add_text(struct stream *t, const char *text, size_t n)
 {
     const char *show;
     size_t n_show;
-    if (!cli_stop_push(&t->stop, text, n, &show, &n_show, &t->hit)) return cli_fail("out of memory");
+    if (!cli_stop_push(&t->stop, text, n, &show, &n_show, &t->hit))
+        return cli_fail("out of memory");
     return emit(t, show, n_show);
 }
 
@@ -115,7 +117,8 @@ static int turn(cli_session *s, struct stream *t, double start, sl_engine_stats 
     return CLI_DONE;
 }
 
-static void measure(const cli_session *s, cli_gen *g, const sl_engine_stats *a, const sl_engine_stats *first)
+static void measure(const cli_session *s, cli_gen *g, const sl_engine_stats *a,
+                    const sl_engine_stats *first)
 {
     sl_engine_stats end;
     sl_engine_get_stats(s->engine, &end);
@@ -197,7 +200,8 @@ void cli_footer(const cli_session *s, const cli_gen *g)
              g->request.n_tokens == 1 ? "" : "s", g->prompt_tok_per_s, line, say_reason(g->reason));
     line[0] = 0;
     if (g->bytes_per_token > 0)
-        snprintf(line, sizeof line, "%s of weights read per token; ", cli_bytes((uint64_t)g->bytes_per_token, a));
+        snprintf(line, sizeof line, "%s of weights read per token; ",
+                 cli_bytes((uint64_t)g->bytes_per_token, a));
     cli_note("%speak memory %s of %s", line, cli_bytes(cli_peak_rss(), a),
              s->budget_bytes ? cli_bytes(s->budget_bytes, b) : "an unknown amount");
     if (!s->verbose) return;
@@ -213,7 +217,8 @@ bool cli_gen_json(const cli_gen *g, json_t *obj)
 {
     int bad = 0;
     json_t *ids = json_array();
-    for (uint32_t i = 0; i < g->n_ids; i++) bad |= json_array_append_new(ids, json_integer(g->ids[i]));
+    for (uint32_t i = 0; i < g->n_ids; i++)
+        bad |= json_array_append_new(ids, json_integer(g->ids[i]));
     bad |= json_object_set_new(obj, "text", json_stringn(g->text ? g->text : "", g->n_text));
     bad |= json_object_set_new(obj, "tokens", ids);
     bad |= json_object_set_new(obj, "n_prompt", json_integer(g->request.n_tokens));

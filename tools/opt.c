@@ -1,6 +1,7 @@
 /* tools/opt.c - options from tables, and the help made from the same tables. */
 #include <assert.h>
 #include <errno.h>
+#include <inttypes.h>
 #include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
@@ -64,8 +65,8 @@ int cli_usage_error(const cli_spec *spec, const char *fmt, ...)
     va_start(ap, fmt);
     fprintf(stderr, "sluice %s: ", spec->name);
     vfprintf(stderr, fmt, ap);
-    fprintf(stderr, "\nusage: sluice %s %s\n       (sluice %s -h explains)\n", spec->name, spec->usage,
-            spec->name);
+    fprintf(stderr, "\nusage: sluice %s %s\n       (sluice %s -h explains)\n", spec->name,
+            spec->usage, spec->name);
     va_end(ap);
     return CLI_USAGE;
 }
@@ -124,7 +125,7 @@ static void store(const cli_option *o, void *base, const char *value, char want[
         if (!strcmp(value, "-1")) *(uint64_t *)at = cli_random_seed();
         else if (!errno && end != value && !*end && !strchr(value, '-') && v <= INT64_MAX)
             *(uint64_t *)at = v;    /* JSON has no larger integers */
-        else snprintf(want, 160, "a whole number from 0 to 9223372036854775807, or -1 for a random one");
+        else snprintf(want, 160, "a whole number up to %" PRId64 ", or -1: a random one", INT64_MAX);
         return;
     }
     case CLI_F32: {
@@ -197,7 +198,8 @@ bool cli_parse(cli_spec *spec, int argc, char **argv, char **pos, int *ret_n_pos
         if (o->type != CLI_FLAG && !value) value = argv[++i];
         store(o, g->base, value, want);
         if (want[0])
-            return *ret_code = cli_usage_error(spec, "%s %s: expected %s", o->names, value, want), false;
+            return *ret_code = cli_usage_error(spec, "%s %s: expected %s", o->names, value, want),
+                   false;
         g->set |= (uint64_t)1 << (o - g->options);
     }
     if (ret_n_pos) *ret_n_pos = n_pos;

@@ -9,18 +9,21 @@
 
 #include "kernels/sl_kernels.h"
 
-#define CTX_CAP 4096u   /* of the default context: a cache for 128 K positions can outweigh a model */
+#define CTX_CAP 4096u   /* of the default context: 128 K positions can outweigh a model */
 
 #define AT(field) offsetof(cli_engine_args, field)
 static const cli_option engine_options[] = {
-    { "-m,--model", CLI_STR, "FILE", "GGUF file, the first of a split one (default: the bundled model)",
+    { "-m,--model", CLI_STR, "FILE",
+      "GGUF file, the first of a split one (default: the bundled model)",
       AT(model), 0, 0 },
-    { "-c,--ctx-size", CLI_U32, "N", "positions of context; 0: the model's (default: that, at most 4096)",
+    { "-c,--ctx-size", CLI_U32, "N",
+      "positions of context; 0: the model's (default: that, at most 4096)",
       AT(n_ctx), 0, 1 << 24 },
     { "-t,--threads", CLI_U32, "N", "threads (default: physical cores)", AT(n_threads), 1, 4096 },
     { "-b,--batch-size", CLI_U32, "N", "rows of a pass: prompt tokens at a time (default: 512)",
       AT(max_rows), 1, 65536 },
-    { "-ctk,--cache-type-k", CLI_CHOICE, "f16|f32", "type of the KV cache, K and V alike (default: f16)",
+    { "-ctk,--cache-type-k", CLI_CHOICE, "f16|f32",
+      "type of the KV cache, K and V alike (default: f16)",
       AT(kv_k), 0, 0 },
     { "-ctv,--cache-type-v", CLI_CHOICE, "f16|f32", "the same", AT(kv_v), 0, 0 },
     { "--ram", CLI_BYTES, "SIZE", "memory budget, 8G or auto (default: auto, what is available)",
@@ -29,25 +32,30 @@ static const cli_option engine_options[] = {
     { "--trace-routing", CLI_STR, "FILE",
       "write the experts that were chosen: JSON lines {pass, sequence, layer, position, experts}",
       AT(trace), 0, 0 },
-    { "-v,--verbose", CLI_FLAG, NULL, "more on stderr: notes, memory by account", AT(verbose), 0, 0 },
+    { "-v,--verbose", CLI_FLAG, NULL, "more on stderr: notes, memory by account",
+      AT(verbose), 0, 0 },
 };
 #undef AT
 
 #define AT(field) offsetof(cli_sampler_args, field)
 static const cli_option sampler_options[] = {
-    { "-s,--seed", CLI_SEED, "N", "random seed, -1: a new one each time (default: -1)", AT(p.seed), 0, 0 },
-    { "--temp,--temperature", CLI_F32, "T", "temperature, 0: always the likeliest token (default: 0.8)",
+    { "-s,--seed", CLI_SEED, "N", "random seed, -1: a new one each time (default: -1)",
+      AT(p.seed), 0, 0 },
+    { "--temp,--temperature", CLI_F32, "T",
+      "temperature, 0: always the likeliest token (default: 0.8)",
       AT(p.temp), 0, 100 },
-    { "--top-k", CLI_U32, "N", "draw from the N likeliest, 0: all (default: 40)", AT(p.top_k), 0, INT32_MAX },
-    { "--top-p", CLI_F32, "P", "draw from the likeliest that make up P, 1: off (default: 0.95)", AT(p.top_p),
-      0, 1 },
-    { "--min-p", CLI_F32, "P", "drop those below P times the likeliest, 0: off (default: 0.05)", AT(p.min_p),
-      0, 1 },
+    { "--top-k", CLI_U32, "N", "draw from the N likeliest, 0: all (default: 40)",
+      AT(p.top_k), 0, INT32_MAX },
+    { "--top-p", CLI_F32, "P", "draw from the likeliest that make up P, 1: off (default: 0.95)",
+      AT(p.top_p), 0, 1 },
+    { "--min-p", CLI_F32, "P", "drop those below P times the likeliest, 0: off (default: 0.05)",
+      AT(p.min_p), 0, 1 },
     { "--repeat-penalty", CLI_F32, "X", "make seen tokens less likely, 1: off (default: 1)",
       AT(p.repeat_penalty), FLT_MIN, 1000 },
     { "--repeat-last-n", CLI_U32, "N", "tokens that the penalty looks back on (default: 64)",
       AT(p.repeat_last_n), 0, 4096 },
-    { "--ignore-eos", CLI_FLAG, NULL, "never draw a token that ends the text", AT(ignore_eog), 0, 0 },
+    { "--ignore-eos", CLI_FLAG, NULL, "never draw a token that ends the text",
+      AT(ignore_eog), 0, 0 },
     { "-r,--stop,--reverse-prompt", CLI_STRS, "TEXT", "end before TEXT would come; may be repeated",
       AT(stops), 0, 0 },
 };
@@ -81,7 +89,8 @@ void cli_sampler_warn(const cli_group *g)
     static const char *const random_only[] = { "--seed", "--top-k", "--top-p", "--min-p" };
     const cli_sampler_args *a = g->base;
     for (size_t i = 0; a->p.temp <= 0 && i < SL_LEN(random_only); i++)
-        if (cli_given(g, random_only[i])) cli_warn("%s has no effect with --temp 0", random_only[i]);
+        if (cli_given(g, random_only[i]))
+            cli_warn("%s has no effect with --temp 0", random_only[i]);
     if (cli_given(g, "--repeat-last-n") && a->p.repeat_penalty == 1)
         cli_warn("--repeat-last-n has no effect without --repeat-penalty");
     if (cli_given(g, "--repeat-penalty") && a->p.repeat_penalty != 1 && !a->p.repeat_last_n)
@@ -117,14 +126,15 @@ static int make_plan(const cli_engine_args *a, const cli_group *g, uint32_t n_se
     p.ram_bytes = a->ram_bytes;
     if (sl_plan_make(s->ctx, shape, &p, ret_plan) != SL_OK) return cli_fail_ctx(s->ctx);
     if (ret_plan->n_ctx > shape->n_ctx_train && shape->n_ctx_train)
-        cli_warn("a context of %" PRIu32 " is beyond the %" PRIu32 " positions the model was made for",
-                 ret_plan->n_ctx, shape->n_ctx_train);
-    uint64_t available = cli_available_bytes(), wanted = ret_plan->weights_bytes + ret_plan->kv_bytes;
+        cli_warn("a context of %" PRIu32 " is beyond the %" PRIu32
+                 " positions the model was made for", ret_plan->n_ctx, shape->n_ctx_train);
+    uint64_t wanted = ret_plan->weights_bytes + ret_plan->kv_bytes;
+    uint64_t available = cli_available_bytes();
     char w[24], b[24];
     s->budget_bytes = a->ram_bytes ? a->ram_bytes : available;
     if (available && wanted > available)
-        cli_warn("weights and KV cache take %s, and %s is available: expect the disk to be read for every "
-                 "token", cli_bytes(wanted, w), cli_bytes(available, b));
+        cli_warn("weights and KV cache take %s, and %s is available: expect the disk to be read for "
+                 "every token", cli_bytes(wanted, w), cli_bytes(available, b));
     return CLI_DONE;
 }
 
@@ -135,8 +145,8 @@ static void banner(const cli_session *s)
     sl_kernels_init(&k, sl_cpu_detect());
     char w[24], kv[24];
     cli_note("%s (%s, %s): %s; %" PRIu32 " thread%s, %s; context %" PRIu32 ", KV %s %s",
-             sl_model_name(s->model), sl_model_arch(s->model), cli_bytes(p->weights_bytes, w), p->mode,
-             p->n_threads, p->n_threads == 1 ? "" : "s", k.isa, p->n_ctx,
+             sl_model_name(s->model), sl_model_arch(s->model), cli_bytes(p->weights_bytes, w),
+             p->mode, p->n_threads, p->n_threads == 1 ? "" : "s", k.isa, p->n_ctx,
              p->kv_type == SL_F32 ? "f32" : "f16", cli_bytes(p->kv_bytes, kv));
 }
 

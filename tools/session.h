@@ -1,5 +1,5 @@
-/* tools/session.h - a model opened and planned from the flags that all running commands share, and the one
- * loop that turns tokens into text.
+/* tools/session.h - a model opened and planned from the flags that all running commands share, and
+ * the one loop that turns tokens into text.
  * Owns model, engine and trace file. Threads: the main thread. Units: tokens, bytes, seconds.
  * Tested by tests/t_cli.py through the commands. */
 #ifndef SESSION_H
@@ -56,14 +56,16 @@ typedef struct cli_session {
     bool verbose;
 } cli_session;
 
-/* Opens model and engine, and prints the banner. n_seq sequences. Returns CLI_DONE, or another code after
- * one line; close it in either case. g: the group of a, for warnings. */
-int cli_session_open(const cli_engine_args *a, const cli_group *g, uint32_t n_seq, cli_session *ret);
+/* Opens model and engine, and prints the banner. n_seq sequences. Returns CLI_DONE, or another code
+ * after one line; close it in either case. g: the group of a, for warnings. */
+int cli_session_open(const cli_engine_args *a, const cli_group *g, uint32_t n_seq,
+                     cli_session *ret);
 /* Returns code, or CLI_FAILED after one line when the trace could not be written whole. */
 int cli_session_close(cli_session *s, int code);
 
-/* Tokens of a text that goes on: special tokens in it are recognised, BOS comes in front when `first` and
- * the model wants it, EOS never behind. *ret_ids is malloc'ed. CLI_DONE, or CLI_FAILED after one line. */
+/* Tokens of a text that goes on: special tokens in it are recognised, BOS comes in front when
+ * `first` and the model wants it, EOS never behind. *ret_ids is malloc'ed. CLI_DONE, or CLI_FAILED
+ * after one line. */
 int cli_encode_open(cli_session *s, const char *text, size_t n, bool first, int32_t **ret_ids,
                     uint32_t *ret_n);
 
@@ -89,8 +91,8 @@ typedef struct cli_gen {
     double bytes_per_token;     /* weights read per decoded token */
 } cli_gen;
 
-/* Runs g->request to its end, a stop string, or Ctrl-C. Returns CLI_DONE, CLI_INTERRUPTED, or CLI_FAILED
- * after one line. cli_gen_free in every case. */
+/* Runs g->request to its end, a stop string, or Ctrl-C. Returns CLI_DONE, CLI_INTERRUPTED, or
+ * CLI_FAILED after one line. cli_gen_free in every case. */
 int cli_generate(cli_session *s, cli_gen *g);
 void cli_gen_free(cli_gen *g);
 
@@ -100,9 +102,11 @@ void cli_footer(const cli_session *s, const cli_gen *g);
 #include <jansson.h>
 /* The fields of DESIGN's list that were measured, added to obj; false: no memory. */
 bool cli_gen_json(const cli_gen *g, json_t *obj);
-/* What was run and in how much memory: model, arch, mode, threads, n_ctx, peak_rss_bytes, budget_bytes. */
+/* What was run and in how much memory: model, arch, mode, threads, n_ctx, peak_rss_bytes,
+ * budget_bytes. */
 bool cli_session_json(const cli_session *s, json_t *obj);
-/* One object and a newline on stdout; takes obj over. Returns code, or CLI_FAILED after one line. */
+/* One object and a newline on stdout; takes obj over. Returns code, or CLI_FAILED after one
+ * line. */
 int cli_print_json(json_t *obj, int code);
 
 /* Memory a process may take now: the least of MemAvailable and what cgroups leave. 0: unknown. */

@@ -27,7 +27,8 @@ static void print_help(FILE *out)
     for (const struct command *c = commands; c->name; c++)
         fprintf(out, "  %-10s %s\n", c->name, c->help);
     fprintf(out, "\n`sluice COMMAND -h` explains a command; --version prints the version.\n"
-                 "Without -m the bundled model is used. Text goes to stdout, everything else to stderr.\n"
+                 "Without -m the bundled model is used. Text goes to stdout, everything else to "
+                 "stderr.\n"
                  "Exit codes: 0 done, 1 failed, 2 usage, 130 interrupted by Ctrl-C.\n");
 }
 

@@ -1,6 +1,7 @@
 /* tools/stop.c - stop strings in a stream of text.
- * Invariant: between calls held[0..n) is a proper prefix of some stop string, so n < max; text that was
- * shown is dropped at the start of the next push. Cost: n * stops * length, on a few bytes per token. */
+ * Invariant: between calls held[0..n) is a proper prefix of some stop string, so n < max; text that
+ * was shown is dropped at the start of the next push. Cost: n * stops * length, on a few bytes per
+ * token. */
 #include "tools/stop.h"
 
 #include <assert.h>
@@ -36,7 +37,8 @@ static size_t pending(const cli_stop *s, const char *text, size_t n)
 {
     for (size_t len = SL_MIN(n, s->max ? s->max - 1 : 0); len > 0; len--)
         for (uint32_t i = 0; i < s->stops->n; i++)
-            if (strlen(s->stops->s[i]) > len && !memcmp(text + n - len, s->stops->s[i], len)) return len;
+            if (strlen(s->stops->s[i]) > len && !memcmp(text + n - len, s->stops->s[i], len))
+                return len;
     return 0;
 }
 
