@@ -280,7 +280,7 @@ static sl_status load(sl_ctx *ctx, sl_vocab *v, const sl_gguf *g)
     SL_TRY(token_id(ctx, v, g, "tokenizer.ggml.bos_token_id", &v->bos));
     SL_TRY(token_id(ctx, v, g, "tokenizer.ggml.eos_token_id", &v->eos));
     SL_TRY(token_id(ctx, v, g, "tokenizer.ggml.unknown_token_id", &v->unk));
-    get_flag(g, "tokenizer.ggml.add_space_prefix", &v->add_space_prefix);
+    if (v->spm) get_flag(g, "tokenizer.ggml.add_space_prefix", &v->add_space_prefix);
     get_flag(g, "tokenizer.ggml.add_bos_token", &v->add_bos);
     get_flag(g, "tokenizer.ggml.add_eos_token", &v->add_eos);
     if (v->bos < 0 && v->add_bos) {

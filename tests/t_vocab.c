@@ -1,13 +1,15 @@
 /* tests/t_vocab.c - every NAME.gguf with NAME.inp and NAME.out beside it: the cases of .inp (parted
  * by the line __ggml_vocab_test__), tokenised as plain text without BOS, give the lines of .out,
- * and the ids give the text again, or its NFC. Folders: the arguments, else SLUICE_VOCAB_DIR (77
- * without it). Our own vectors are in tests/golden/vocab. */
+ * and the ids give the text again, or its NFC. Folders: the arguments (our own vectors are in
+ * tests/golden/vocab), else SLUICE_VOCAB_DIR (77 without it; another text may then come back, with a
+ * note). A kind of tokenizer that is not supported is skipped, and said. */
 #include "runtime/sl_vocab.h"
 #include "tests/t.h"
 
 #include <dirent.h>
 #include <utf8proc.h>
 
+static bool strict;     /* the way back must be exact, too: not every tokenizer keeps every text */
 static const char sep[] = "\n__ggml_vocab_test__\n";
 
 static char *read_file(const char *path, size_t *ret_n)
@@ -79,8 +81,10 @@ static const char *check_case(sl_ctx *ctx, const sl_vocab *v, const char *name, 
     char *back = malloc((size_t)n_ids * sl_vocab_max_text(v) + 16);
     T_NEED(back, "memory");
     size_t nb = decode(v, ids, n_ids, back);
-    T_CHECK(same_text(back, nb, text, n), "%s: case %d: back is \"%.*s\" of \"%.60s\"", name, no,
-            (int)nb, back, text);
+    bool same_back = same_text(back, nb, text, n);
+    T_CHECK(!strict || same_back, "%s: case %d: back is \"%.*s\" of \"%.60s\"", name, no, (int)nb,
+            back, text);
+    if (!strict && !same_back) printf("%s: case %d: another text comes back\n", name, no);
     free(back);
     free(ids);
     return *at == '\n' ? at + 1 : at;
@@ -104,19 +108,21 @@ static int check_file(const char *dir, const char *name)
     sl_vocab *v = NULL;
     snprintf(path, sizeof path, "%s/%s.gguf", dir, name);
     T_NEED(sl_gguf_open(ctx, path, &g) == SL_OK, "%s: %s", name, sl_error(ctx));
-    T_NEED(sl_vocab_create(ctx, g, &v) == SL_OK, "%s: %s", name, sl_error(ctx));
+    sl_status st = sl_vocab_create(ctx, g, &v);
+    if (st == SL_E_UNSUPPORTED) printf("SKIP %s: %s\n", name, sl_error(ctx));
+    T_CHECK(st == SL_OK || st == SL_E_UNSUPPORTED, "%s: %s", name, sl_error(ctx));
     sl_gguf_close(&g);      /* the vocabulary keeps its own copy */
     int no = 0;
     const char *at = inp, *line = out;
-    while (at <= inp + n_inp) {
+    while (v && at <= inp + n_inp) {
         const char *end = memmem(at, (size_t)(inp + n_inp - at), sep, sizeof sep - 1);
         if (!end) end = inp + n_inp;
         if (end == inp + n_inp && end == at && !*line) break;   /* a separator ended the file */
         line = check_case(ctx, v, name, no++, at, (size_t)(end - at), line);
         at = end + sizeof sep - 1;
     }
-    T_CHECK(!*line, "%s: more lines in .out than the %d cases of .inp", name, no);
-    printf("%s: %u tokens, %d cases\n", name, sl_vocab_size(v), no);
+    T_CHECK(!v || !*line, "%s: more lines in .out than the %d cases of .inp", name, no);
+    if (v) printf("%s: %u tokens, %d cases\n", name, sl_vocab_size(v), no);
     sl_vocab_destroy(&v);
     sl_mem_report mem;
     sl_mem_get(ctx, &mem);
@@ -132,6 +138,7 @@ int main(int argc, char **argv)
 {
     int cases = 0;
     const char *dirs[16] = { getenv("SLUICE_VOCAB_DIR") };
+    strict = argc > 1;
     for (int i = 1; i < argc && i <= 16; i++) dirs[i - 1] = argv[i];
     if (!dirs[0] || !*dirs[0]) return t_skip("SLUICE_VOCAB_DIR is not set");
     for (int i = 0; i < 16 && dirs[i]; i++) {
