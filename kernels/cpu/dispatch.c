@@ -62,7 +62,11 @@ void sl_kernels_init(sl_kernels *k, unsigned cpu)
         k->isa = "avx512";
         sl_dequant_set_avx512(k);
         sl_f32_set_avx512(k);
-        if (cpu & SL_CPU_VNNI512) k->isa = "avx512vnni";
+        sl_quant_set_avx512(k);
+        if (cpu & SL_CPU_VNNI512) {
+            k->isa = "avx512vnni";
+            sl_quant_set_avx512vnni(k);
+        }
     }
 #else
     (void)cpu;

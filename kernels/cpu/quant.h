@@ -37,4 +37,8 @@ extern const sl_qtype sl_qtypes[SL_N_TYPES];    /* quant_decode.c */
 void sl_quant_set_c(sl_kernels *k);
 void sl_quantise_c(uint32_t group, const float *x, size_t n, void *ret);
 
+/* quant_512.c */
+void sl_quant_set_avx512(sl_kernels *k);
+void sl_quant_set_avx512vnni(sl_kernels *k);
+
 #endif
