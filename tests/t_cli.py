@@ -11,6 +11,7 @@ import struct
 import subprocess
 import sys
 import tempfile
+import time
 import unittest
 
 ROOT = os.environ.get("SLUICE_SOURCE_DIR", ".")
@@ -34,7 +35,7 @@ GOLDEN = json.loads(read(os.path.join(ROOT, "tests", "golden", "bundled.json")))
 
 
 def sluice(*args, stdin=b"", **kw):
-    p = subprocess.run([SLUICE, *args], input=stdin, capture_output=True, timeout=100, **kw)
+    p = subprocess.run([SLUICE, *args], input=stdin, capture_output=True, timeout=400, **kw)
     return p.returncode, p.stdout, p.stderr.decode()
 
 
@@ -232,6 +233,17 @@ class Run(unittest.TestCase):
         self.assertEqual(p.wait(60), 1)
         self.assertIn("Broken pipe", err)
 
+    def test_closed_descriptors(self):
+        with tempfile.TemporaryDirectory() as d:
+            trace = os.path.join(d, "trace")
+            p = subprocess.run(["sh", "-c", 'exec "$0" run -n 3 --trace-routing "$1" >&-', SLUICE, trace],
+                               stderr=subprocess.PIPE, timeout=60)
+            self.assertEqual(p.returncode, 1)
+            self.assertIn(b"writing to stdout", p.stderr)
+            self.assertNotIn(b"ROMEO", read(trace))
+        p = subprocess.run(["sh", "-c", 'exec "$0" run -n 3 -f - <&-', SLUICE], capture_output=True, timeout=60)
+        self.assertEqual((p.returncode, p.stdout), (1, b""))
+
     def test_ctrl_c(self):
         p = subprocess.Popen([SLUICE, "run", "-n", "-1", "-c", "100000", "--ignore-eos"], stdout=subprocess.PIPE,
                              stderr=subprocess.PIPE)
@@ -368,6 +380,20 @@ class Eval(unittest.TestCase):
         code, out, err = sluice("eval", "-m", model, "--tokens", "1,2,3", "--logits", "/dev/full")
         self.assertEqual(code, 1)
         self.assertIn("No space", err)
+
+    def test_ctrl_c(self):
+        with tempfile.TemporaryDirectory() as d:
+            path = os.path.join(d, "rows")
+            p = subprocess.Popen([SLUICE, "eval", "-f", TEXT, "--logits", path], stdout=subprocess.PIPE,
+                                 stderr=subprocess.PIPE)
+            while not os.path.exists(path + ".part") or not os.path.getsize(path + ".part"):
+                self.assertIsNone(p.poll())
+                time.sleep(0.01)
+            p.send_signal(signal.SIGINT)
+            out, err = p.communicate(timeout=60)
+            self.assertEqual((p.returncode, out), (130, b""))
+            self.assertIn(b"ended by Ctrl-C: perplexity", err)
+            self.assertEqual(os.listdir(d), [])
 
     def test_too_little(self):
         for stdin in (b"", b"a"):

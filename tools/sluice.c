@@ -1,7 +1,9 @@
 /* tools/sluice.c - the binary: one table of commands. */
+#include <fcntl.h>
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "tools/cli.h"
 
@@ -38,8 +40,18 @@ static bool is_one_of(const char *arg, const char *a, const char *b, const char 
     return !strcmp(arg, a) || !strcmp(arg, b) || !strcmp(arg, c);
 }
 
+/* A descriptor that is closed at the start would be given to the next file opened, and text would
+ * end up in it. Reads and writes of 0 and 1 fail as before; what goes to 2 is lost. */
+static void fill_std_descriptors(void)
+{
+    static const int modes[] = { O_WRONLY, O_RDONLY, O_RDWR };
+    for (int fd = 0; fd < 3; fd++)
+        if (fcntl(fd, F_GETFD) < 0 && open("/dev/null", modes[fd]) != fd) _exit(CLI_FAILED);
+}
+
 int main(int argc, char **argv)
 {
+    fill_std_descriptors();
     signal(SIGPIPE, SIG_IGN);   /* a closed pipe shows as a failed write, which gets its line */
     if (argc < 2 || is_one_of(argv[1], "-h", "--help", "help")) {
         print_help(stdout);
