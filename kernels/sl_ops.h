@@ -132,6 +132,7 @@ typedef struct sl_widths {
     uint32_t n_used, n_expert, n_vocab, n_rot;
     uint32_t cols;      /* columns of the widest matrix, router and head included */
     uint32_t head_dim;  /* largest k_dim or v_dim of a layer */
+    uint32_t heads;     /* query heads of MLA layers; else 0 */
     uint32_t mla;       /* max(q_a.rows + n_head * (nope + n_rot), n_head * v_head) of MLA layers; else 0 */
 } sl_widths;
 

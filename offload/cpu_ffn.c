@@ -41,6 +41,12 @@ sl_status cpu_route(sl_device *dev, const sl_layer *l, const float *h, uint32_t 
     return SL_OK;
 }
 
+/* Rows of activations: floats, or quantised in groups. */
+struct acts {
+    const char *base;
+    size_t stride;          /* bytes */
+};
+
 /* Some runs of a call, whose activations fit ff at once. */
 struct ffn {
     cpu_device *d;
@@ -49,12 +55,33 @@ struct ffn {
     uint32_t n_runs;
     const sl_batch *b;
     uint32_t chunk;         /* rows of gate and up of a task of phase 1; columns of y in phase 2 */
+    uint64_t work;          /* multiply-adds of phase 2 for each column of y */
     bool add;               /* phase 2 ends with x += residual_scale * y */
+    struct acts h[3];       /* the batch's h: as floats, in groups of 32, of 256; NULL: nobody asks */
 };
 
 static uint32_t run_rows(const sl_expert_run *r, const sl_batch *b)
 {
     return r->rows ? r->n_rows : b->n_rows;
+}
+
+/* Which form of h a matrix is multiplied with: index into ffn.h. */
+static uint32_t run_acts(const struct ffn *f, const sl_mat *m)
+{
+    uint32_t group = cpu_group(f->d, m);
+    return group == 0 ? 0 : group == 32 ? 1 : 2;
+}
+
+/* Row j of the activations that a run's gate and up are multiplied with. */
+static const char *h_row(const struct acts *a, const sl_expert_run *r, uint32_t j)
+{
+    return a->base + (r->rows ? r->rows[j] : j) * a->stride;
+}
+
+static uint32_t gate_up_unit(const struct ffn *f, const sl_expert_run *r)
+{
+    uint32_t n = run_rows(r, f->b);
+    return SL_MIN(cpu_tile_rows(f->d, &r->ffn.gate, n), cpu_tile_rows(f->d, &r->ffn.up, n));
 }
 
 /* Rows [row, row + n) of gate and up on all rows of a run, activated, into ff. */
@@ -63,26 +90,26 @@ static void gate_up_tile(const struct ffn *f, uint32_t run, uint32_t row, uint32
     const sl_expert_run *r = f->runs + run;
     const cpu_device *d = f->d;
     const sl_mat *g = &r->ffn.gate, *u = &r->ffn.up;
-    const float *wg[SL_DOTS_TILE], *wu[SL_DOTS_TILE], *x[SL_DOTS_TILE];
-    float og[SL_DOTS_TILE * SL_DOTS_TILE] = { 0 }, ou[SL_DOTS_TILE * SL_DOTS_TILE] = { 0 };
+    float og[CPU_TILE_X * CPU_TILE_ROWS], ou[CPU_TILE_X * CPU_TILE_ROWS];
+    const void *xg[CPU_TILE_X], *xu[CPU_TILE_X];
     uint32_t n_rows = run_rows(r, f->b);
-    cpu_weight_rows(d, g, 0, row, n, buf, wg);
-    cpu_weight_rows(d, u, 0, row, n, buf + SL_DOTS_TILE * (size_t)d->w.cols, wu);
-    for (uint32_t j = 0; j < n_rows; j += SL_DOTS_TILE) {
-        uint32_t nx = SL_MIN(n_rows - j, (uint32_t)SL_DOTS_TILE);
-        for (uint32_t e = 0; e < nx; e++)
-            x[e] = f->b->h + (size_t)(r->rows ? r->rows[j + e] : j + e) * g->cols;
-        d->k.dots(wg, n, x, nx, g->cols, og);
-        d->k.dots(wu, n, x, nx, u->cols, ou);
-        for (uint32_t e = 0; e < nx && (g->bias || u->bias); e++)
-            for (uint32_t i = 0; i < n; i++) {
-                og[e * SL_DOTS_TILE + i] += g->bias ? g->bias[row + i] : 0;
-                ou[e * SL_DOTS_TILE + i] += u->bias ? u->bias[row + i] : 0;
-            }
-        d->k.act(&f->l->act, og, ou, og, SL_LEN(og));
-        for (uint32_t e = 0; e < nx; e++)
-            for (uint32_t i = 0; i < n; i++)
-                d->ff[d->run_at[run] + (size_t)(j + e) * g->rows + row + i] = og[e * SL_DOTS_TILE + i];
+    cpu_tile tg, tu;
+    cpu_tile_load(d, g, 0, row, n, n_rows, buf, &tg);
+    cpu_tile_load(d, u, 0, row, n, n_rows, buf + d->tile_floats, &tu);
+    for (uint32_t j = 0; j < n_rows; j += CPU_TILE_X) {
+        uint32_t nx = SL_MIN(n_rows - j, (uint32_t)CPU_TILE_X);
+        for (uint32_t e = 0; e < nx; e++) {
+            xg[e] = h_row(&f->h[run_acts(f, g)], r, j + e);
+            xu[e] = h_row(&f->h[run_acts(f, u)], r, j + e);
+        }
+        cpu_tile_mul(d, &tg, xg, nx, og, CPU_TILE_ROWS);
+        cpu_tile_mul(d, &tu, xu, nx, ou, CPU_TILE_ROWS);
+        for (uint32_t e = 0; e < nx; e++) {
+            float *a = og + e * CPU_TILE_ROWS, *b = ou + e * CPU_TILE_ROWS;
+            for (uint32_t i = 0; g->bias && i < n; i++) a[i] += g->bias[row + i];
+            for (uint32_t i = 0; u->bias && i < n; i++) b[i] += u->bias[row + i];
+            d->k.act(&f->l->act, a, b, d->ff + d->run_at[run] + (size_t)(j + e) * g->rows + row, n);
+        }
     }
 }
 
@@ -98,28 +125,48 @@ static void gate_up_task(void *arg, uint32_t index, uint32_t thread)
     }
     uint32_t row = (index - d->run_task[lo]) * f->chunk;
     uint32_t end = SL_MIN(row + f->chunk, f->runs[lo].ffn.gate.rows);
-    for (; row < end; row += SL_DOTS_TILE)
-        gate_up_tile(f, lo, row, SL_MIN(end - row, (uint32_t)SL_DOTS_TILE), cpu_scratch(d, thread));
+    uint32_t unit = gate_up_unit(f, &f->runs[lo]);
+    for (; row < end; row += unit)
+        gate_up_tile(f, lo, row, SL_MIN(end - row, unit), cpu_scratch(d, thread));
+}
+
+/* The activations of a run as its down wants them: quantised between the phases. */
+static void quantise_ff_task(void *arg, uint32_t index, uint32_t thread)
+{
+    const struct ffn *f = arg;
+    const cpu_device *d = f->d;
+    uint32_t run = 0;
+    (void)thread;
+    while (index >= run_rows(&f->runs[run], f->b)) index -= run_rows(&f->runs[run++], f->b);
+    const sl_mat *m = &f->runs[run].ffn.down;
+    uint32_t group = cpu_group(d, m);
+    if (group)
+        d->k.quantise(group, d->ff + d->run_at[run] + (size_t)index * m->cols, m->cols,
+                      d->qff + d->qff_at[run] + index * sl_qx_bytes(group, m->cols));
 }
 
 /* Columns [col, col + n) of y: one run's weighted output added to each of its rows. */
 static void down_tile(const struct ffn *f, uint32_t run, uint32_t col, uint32_t n, float *buf)
 {
     const sl_expert_run *r = f->runs + run;
+    const cpu_device *d = f->d;
     const sl_mat *m = &r->ffn.down;
-    const float *w[SL_DOTS_TILE], *x[SL_DOTS_TILE];
-    float out[SL_DOTS_TILE * SL_DOTS_TILE];
-    uint32_t n_rows = run_rows(r, f->b);
-    cpu_weight_rows(f->d, m, 0, col, n, buf, w);
-    for (uint32_t j = 0; j < n_rows; j += SL_DOTS_TILE) {
-        uint32_t nx = SL_MIN(n_rows - j, (uint32_t)SL_DOTS_TILE);
-        for (uint32_t e = 0; e < nx; e++) x[e] = f->d->ff + f->d->run_at[run] + (size_t)(j + e) * m->cols;
-        f->d->k.dots(w, n, x, nx, m->cols, out);
+    const void *x[CPU_TILE_X];
+    float out[CPU_TILE_X * CPU_TILE_ROWS];
+    uint32_t n_rows = run_rows(r, f->b), group = cpu_group(d, m);
+    const char *base = group ? d->qff + d->qff_at[run] : (const char *)(d->ff + d->run_at[run]);
+    size_t stride = group ? sl_qx_bytes(group, m->cols) : m->cols * sizeof(float);
+    cpu_tile t;
+    cpu_tile_load(d, m, 0, col, n, n_rows, buf, &t);
+    for (uint32_t j = 0; j < n_rows; j += CPU_TILE_X) {
+        uint32_t nx = SL_MIN(n_rows - j, (uint32_t)CPU_TILE_X);
+        for (uint32_t e = 0; e < nx; e++) x[e] = base + (j + e) * stride;
+        cpu_tile_mul(d, &t, x, nx, out, CPU_TILE_ROWS);
         for (uint32_t e = 0; e < nx; e++) {
             float *y = f->b->y + (size_t)(r->rows ? r->rows[j + e] : j + e) * m->rows + col;
             float weight = r->weights ? r->weights[j + e] : 1;
-            for (uint32_t i = 0; i < n; i++)
-                y[i] += weight * (out[e * SL_DOTS_TILE + i] + (m->bias ? m->bias[col + i] : 0));
+            for (uint32_t i = 0; m->bias && i < n; i++) out[e * CPU_TILE_ROWS + i] += m->bias[col + i];
+            d->k.axpy(weight, out + e * CPU_TILE_ROWS, y, n);
         }
     }
 }
@@ -128,9 +175,12 @@ static void down_task(void *arg, uint32_t index, uint32_t thread)
 {
     const struct ffn *f = arg;
     uint32_t dm = f->d->w.d_model, first = index * f->chunk, end = SL_MIN(first + f->chunk, dm);
-    for (uint32_t run = 0; run < f->n_runs; run++)
-        for (uint32_t col = first; col < end; col += SL_DOTS_TILE)
-            down_tile(f, run, col, SL_MIN(end - col, (uint32_t)SL_DOTS_TILE), cpu_scratch(f->d, thread));
+    for (uint32_t run = 0; run < f->n_runs; run++) {
+        const sl_expert_run *r = &f->runs[run];
+        uint32_t unit = cpu_tile_rows(f->d, &r->ffn.down, run_rows(r, f->b));
+        for (uint32_t col = first; col < end; col += unit)
+            down_tile(f, run, col, SL_MIN(end - col, unit), cpu_scratch(f->d, thread));
+    }
     for (uint32_t row = 0; f->add && row < f->b->n_rows; row++) {
         size_t at = (size_t)row * dm + first;
         f->d->k.axpy(f->l->residual_scale, f->b->y + at, f->b->x + at, end - first);
@@ -140,20 +190,48 @@ static void down_task(void *arg, uint32_t index, uint32_t thread)
 /* Lays the activations of as many runs as fit into ff; returns how many. */
 static uint32_t place_runs(cpu_device *d, const sl_expert_run *runs, uint32_t n_runs, const sl_batch *b)
 {
-    size_t at = 0;
+    size_t at = 0, q_at = 0;
     uint32_t n = 0;
     for (; n < n_runs && n < d->max_runs; n++) {
-        size_t want = (size_t)run_rows(runs + n, b) * runs[n].ffn.gate.rows;
-        if (want > d->ff_floats - at) break;
+        uint32_t rows = run_rows(runs + n, b), cols = runs[n].ffn.gate.rows;
+        uint32_t group = cpu_group(d, &runs[n].ffn.down);
+        size_t want = (size_t)rows * cols, q_want = group ? rows * sl_qx_bytes(group, cols) : 0;
+        if (want > d->ff_floats - at || q_want > d->qff_bytes - q_at) break;
         d->run_at[n] = at;
+        d->qff_at[n] = q_at;
         at += want;
+        q_at += q_want;
     }
     return n;
 }
 
-static void run_phases(cpu_device *d, struct ffn *f)
+/* The batch's h in every form that a run's gate or up wants. */
+static void prepare_h(struct ffn *f)
 {
-    uint64_t rows = 0, work = 0, dm = d->w.d_model;
+    cpu_device *d = f->d;
+    uint32_t dm = d->w.d_model;
+    size_t used = 0;
+    f->h[0] = (struct acts){ (const char *)f->b->h, dm * sizeof(float) };
+    for (uint32_t i = 0; i < f->n_runs; i++)
+        for (uint32_t m = 0; m < 2; m++) {
+            const sl_mat *mat = m ? &f->runs[i].ffn.up : &f->runs[i].ffn.gate;
+            struct acts *a = &f->h[run_acts(f, mat)];
+            if (a->base) continue;
+            uint32_t group = cpu_group(d, mat);
+            *a = (struct acts){ d->qx + used, sl_qx_bytes(group, dm) };
+            cpu_quantise(d, group, f->b->h, dm, dm, f->b->n_rows, d->qx + used);
+            used += a->stride * f->b->n_rows;
+            assert(used <= d->qx_bytes);
+        }
+}
+
+/* Phase 1, and what phase 2 reads. */
+static void activate_runs(struct ffn *f)
+{
+    cpu_device *d = f->d;
+    uint64_t rows = 0, work = 0, pairs = 0, dm = d->w.d_model;
+    uint32_t unit = 1;
+    bool quantised = false;
     for (uint32_t i = 0; i < f->n_runs; i++) {
         const sl_expert_run *r = f->runs + i;
         assert(r->ffn.gate.cols == dm && r->ffn.up.rows == r->ffn.gate.rows);
@@ -161,16 +239,28 @@ static void run_phases(cpu_device *d, struct ffn *f)
         assert(SL_MAX(dm, r->ffn.down.cols) <= d->w.cols);
         rows += r->ffn.gate.rows;
         work += (uint64_t)r->ffn.gate.rows * run_rows(r, f->b);
+        pairs += run_rows(r, f->b);
+        unit = SL_MAX(unit, gate_up_unit(f, r));
+        quantised |= cpu_group(d, &r->ffn.down) != 0;
     }
-    if (f->n_runs) {
-        f->chunk = cpu_chunk(d, rows, 2 * dm * work / SL_MAX(rows, 1));
-        d->run_task[0] = 0;
-        for (uint32_t i = 0; i < f->n_runs; i++)
-            d->run_task[i + 1] = d->run_task[i] + (f->runs[i].ffn.gate.rows + f->chunk - 1) / f->chunk;
-        cpu_run(d, gate_up_task, f, d->run_task[f->n_runs]);
-    }
-    f->chunk = cpu_chunk(d, dm, work);
-    cpu_run(d, down_task, f, (uint32_t)((dm + f->chunk - 1) / f->chunk));
+    f->work = work;
+    prepare_h(f);
+    f->chunk = cpu_chunk(d, rows, 2 * dm * work / SL_MAX(rows, 1), unit);
+    d->run_task[0] = 0;
+    for (uint32_t i = 0; i < f->n_runs; i++)
+        d->run_task[i + 1] = d->run_task[i] + (f->runs[i].ffn.gate.rows + f->chunk - 1) / f->chunk;
+    cpu_run(d, gate_up_task, f, d->run_task[f->n_runs]);
+    if (quantised) cpu_run_rows(d, quantise_ff_task, f, (uint32_t)pairs);
+}
+
+static void run_phases(cpu_device *d, struct ffn *f)
+{
+    uint32_t unit = SL_DOTS_TILE;
+    if (f->n_runs) activate_runs(f);
+    for (uint32_t i = 0; i < f->n_runs; i++)
+        unit = SL_MAX(unit, cpu_tile_rows(d, &f->runs[i].ffn.down, run_rows(&f->runs[i], f->b)));
+    f->chunk = cpu_chunk(d, d->w.d_model, f->work, unit);
+    cpu_run(d, down_task, f, (d->w.d_model + f->chunk - 1) / f->chunk);
 }
 
 sl_status cpu_experts(sl_device *dev, const sl_layer *l, const sl_expert_run *runs, uint32_t n_runs,

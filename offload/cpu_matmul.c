@@ -1,9 +1,10 @@
-/* offload/cpu_matmul.c - matrix products of the cpu device: rows of weights dequantised into a
- * thread's scratch, four at a time, and multiplied with every row of activations.
- * One output element is one `dots` sum, so its bits do not depend on the cut. */
+/* offload/cpu_matmul.c - matrix products of the cpu device. A tile of weight rows is multiplied with every
+ * row of activations: by the integer kernels where the type has them, as floats otherwise. One output
+ * element is one sum of one fixed order, so its bits depend neither on the cut nor on the tile's form. */
 #include "offload/device_cpu.h"
 
 #include <assert.h>
+#include <string.h>
 
 void cpu_run(cpu_device *d, sl_task_fn fn, void *arg, uint32_t n_tasks)
 {
@@ -34,55 +35,125 @@ void cpu_run_rows(cpu_device *d, sl_task_fn fn, void *arg, uint32_t n_rows)
     cpu_run(d, rows_task, &r, (n_rows + ROWS_A_TASK - 1) / ROWS_A_TASK);
 }
 
-uint32_t cpu_chunk(const cpu_device *d, uint64_t rows, uint64_t work)
+uint32_t cpu_chunk(const cpu_device *d, uint64_t rows, uint64_t work, uint32_t unit)
 {
-    const uint64_t min_work = 32768;    /* about 5 us; waking a thread costs about as much */
+    const uint64_t min_work = 32768;    /* about 2 us; waking a thread costs about as much */
     uint64_t tasks = d->n_threads == 1 ? 1 : 4 * (uint64_t)d->n_threads;
     uint64_t chunk = (rows + tasks - 1) / tasks;
     chunk = SL_MAX(chunk, min_work / SL_MAX(work, 1));
-    chunk = (chunk + SL_DOTS_TILE - 1) / SL_DOTS_TILE * SL_DOTS_TILE;
-    return (uint32_t)SL_MIN(SL_MAX(chunk, SL_DOTS_TILE), (uint64_t)1 << 30);
+    chunk = (chunk + unit - 1) / unit * unit;
+    return (uint32_t)SL_MIN(SL_MAX(chunk, (uint64_t)unit), (uint64_t)1 << 30);
 }
 
-void cpu_weight_rows(const cpu_device *d, const sl_mat *m, uint32_t c, uint32_t row, uint32_t n, float *buf,
-                     const float **ret_rows)
+/* ---- tiles of weights ---- */
+
+enum { FEW_X = 4 };     /* up to here rows are multiplied where they lie: unpacking costs about as much */
+
+uint32_t cpu_tile_rows(const cpu_device *d, const sl_mat *m, uint32_t n_x)
+{
+    const sl_qmul *q = &d->k.qmul[m->type];
+    if (!q->group) return SL_DOTS_TILE;
+    return n_x <= FEW_X ? CPU_TILE_ROWS : q->tile_rows;
+}
+
+void cpu_tile_load(const cpu_device *d, const sl_mat *m, uint32_t c, uint32_t row, uint32_t n,
+                   uint32_t n_x, float *buf, cpu_tile *ret)
 {
     const char *data = (const char *)m->data + ((uint64_t)c * m->rows + row) * m->row_bytes;
-    for (uint32_t i = 0; i < n; i++, data += m->row_bytes) {
-        if (m->type == SL_F32) {
-            ret_rows[i] = (const float *)(const void *)data;
-            continue;
+    const sl_qmul *q = &d->k.qmul[m->type];
+    *ret = (cpu_tile){ .mul = q->group ? q : NULL, .row_bytes = m->row_bytes, .n = n, .cols = m->cols };
+    if (q->group && n_x <= FEW_X) {
+        ret->w = data;
+    } else if (q->group) {
+        q->unpack(data, m->row_bytes, n, m->cols, buf);
+        ret->packed = buf;
+    } else {
+        for (uint32_t i = 0; i < n; i++, data += m->row_bytes) {
+            float *to = buf + (size_t)i * m->cols;
+            if (m->type != SL_F32) d->k.dequant[m->type](data, to, m->cols);
+            ret->rows[i] = m->type == SL_F32 ? (const float *)(const void *)data : to;
         }
-        float *to = buf + (size_t)i * m->cols;
-        d->k.dequant[m->type](data, to, m->cols);
-        ret_rows[i] = to;
     }
 }
+
+static void mul_floats(const cpu_device *d, const cpu_tile *t, const void *const *x, uint32_t n_x,
+                       float *ret, size_t ld)
+{
+    float out[SL_DOTS_TILE * SL_DOTS_TILE];
+    const float *xf[SL_DOTS_TILE];
+    for (uint32_t j = 0; j < n_x; j += SL_DOTS_TILE) {
+        uint32_t nx = SL_MIN(n_x - j, (uint32_t)SL_DOTS_TILE);
+        for (uint32_t e = 0; e < nx; e++) xf[e] = x[j + e];
+        d->k.dots(t->rows, t->n, xf, nx, t->cols, out);
+        for (uint32_t e = 0; e < nx; e++)
+            memcpy(ret + (j + e) * ld, out + e * SL_DOTS_TILE, t->n * sizeof(float));
+    }
+}
+
+void cpu_tile_mul(const cpu_device *d, const cpu_tile *t, const void *const *x, uint32_t n_x,
+                  float *ret, size_t ld)
+{
+    if (!t->mul) {
+        mul_floats(d, t, x, n_x, ret, ld);
+    } else if (t->packed) {
+        t->mul->tile(t->packed, t->n, x, n_x, t->cols, ret, ld);
+    } else {
+        for (uint32_t j = 0; j < n_x; j++)
+            t->mul->rows(t->w, t->row_bytes, t->n, x[j], t->cols, ret + j * ld);
+    }
+}
+
+struct quantise {
+    const cpu_device *d;
+    const float *x;
+    char *ret;
+    size_t ldx, stride;
+    uint32_t group, cols;
+};
+
+static void quantise_task(void *arg, uint32_t row, uint32_t thread)
+{
+    const struct quantise *q = arg;
+    (void)thread;
+    q->d->k.quantise(q->group, q->x + row * q->ldx, q->cols, q->ret + row * q->stride);
+}
+
+void cpu_quantise(cpu_device *d, uint32_t group, const float *x, size_t ldx, uint32_t cols, uint32_t n,
+                  char *ret)
+{
+    struct quantise q = { .d = d, .x = x, .ret = ret, .ldx = ldx, .stride = sl_qx_bytes(group, cols),
+                          .group = group, .cols = cols };
+    cpu_run_rows(d, quantise_task, &q, n);
+}
+
+/* ---- products ---- */
 
 struct multiply {
     cpu_device *d;
     const cpu_product *p;
     uint32_t n;
     uint32_t chunk[4], per[4], first[5];    /* rows of a chunk, chunks of a matrix, first task */
+    const char *x[4];                       /* activation rows as their tiles want them, */
+    size_t ldx[4], xstep[4];                /* with their strides in bytes */
 };
 
-/* Rows [row, row + n) of matrix c, against all activation rows. */
-static void multiply_tile(const cpu_device *d, const cpu_product *p, uint32_t c, uint32_t row, uint32_t n,
+/* Rows [row, row + n) of matrix c of product `at`, against all activation rows. */
+static void multiply_tile(const struct multiply *m, uint32_t at, uint32_t c, uint32_t row, uint32_t n,
                           float *buf)
 {
-    const float *w[SL_DOTS_TILE], *x[SL_DOTS_TILE];
-    float out[SL_DOTS_TILE * SL_DOTS_TILE];
+    const cpu_product *p = m->p + at;
     const float *bias = p->mat->bias ? p->mat->bias + (size_t)c * p->mat->rows + row : NULL;
-    cpu_weight_rows(d, p->mat, c, row, n, buf, w);
-    for (uint32_t j = 0; j < p->n; j += SL_DOTS_TILE) {
-        uint32_t nx = SL_MIN(p->n - j, (uint32_t)SL_DOTS_TILE);
-        for (uint32_t e = 0; e < nx; e++) x[e] = p->x + (j + e) * p->ldx + c * p->xstep;
-        d->k.dots(w, n, x, nx, p->mat->cols, out);
-        for (uint32_t e = 0; e < nx; e++) {
-            float *y = p->y + (j + e) * p->ldy + c * p->ystep + row;
+    const void *x[CPU_TILE_X];
+    cpu_tile t;
+    cpu_tile_load(m->d, p->mat, c, row, n, p->n, buf, &t);
+    for (uint32_t j = 0; j < p->n; j += CPU_TILE_X) {
+        uint32_t nx = SL_MIN(p->n - j, (uint32_t)CPU_TILE_X);
+        float *y = p->y + j * p->ldy + c * p->ystep + row;
+        for (uint32_t e = 0; e < nx; e++) x[e] = m->x[at] + (j + e) * m->ldx[at] + c * m->xstep[at];
+        cpu_tile_mul(m->d, &t, x, nx, y, p->ldy);
+        for (uint32_t e = 0; e < nx && (bias || p->scale != 1); e++)
             for (uint32_t i = 0; i < n; i++)
-                y[i] = (out[e * SL_DOTS_TILE + i] + (bias ? bias[i] : 0)) * p->scale;
-        }
+                y[e * p->ldy + i] = (y[e * p->ldy + i] + (bias ? bias[i] : 0)) * p->scale;
     }
 }
 
@@ -94,22 +165,57 @@ static void multiply_task(void *arg, uint32_t index, uint32_t thread)
     const cpu_product *p = m->p + at;
     uint32_t c = (index - m->first[at]) / m->per[at], part = (index - m->first[at]) % m->per[at];
     uint32_t end = SL_MIN((part + 1) * m->chunk[at], p->mat->rows);
-    for (uint32_t row = part * m->chunk[at]; row < end; row += SL_DOTS_TILE)
-        multiply_tile(m->d, p, c, row, SL_MIN(end - row, (uint32_t)SL_DOTS_TILE),
-                      cpu_scratch(m->d, thread));
+    uint32_t unit = cpu_tile_rows(m->d, p->mat, p->n);
+    for (uint32_t row = part * m->chunk[at]; row < end; row += unit)
+        multiply_tile(m, at, c, row, SL_MIN(end - row, unit), cpu_scratch(m->d, thread));
+}
+
+static bool same_acts(const cpu_product *a, const cpu_product *b)
+{
+    return a->x == b->x && a->ldx == b->ldx && a->xstep == b->xstep && a->mat->cols == b->mat->cols
+        && a->mat->count == b->mat->count;
+}
+
+/* Activations of product i: as they are, or quantised once for all products that share them. */
+static void place_acts(struct multiply *m, uint32_t i, size_t *used)
+{
+    cpu_device *d = m->d;
+    const cpu_product *p = m->p + i;
+    uint32_t group = cpu_group(d, p->mat), cols = p->mat->cols, count = p->mat->count;
+    m->x[i] = (const char *)p->x;
+    m->ldx[i] = p->ldx * sizeof(float);
+    m->xstep[i] = p->xstep * sizeof(float);
+    if (!group) return;
+    for (uint32_t e = 0; e < i; e++) {
+        if (cpu_group(d, m->p[e].mat) != group || !same_acts(p, m->p + e)) continue;
+        m->x[i] = m->x[e];
+        m->ldx[i] = m->ldx[e];
+        m->xstep[i] = m->xstep[e];
+        return;
+    }
+    size_t bytes = sl_qx_bytes(group, cols);
+    m->x[i] = d->qx + *used;
+    m->ldx[i] = bytes;
+    m->xstep[i] = bytes * p->n;
+    for (uint32_t c = 0; c < count; c++, *used += bytes * p->n)
+        cpu_quantise(d, group, p->x + c * p->xstep, p->ldx, cols, p->n, d->qx + *used);
+    assert(*used <= d->qx_bytes);
 }
 
 void cpu_multiply(cpu_device *d, const cpu_product *p, uint32_t n)
 {
     struct multiply m = { .d = d, .p = p, .n = n };
     uint64_t rows = 0;
+    size_t used = 0;
     assert(n <= 4);
     for (uint32_t i = 0; i < n; i++) {
         assert(p[i].mat->cols <= d->w.cols && d->k.dequant[p[i].mat->type] && p[i].mat->data);
         rows += (uint64_t)p[i].mat->rows * p[i].mat->count;
+        place_acts(&m, i, &used);
     }
     for (uint32_t i = 0; i < n; i++) {
-        m.chunk[i] = SL_MIN(cpu_chunk(d, rows, (uint64_t)p[i].mat->cols * p[i].n), p[i].mat->rows);
+        uint32_t unit = cpu_tile_rows(d, p[i].mat, p[i].n);
+        m.chunk[i] = SL_MIN(cpu_chunk(d, rows, (uint64_t)p[i].mat->cols * p[i].n, unit), p[i].mat->rows);
         m.per[i] = (p[i].mat->rows + m.chunk[i] - 1) / m.chunk[i];
         m.first[i + 1] = m.first[i] + m.per[i] * p[i].mat->count;
     }

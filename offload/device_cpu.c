@@ -140,22 +140,42 @@ static sl_status take(cpu_device *d, uint64_t a, uint64_t b, size_t size, void *
     return SL_OK;
 }
 
-/* Floats of one thread: two tiles of weight rows (gate and up), one block of attention, or a row's
- * routing; whichever is largest, in whole cache lines. */
-static size_t thread_floats(const sl_widths *w)
+/* Floats of one tile of weights in whichever form is largest, in whole cache lines. */
+static size_t tile_floats(const cpu_device *d)
 {
-    size_t rows = 2 * SL_DOTS_TILE * (size_t)w->cols;
+    size_t bytes = SL_DOTS_TILE * sizeof(float) * (size_t)d->w.cols;
+    for (uint32_t t = 0; t < SL_N_TYPES; t++)
+        if (d->k.qmul[t].group)     /* whole groups: the widest matrix of this type has them */
+            bytes = SL_MAX(bytes, d->k.qmul[t].tile_bytes((d->w.cols + 255) / 256 * 256));
+    return (bytes + 63) / 64 * 16;
+}
+
+/* Floats of one thread: two tiles (gate and up), one block of attention, or a row's routing; whichever
+ * is largest, in whole cache lines. */
+static size_t thread_floats(const cpu_device *d)
+{
+    const sl_widths *w = &d->w;
     size_t attn = (2 * SL_ATTN_BLOCK + CPU_ATTN_ROWS * SL_ATTN_HEADS + 1) * (size_t)w->head_dim +
                   SL_ATTN_HEADS * (SL_ATTN_BLOCK + 2 * CPU_ATTN_ROWS);
-    size_t most = SL_MAX(SL_MAX(rows, attn), 3 * (size_t)w->n_expert);
+    size_t most = SL_MAX(SL_MAX(2 * d->tile_floats, attn), 3 * (size_t)w->n_expert);
     return (most + 31) / 16 * 16;
+}
+
+/* Bytes of n quantised elements in `parts` rows, whatever their group: sl_qx_bytes in the worst case. */
+static uint64_t qx_most(uint64_t n, uint64_t parts)
+{
+    return n + n / 8 + n / 8 + 192 * parts;
 }
 
 static sl_status take_scratch(cpu_device *d)
 {
     const sl_widths *w = &d->w;
     uint64_t rows = d->max_rows;
-    d->thread_floats = thread_floats(w);
+    d->tile_floats = tile_floats(d);
+    d->thread_floats = thread_floats(d);
+    /* Inputs of a product: one row in both groups, or (MLA) one part for each head. */
+    d->qx_bytes = rows * SL_MAX(2 * qx_most(w->cols, 1), qx_most(SL_MAX(w->mla, w->att), w->heads));
+    d->qff_bytes = rows * qx_most(w->ff_sum, w->n_used + 1ull);
     d->max_runs = w->n_expert + 2;
     SL_TRY(take(d, rows, w->n_rot / 2, sizeof(float), &d->cos));
     SL_TRY(take(d, rows, w->n_rot / 2, sizeof(float), &d->sin));
@@ -163,6 +183,9 @@ static sl_status take_scratch(cpu_device *d)
     SL_TRY(take(d, rows, w->n_expert, sizeof(float), &d->router));
     SL_TRY(take(d, rows, w->ff_sum, sizeof(float), &d->ff));
     d->ff_floats = (size_t)rows * w->ff_sum;
+    SL_TRY(take(d, d->qx_bytes, 1, 1, &d->qx));
+    SL_TRY(take(d, d->qff_bytes, 1, 1, &d->qff));
+    SL_TRY(take(d, d->max_runs, 1, sizeof(size_t), &d->qff_at));
     SL_TRY(take(d, rows + 1, 1, sizeof(uint32_t), &d->tile_at));
     SL_TRY(take(d, d->max_runs, 1, sizeof(size_t), &d->run_at));
     SL_TRY(take(d, d->max_runs + 1, 1, sizeof(uint32_t), &d->run_task));

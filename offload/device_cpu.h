@@ -30,8 +30,11 @@ typedef struct cpu_device {
     size_t *run_at;             /* [max_runs] where a run's activations start in ff */
     uint32_t *run_task;         /* [max_runs + 1] first task of a run */
     uint32_t max_runs;
+    char *qx, *qff;             /* quantised activations: of a product's inputs, of the runs in ff */
+    size_t qx_bytes, qff_bytes;
+    size_t *qff_at;             /* [max_runs] where a run's quantised activations start in qff */
     float *thread;              /* [n_threads][thread_floats] */
-    size_t thread_floats;
+    size_t thread_floats, tile_floats;  /* tile_floats: of one tile of weights */
 } cpu_device;
 
 enum { CPU_ATTN_ROWS = 8 };     /* rows of a sequence that share each key block they convert */
@@ -55,10 +58,37 @@ typedef struct cpu_product {
 /* All products at once, cut into chunks of matrix rows. n <= 4. */
 void cpu_multiply(cpu_device *d, const cpu_product *p, uint32_t n);
 
-/* Rows [row, row + n), n <= SL_DOTS_TILE, of matrix c as float32: pointers into the file's bytes (F32),
- * or into buf [SL_DOTS_TILE][cols] after dequantising. */
-void cpu_weight_rows(const cpu_device *d, const sl_mat *m, uint32_t c, uint32_t row, uint32_t n, float *buf,
-                     const float **ret_rows);
+/* Some rows of a matrix, brought into the form in which they are multiplied: where they lie (integer
+ * kernels, few activation rows), unpacked (integer kernels, many), or as floats (types without integer
+ * kernels). Activation rows are quantised for the integer kernels, floats otherwise: cpu_group says. */
+enum { CPU_TILE_ROWS = 64, CPU_TILE_X = 32 };   /* rows of a tile at most; activation rows of a call */
+typedef struct cpu_tile {
+    const sl_qmul *mul;         /* NULL: floats */
+    const void *w;              /* rows where they lie, or NULL when unpacked */
+    const void *packed;
+    const float *rows[SL_DOTS_TILE];
+    uint64_t row_bytes;
+    uint32_t n, cols;
+} cpu_tile;
+
+/* Group of the quantised activations that a matrix is multiplied with; 0: floats. */
+static inline uint32_t cpu_group(const cpu_device *d, const sl_mat *m)
+{
+    return d->k.qmul[m->type].group;
+}
+
+/* Rows that a tile of m holds at most when n_x activation rows come. */
+uint32_t cpu_tile_rows(const cpu_device *d, const sl_mat *m, uint32_t n_x);
+/* Rows [row, row + n) of matrix c of m, for n_x activation rows in all. buf: d->tile_floats floats. */
+void cpu_tile_load(const cpu_device *d, const sl_mat *m, uint32_t c, uint32_t row, uint32_t n,
+                   uint32_t n_x, float *buf, cpu_tile *ret);
+/* ret[j * ld + i] = row i times x[j]; any n_x. */
+void cpu_tile_mul(const cpu_device *d, const cpu_tile *t, const void *const *x, uint32_t n_x,
+                  float *ret, size_t ld);
+
+/* Quantises n rows of cols floats at x + j * ldx into ret + j * sl_qx_bytes(group, cols), in parallel. */
+void cpu_quantise(cpu_device *d, uint32_t group, const float *x, size_t ldx, uint32_t cols, uint32_t n,
+                  char *ret);
 
 /* sl_pool_run, but one task runs on the caller without waking anybody. */
 void cpu_run(cpu_device *d, sl_task_fn fn, void *arg, uint32_t n_tasks);
@@ -66,9 +96,9 @@ void cpu_run(cpu_device *d, sl_task_fn fn, void *arg, uint32_t n_tasks);
 /* fn on every row, some rows to a task; few rows run on the caller. */
 void cpu_run_rows(cpu_device *d, sl_task_fn fn, void *arg, uint32_t n_rows);
 
-/* Rows (a multiple of the tile) of a chunk, so that `rows` rows of `work` multiply-adds each make a few
+/* Rows (a multiple of unit) of a chunk, so that `rows` rows of `work` multiply-adds each make a few
  * tasks a thread, none of them tiny. */
-uint32_t cpu_chunk(const cpu_device *d, uint64_t rows, uint64_t work);
+uint32_t cpu_chunk(const cpu_device *d, uint64_t rows, uint64_t work, uint32_t unit);
 
 /* Stages (sl_device.h). */
 sl_status cpu_qkv(sl_device *dev, const sl_weights *w, const sl_layer *l, sl_batch *b);

@@ -459,6 +459,7 @@ static bool measure_widths(sl_model *m)
         WIDEN(att, (uint64_t)a->n_head * a->v_dim);
         WIDEN(head_dim, SL_MAX(a->k_dim, a->v_dim));
         if (a->kind == SL_ATTN_MLA) {
+            WIDEN(heads, a->n_head);
             WIDEN(mla, (uint64_t)a->q_a.rows + (uint64_t)a->n_head * (a->nope + m->hp.rope.n_rot));
             WIDEN(mla, (uint64_t)a->n_head * a->v_head);
         }

@@ -36,15 +36,17 @@ struct shape {
     double tolerance;
 };
 
+/* Where weights are quantised, so are activations, here and in the reference: where a rounding falls the
+ * other way, one element changes by 1/127 of its group's largest. */
 static const struct shape shapes[] = {
     { "dense gqa", SL_F32, SL_F32, SL_ATTN_GQA, 6, 2, 20, 20, 20, .qk_norm = SL_QK_NORM_HEAD,
       .rope = SL_ROPE_HALVES, .norm = SL_NORM_RMS, .ff = 100, .tolerance = 1e-5 },
-    { "moe, sinks, windows, biases", SL_Q8_0, SL_F16, SL_ATTN_GQA, 18, 2, 16, 32, 16, .rope = SL_ROPE_HALVES,
+    { "moe, sinks, windows, biases", SL_Q8_0, SL_F32, SL_ATTN_GQA, 18, 2, 16, 32, 16, .rope = SL_ROPE_HALVES,
       .norm = SL_NORM_RMS, .window = 40, .bias = true, .sinks = true, .ff = 64, .n_expert = 8, .n_used = 3,
-      .score = SL_SCORE_TOPK_SOFTMAX, .act = SL_ACT_SWIGLU_OAI, .tolerance = 2e-3 },
+      .score = SL_SCORE_TOPK_SOFTMAX, .act = SL_ACT_SWIGLU_OAI, .tolerance = 2e-2 },
     { "moe, gated shared expert", SL_Q4_0, SL_F32, SL_ATTN_GQA, 4, 4, 32, 32, 16, .qk_norm = SL_QK_NORM_FULL,
       .rope = SL_ROPE_PAIRS, .norm = SL_NORM_RMS, .ff = 32, .n_expert = 6, .n_used = 2, .shared = 96,
-      .shared_gate = true, .residual = 0.5f, .embed = 3, .logit = 0.25f, .tolerance = 1e-5 },
+      .shared_gate = true, .residual = 0.5f, .embed = 3, .logit = 0.25f, .tolerance = 2e-2 },
     { "mla with q_a, groups", SL_F32, SL_F32, SL_ATTN_MLA, 5, 1, 40, 32, 8, .nope = 12, .v_head = 10,
       .q_a = 24, .rope = SL_ROPE_PAIRS, .norm = SL_NORM_RMS, .ff = 48, .n_expert = 8, .n_used = 3, .shared = 40,
       .dense_first = true, .score = SL_SCORE_SIGMOID, .n_group = 4, .tolerance = 1e-5 },
@@ -201,9 +203,27 @@ static void free_model(struct model *m)
 
 /* ---- the reference, in double ---- */
 
-static void ref_mul(const sl_mat *a, uint32_t c, const double *x, double *y)
+/* What a matrix of this type is multiplied with: x, or x through 8 bits and back. */
+static void ref_acts(const sl_mat *a, const double *x, double *ret)
+{
+    static _Alignas(64) char qx[8192];
+    uint32_t group = reference.qmul[a->type].group;
+    float f[2048];
+    for (uint32_t i = 0; i < a->cols; i++) ret[i] = f[i] = (float)x[i];
+    if (!group) {
+        memcpy(ret, x, a->cols * sizeof *ret);
+        return;
+    }
+    reference.quantise(group, f, a->cols, qx);
+    const float *scale = (const float *)(qx + sl_qx_scales(a->cols));
+    for (uint32_t i = 0; i < a->cols; i++) ret[i] = (double)scale[i / group] * (int8_t)qx[i];
+}
+
+static void ref_mul(const sl_mat *a, uint32_t c, const double *in, double *y)
 {
     float row[2048];
+    double x[2048];
+    ref_acts(a, in, x);
     for (uint32_t r = 0; r < a->rows; r++) {
         reference.dequant[a->type]((const char *)a->data + ((uint64_t)c * a->rows + r) * a->row_bytes, row,
                                    a->cols);
