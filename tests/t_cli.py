@@ -117,6 +117,33 @@ class Run(unittest.TestCase):
         self.assertNotEqual((a["seed"], a["text"]), (b["seed"], b["text"]))
         self.assertEqual(a["text"], self.json("-n", "60", "-s", str(a["seed"]))["text"])
 
+    def test_isa(self):
+        """One ISA, one text, whatever the threads; what the CPU lacks is refused before any work."""
+        ran = 0
+        for isa in ("c", "avx2", "avxvnni", "avx512", "avx512vnni"):
+            code, out, err = sluice("run", "--json", "-s", "7", "-n", "40", "-t", "1", "--isa", isa)
+            if code == 2:
+                self.assertEqual((out, err.count("\n")), (b"", 1), err)
+                self.assertIn("--isa %s: this CPU lacks it" % isa, err)
+                continue
+            self.assertEqual(code, 0, err)
+            self.assertIn(", %s; context" % isa, err)
+            two = self.json("-s", "7", "-n", "40", "-b", "3", "--isa", isa)
+            self.assertEqual(json.loads(out)["tokens"], two["tokens"])
+            ran += 1
+        self.assertGreaterEqual(ran, 1)
+        for args in (("--isa", "mmx"), ("--isa", "")):
+            code, out, err = sluice("run", "-m", "no such file", "-p", "x", *args)
+            self.assertEqual((code, out, err.count("\n")), (2, b"", 1), err)
+            self.assertIn("expected c, avx2, avxvnni, avx512 or avx512vnni", err)
+
+    def test_threads_above_the_machine(self):
+        code, out, err = sluice("run", "-m", "no such file", "-p", "x", "-t", "4096")
+        if code == 1:
+            self.skipTest("a machine of 4096 threads")
+        self.assertEqual((code, out, err.count("\n")), (2, b"", 1), err)
+        self.assertIn("4096 threads wanted", err)
+
     def test_json(self):
         r = self.json("-p", "KING", "-n", "20", "-s", "1", "--ram", "1G")
         for key in ("prompt_tok_per_s", "decode_tok_per_s", "ttft_s", "bytes_per_token", "peak_rss_bytes"):

@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "kernels/sl_kernels.h"
+#include "runtime/base/sl_pool.h"
 
 #define CTX_CAP 4096u   /* of the default context: 128 K positions can outweigh a model */
 
@@ -29,6 +30,9 @@ static const cli_option engine_options[] = {
     { "--ram", CLI_BYTES, "SIZE", "memory budget, 8G or auto (default: auto, what is available)",
       AT(ram_bytes), 0, 0 },
     { "--device", CLI_CHOICE, "auto|cpu", "what computes (default: auto)", AT(device), 0, 0 },
+    { "--isa", CLI_STR, "NAME",
+      "at most these instructions: c, avx2, avxvnni, avx512, avx512vnni (default: all of the CPU's)",
+      AT(isa), 0, 0 },
     { "--trace-routing", CLI_STR, "FILE",
       "write the experts that were chosen: JSON lines {pass, sequence, layer, position, experts}",
       AT(trace), 0, 0 },
@@ -107,9 +111,40 @@ static void write_trace(void *user, uint64_t pass, sl_seq seq, uint32_t pos, uin
     fputs("]}\n", out);
 }
 
+int cli_isa_mask(const char *isa, uint32_t *ret_mask)
+{
+    static const char *const names = "c, avx2, avxvnni, avx512 or avx512vnni";
+    unsigned cpu = sl_cpu_detect(), mask = cpu;
+    sl_kernels k;
+    sl_status st = isa ? sl_cpu_from_isa(isa, cpu, &mask) : SL_OK;
+    if (st == SL_OK) {
+        *ret_mask = mask;
+        return CLI_DONE;
+    }
+    sl_kernels_init(&k, cpu);
+    if (st == SL_E_UNSUPPORTED) cli_fail("--isa %s: this CPU lacks it; the most it has is %s", isa, k.isa);
+    else cli_fail("--isa %s: expected %s", isa, names);
+    return CLI_USAGE;
+}
+
+int cli_check_threads(uint32_t n)
+{
+    sl_pool *pool = NULL;
+    sl_ctx *ctx = n ? cli_ctx(false) : NULL;
+    int code = n && !ctx ? CLI_FAILED : CLI_DONE;
+    sl_status st = ctx ? sl_pool_create(ctx, n, &pool) : SL_OK;
+    if (st == SL_E_ARG) {
+        cli_fail("-t %" PRIu32 ": %s", n, sl_error(ctx));
+        code = CLI_USAGE;
+    }
+    sl_pool_destroy(&pool);
+    sl_ctx_destroy(&ctx);
+    return code;
+}
+
 /* The plan's parameters from the flags and the model; -1 after one line. */
-static int make_plan(const cli_engine_args *a, const cli_group *g, uint32_t n_seq, cli_session *s,
-                     sl_plan *ret_plan)
+static int make_plan(const cli_engine_args *a, const cli_group *g, uint32_t cpu_mask, uint32_t n_seq,
+                     cli_session *s, sl_plan *ret_plan)
 {
     const sl_shape *shape = sl_model_shape(s->model);
     sl_plan_params p = sl_plan_defaults();
@@ -124,6 +159,7 @@ static int make_plan(const cli_engine_args *a, const cli_group *g, uint32_t n_se
         return cli_fail("-ctk and -ctv differ: the K and V caches have one type");
     p.kv_type = a->kv_k || a->kv_v ? SL_F32 : SL_F16;
     p.ram_bytes = a->ram_bytes;
+    p.cpu_mask = cpu_mask;
     if (sl_plan_make(s->ctx, shape, &p, ret_plan) != SL_OK) return cli_fail_ctx(s->ctx);
     if (ret_plan->n_ctx > shape->n_ctx_train && shape->n_ctx_train)
         cli_warn("a context of %" PRIu32 " is beyond the %" PRIu32
@@ -142,7 +178,7 @@ static void banner(const cli_session *s)
 {
     const sl_plan *p = sl_engine_plan(s->engine);
     sl_kernels k;
-    sl_kernels_init(&k, sl_cpu_detect());
+    sl_kernels_init(&k, sl_cpu_detect() & p->cpu_mask);
     char w[24], kv[24];
     cli_note("%s (%s, %s): %s; %" PRIu32 " thread%s, %s; context %" PRIu32 ", KV %s %s",
              sl_model_name(s->model), sl_model_arch(s->model), cli_bytes(p->weights_bytes, w),
@@ -155,6 +191,10 @@ int cli_session_open(const cli_engine_args *a, const cli_group *g, uint32_t n_se
     cli_session *s = ret;
     *s = (cli_session){ .verbose = a->verbose };
     double start = cli_now_s();
+    uint32_t mask;
+    int code = cli_isa_mask(a->isa, &mask);
+    if (code == CLI_DONE) code = cli_check_threads(a->n_threads);
+    if (code != CLI_DONE) return code;
     s->ctx = cli_ctx(a->verbose);
     if (!s->ctx) return CLI_FAILED;
     s->path = cli_model_path(a->model);
@@ -164,7 +204,7 @@ int cli_session_open(const cli_engine_args *a, const cli_group *g, uint32_t n_se
     if (!s->vocab && !a->no_text)
         return cli_fail("%s has no tokenizer: text cannot be made into tokens", s->path);
     sl_plan plan;
-    int code = make_plan(a, g, n_seq, s, &plan);
+    code = make_plan(a, g, mask, n_seq, s, &plan);
     if (code != CLI_DONE) return code;
     if (sl_engine_open(s->ctx, s->model, &plan, &s->engine) != SL_OK) return cli_fail_ctx(s->ctx);
     s->n_ctx = sl_engine_plan(s->engine)->n_ctx;

@@ -20,10 +20,16 @@ typedef struct cli_engine_args {
     uint32_t n_threads, max_rows;
     uint32_t kv_k, kv_v;        /* choices: 0 f16, 1 f32 */
     uint32_t device;            /* choices: 0 auto, 1 cpu */
+    const char *isa;            /* NULL: all that this CPU has */
     uint64_t ram_bytes;         /* 0: auto */
     bool verbose;
     bool no_text;               /* a model without a tokenizer will do */
 } cli_engine_args;
+
+/* The mask of an ISA's name, NULL being all of this CPU's. CLI_DONE, or CLI_USAGE after one line. */
+int cli_isa_mask(const char *isa, uint32_t *ret_mask);
+/* Would a pool of n threads (0: the default) start? CLI_DONE, or CLI_USAGE after one line. */
+int cli_check_threads(uint32_t n);
 
 #define CLI_CTX_DEFAULT UINT32_MAX  /* n_ctx not given: min(model, ctx_cap) */
 
