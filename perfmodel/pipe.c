@@ -25,12 +25,14 @@ static uint32_t push_layer(const sl_shape *s, sl_type kv_type, uint32_t l, sl_st
     uint64_t kv_elem = sl_type_get(kv_type)->block_bytes;
     uint64_t pos_bytes = ((uint64_t)ls->k_elems + ls->v_elems) * kv_elem;
     n = push(steps, n, (sl_step){ .kind = SL_STEP_QKV, .layer = l, .needs = { n - 1, SL_STEP_NONE },
-                                  .bytes = ls->qkv_bytes, .row_flops = ls->qkv_flops_row });
+                                  .bytes = ls->qkv_bytes, .row_flops = ls->qkv_flops_row,
+                                  .row_int_flops = ls->qkv_int_flops_row });
     n = push(steps, n, (sl_step){ .kind = SL_STEP_ATTEND, .layer = l, .needs = { n - 1, SL_STEP_NONE },
                                   .row_bytes = pos_bytes, .ctx_bytes = pos_bytes,
                                   .ctx_flops = ls->ctx_flops_row });
     n = push(steps, n, (sl_step){ .kind = SL_STEP_POST, .layer = l, .needs = { n - 1, SL_STEP_NONE },
-                                  .bytes = ls->post_bytes, .row_flops = ls->post_flops_row });
+                                  .bytes = ls->post_bytes, .row_flops = ls->post_flops_row,
+                                  .row_int_flops = ls->post_int_flops_row });
     uint32_t post = n - 1, route = SL_STEP_NONE;
     if (ls->n_expert) {
         route = n;
@@ -41,7 +43,9 @@ static uint32_t push_layer(const sl_shape *s, sl_type kv_type, uint32_t l, sl_st
     return push(steps, n, (sl_step){ .kind = SL_STEP_EXPERTS, .layer = l, .needs = { post, route },
                                      .bytes = ls->ffn_bytes, .expert_bytes = ls->expert_bytes,
                                      .row_flops = ls->ffn_flops_row
-                                                + ls->n_used * ls->expert_flops_row });
+                                                + ls->n_used * ls->expert_flops_row,
+                                     .row_int_flops = ls->ffn_int_flops_row
+                                                    + ls->n_used * ls->expert_int_flops_row });
 }
 
 uint32_t sl_pipe_build(const sl_shape *s, const sl_plan *plan, sl_step *steps)
@@ -51,10 +55,11 @@ uint32_t sl_pipe_build(const sl_shape *s, const sl_plan *plan, sl_step *steps)
                                            .row_bytes = s->embed_bytes / s->n_vocab });
     for (uint32_t l = 0; l < s->n_layer; l++)
         n = push_layer(s, plan->kv_type, l, steps, n);
+    uint64_t head_flops = 2 * (uint64_t)s->d_model * s->n_vocab;
     return push(steps, n, (sl_step){ .kind = SL_STEP_HEAD, .layer = SL_STEP_NONE,
                                      .needs = { n - 1, SL_STEP_NONE },
                                      .bytes = s->head_bytes ? s->head_bytes : s->embed_bytes,
-                                     .row_flops = 2 * (uint64_t)s->d_model * s->n_vocab });
+                                     .row_flops = head_flops, .row_int_flops = s->head_int ? head_flops : 0 });
 }
 
 const char *sl_step_name(sl_step_kind kind)

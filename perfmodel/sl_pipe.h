@@ -24,6 +24,7 @@ typedef struct sl_step {
     uint32_t needs[SL_STEP_MAX_NEEDS];  /* earlier steps of this pass, SL_STEP_NONE where unused */
     uint64_t bytes, row_bytes, expert_bytes, ctx_bytes;
     uint64_t row_flops, ctx_flops;
+    uint64_t row_int_flops;     /* of row_flops: multiplied as 8-bit integers */
 } sl_step;
 
 /* Steps of one pass: at most 2 + 5 * n_layer. */

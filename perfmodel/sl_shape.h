@@ -18,6 +18,8 @@ typedef struct sl_layer_shape {
     uint32_t k_elems, v_elems;  /* one cached position, all KV heads; v_elems 0: V is a prefix of K */
     uint32_t window;            /* 0: all positions */
     uint64_t ctx_flops_row;     /* scores and values: one row on one position */
+    /* What of the flops is on quantised weights, which are multiplied as 8-bit integers. */
+    uint64_t qkv_int_flops_row, post_int_flops_row, expert_int_flops_row, ffn_int_flops_row;
 } sl_layer_shape;
 
 typedef struct sl_shape {
@@ -25,6 +27,7 @@ typedef struct sl_shape {
     uint32_t n_ctx_train;       /* context the model was made for */
     uint64_t embed_bytes;       /* the table; a row of it is read per token */
     uint64_t head_bytes;        /* 0 when tied: then the head reads the table */
+    bool head_int;              /* the matrix that the head reads is quantised */
     uint64_t dense_bytes;       /* everything that every token needs, embedding and head included */
     uint64_t experts_bytes;     /* all experts of all layers */
     uint64_t total_bytes;

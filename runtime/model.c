@@ -13,7 +13,7 @@
 typedef struct opener {
     sl_ctx *ctx;
     sl_model *m;
-    uint64_t *bytes, *flops;    /* where the matrices found next are counted; NULL: nowhere */
+    uint64_t *bytes, *flops, *int_flops;    /* where the matrices found next are counted; NULL: nowhere */
     uint64_t bound_bytes;       /* of all tensors used so far */
     uint8_t *used;              /* [n_tensors] */
     sl_layer *l;                /* the layer being read */
@@ -74,10 +74,19 @@ static sl_status check_shape(opener *o, const sl_tensor *t, const char *name, ui
     return SL_OK;
 }
 
+static void count_into(opener *o, uint64_t *bytes, uint64_t *flops, uint64_t *int_flops)
+{
+    o->bytes = bytes;
+    o->flops = flops;
+    o->int_flops = int_flops;
+}
+
 static void count_mat(opener *o, const sl_mat *w)
 {
     if (o->bytes) *o->bytes += w->row_bytes * w->rows * w->count;
-    if (o->flops) *o->flops += 2 * (uint64_t)w->cols * w->rows * w->count;
+    uint64_t flops = 2 * (uint64_t)w->cols * w->rows * w->count;
+    if (o->flops) *o->flops += flops;
+    if (o->int_flops && sl_type_get(w->type)->block_elems > 1) *o->int_flops += flops;
 }
 
 /* The part of tensor t that starts at row `skip_rows`, as `rows` rows. */
@@ -256,13 +265,11 @@ static sl_status read_attn(opener *o)
     sl_attn *a = &o->l->attn;
     a->kind = ar->attn;
     a->scale = h->attn_scale;
-    o->bytes = &o->ls->qkv_bytes;
-    o->flops = &o->ls->qkv_flops_row;
+    count_into(o, &o->ls->qkv_bytes, &o->ls->qkv_flops_row, &o->ls->qkv_int_flops_row);
     SL_TRY(norm(o, BLK("attn_norm"), NEED_YES, h->d_model, ar->norm, &a->norm));
     SL_TRY(ar->attn == SL_ATTN_MLA ? read_mla(o, a) : read_gqa(o, a));
     uint32_t o_in = a->n_head * (ar->attn == SL_ATTN_MLA ? a->v_head : a->v_dim);
-    o->bytes = &o->ls->post_bytes;
-    o->flops = &o->ls->post_flops_row;
+    count_into(o, &o->ls->post_bytes, &o->ls->post_flops_row, &o->ls->post_int_flops_row);
     SL_TRY(mat(o, BLK("attn_output"), NEED_YES, ar->o_bias, o_in, h->d_model, 1, &a->o));
     o->ls->k_elems = a->n_head_kv * a->k_dim;
     o->ls->v_elems = ar->attn == SL_ATTN_MLA ? 0 : a->n_head_kv * a->v_dim;
@@ -367,19 +374,16 @@ static sl_status read_moe(opener *o)
     if (h->score == SL_SCORE_SPARSEMIXER && (h->n_used != 2 || h->n_expert < 2))
         return sl_fail(o->ctx, SL_E_UNSUPPORTED, "%s routes to 2 experts, the file says %u of %u", ar->name,
                        h->n_used, h->n_expert);
-    o->bytes = &o->ls->router_bytes;
-    o->flops = NULL;
+    count_into(o, &o->ls->router_bytes, NULL, NULL);
     SL_TRY(mat(o, BLK("ffn_gate_inp"), NEED_YES, ar->router_bias, h->d_model, h->n_expert, 1, &l->router));
     SL_TRY(floats(o, BLK("exp_probs_b.bias"), ar->sel_bias, h->n_expert, &l->routing.sel_bias));
-    o->bytes = &o->ls->expert_bytes;
-    o->flops = &o->ls->expert_flops_row;
+    count_into(o, &o->ls->expert_bytes, &o->ls->expert_flops_row, &o->ls->expert_int_flops_row);
     SL_TRY(read_gate_up(o, &l->expert));
     SL_TRY(read_experts(o, "ffn_down", l->expert.gate.rows, h->d_model, offsetof(expert_slices, down),
                         &l->expert.down));
     o->ls->n_expert = h->n_expert;
     o->ls->n_used = h->n_used;
-    o->bytes = &o->ls->ffn_bytes;
-    o->flops = &o->ls->ffn_flops_row;
+    count_into(o, &o->ls->ffn_bytes, &o->ls->ffn_flops_row, &o->ls->ffn_int_flops_row);
     SL_TRY(read_ffn(o, "_shexp", ar->shared, NEED_NO, &l->shared));
     if (!l->shared.gate.rows || ar->shared_gate == NEED_NO) return SL_OK;
     /* One number a token: the file has it as a vector. */
@@ -401,10 +405,8 @@ static sl_status read_layer(opener *o, uint32_t i)
     o->l->act = ar->act;
     SL_TRY(read_attn(o));
     SL_TRY(norm(o, BLK(ar->ffn_norm), NEED_YES, h->d_model, ar->norm, &o->l->ffn_norm));
-    o->bytes = &o->ls->ffn_bytes;
-    o->flops = &o->ls->ffn_flops_row;
+    count_into(o, &o->ls->ffn_bytes, &o->ls->ffn_flops_row, &o->ls->ffn_int_flops_row);
     if (h->n_expert && sl_gguf_find(o->m->gguf, BLK("ffn_gate_inp.weight"))) return read_moe(o);
-    o->bytes = &o->ls->ffn_bytes;
     return read_ffn(o, "", NEED_YES, ar->ffn_bias, &o->l->ffn);
 }
 
@@ -415,9 +417,9 @@ static sl_status read_ends(opener *o)
     sl_weights *w = &m->weights;
     const hparams *h = &m->hp;
     uint32_t half = h->rope.n_rot / 2;
-    o->bytes = &m->shape.embed_bytes;
+    count_into(o, &m->shape.embed_bytes, NULL, NULL);
     SL_TRY(mat(o, "token_embd", NEED_YES, NEED_NO, h->d_model, 0, 1, &w->embed));
-    o->bytes = &m->shape.head_bytes;
+    count_into(o, &m->shape.head_bytes, NULL, NULL);
     if (!w->embed.rows) return sl_fail(o->ctx, SL_E_FORMAT, "tensor token_embd.weight has no rows");
     SL_TRY(mat(o, "output", NEED_MAYBE, m->arch->head_bias, h->d_model, w->embed.rows, 1, &w->head));
     if (!w->head.rows) {    /* tied */
@@ -426,7 +428,8 @@ static sl_status read_ends(opener *o)
         m->shape.head_bytes = 0;
         SL_TRY(floats(o, "output.bias", m->arch->head_bias, rows, &w->head.bias));
     }
-    o->bytes = NULL;
+    count_into(o, NULL, NULL, NULL);
+    m->shape.head_int = sl_type_get(w->head.type)->block_elems > 1;
     SL_TRY(norm(o, "output_norm", NEED_YES, h->d_model, m->arch->norm, &w->out_norm));
     SL_TRY(floats(o, "rope_freqs.weight", NEED_MAYBE, half, &m->rope_freqs));
     SL_TRY(floats(o, "rope_factors_long.weight", NEED_MAYBE, half, &m->rope_long));
