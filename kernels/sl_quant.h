@@ -40,10 +40,10 @@ typedef struct sl_qmul {
     /* ret[r] = row r (at w + r * row_bytes) times x, n_rows rows. For few activation rows: streams the
      * weights once, at the speed of memory. */
     void (*rows)(const void *w, size_t row_bytes, uint32_t n_rows, const void *x, size_t n, float *ret);
-    /* For many activation rows: `unpack` brings n_rows <= tile_rows rows into the kernel's own layout
-     * once, `tile` multiplies it with each of n_x activation rows: ret[j * ld + r] is row r times
-     * x_j = x[j]. The layout's size is tile_bytes(n), 64-byte aligned; rows above n_rows give results
-     * that are not stored. tile's n_rows is at most that of unpack. */
+    /* For many activation rows: `unpack` prepares n_rows <= tile_rows rows in the kernel's own form of
+     * tile_bytes(n), 64-byte aligned; it may keep the address w, whose bytes must stay until the last use.
+     * `tile` multiplies them with each of n_x activation rows: ret[j * ld + r] is row r times x_j = x[j],
+     * n_rows at most that of unpack. A call may unpack weights anew: hand it all activation rows at once. */
     uint32_t tile_rows;
     size_t (*tile_bytes)(size_t n);
     void (*unpack)(const void *w, size_t row_bytes, uint32_t n_rows, size_t n, void *ret_tile);
