@@ -56,7 +56,13 @@ void sl_kernels_init(sl_kernels *k, unsigned cpu)
         k->isa = "avx2";
         sl_dequant_set_avx2(k);
         sl_f32_set_avx2(k);
-        if (cpu & SL_CPU_AVXVNNI) k->isa = "avxvnni";
+        sl_quant_set_avx2(k);
+        if (cpu & SL_CPU_AVXVNNI) {
+            k->isa = "avxvnni";
+#if SL_HAVE_AVXVNNI
+            sl_quant_set_avxvnni(k);
+#endif
+        }
     }
     if (cpu & SL_CPU_AVX512) {
         k->isa = "avx512";

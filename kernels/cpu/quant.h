@@ -36,6 +36,9 @@ extern const sl_qtype sl_qtypes[SL_N_TYPES];    /* quant_decode.c */
 /* quant_c.c */
 void sl_quant_set_c(sl_kernels *k);
 void sl_quantise_c(uint32_t group, const float *x, size_t n, void *ret);
+/* quant_256.c */
+void sl_quant_set_avx2(sl_kernels *k);
+void sl_quant_set_avxvnni(sl_kernels *k);
 
 /* quant_512.c */
 void sl_quant_set_avx512(sl_kernels *k);

@@ -1,0 +1,606 @@
+/* kernels/cpu/quant_256.c - quantised products in 256-bit registers, compiled twice: with AVX2, FMA and
+ * F16C (KX_SET = avx2), and with AVX-VNNI beside them (avxvnni: vpdpbusd).
+ *
+ * Few activations: a row at a time. Pairs of products are int16 (vpmaddubsw), vpmaddwd applies the
+ * scales, and zero * sc or mn meet the sums of the activations in one more vpmaddwd per group.
+ * Many: a tile is 16 rows with 4 consecutive elements of 8 rows in a register, so that an activation's
+ * 4 elements are broadcast and the lanes are rows: no sum across lanes, and every weight that is
+ * loaded meets 4 activation rows. Group by group over all activations, so that a group stays in L1.
+ * int16 sums of `chain` products: q <= 16 takes 8, q <= 32 takes 4, q <= 64 takes 2, q <= 128 one
+ * (q * 2 * 127 * chain <= 32767); 8 bits are |q| times a with the sign of q. */
+#include "kernels/cpu/quant_load256.h"
+
+#include <assert.h>
+#include <float.h>
+#include <math.h>
+
+#ifdef __AVXVNNI__
+#define Q256_VNNI 1
+#else
+#define Q256_VNNI 0
+#endif
+
+#define Q256_UNROLL _Pragma("GCC unroll 8")
+
+enum {
+    ROWS = 16,          /* of a tile */
+    COLS = 4,           /* activation rows at once */
+    MANY = 64,          /* activation rows whose sums are kept, while the tile's groups go by */
+    AHEAD = 4096        /* bytes that the prefetch of `rows` runs ahead: +30 % over none */
+};
+
+Q256_INLINE int sum8(__m256i v)
+{
+    __m128i s = _mm_add_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
+    s = _mm_add_epi32(s, _mm_shuffle_epi32(s, 0x4e));
+    return _mm_cvtsi128_si32(_mm_add_epi32(s, _mm_shuffle_epi32(s, 0xb1)));
+}
+
+static __m256i abs_top(const float *x, uint32_t n)
+{
+    const __m256i mask = _mm256_set1_epi32(0x7fffffff);
+    __m256i top = _mm256_setzero_si256();   /* of magnitudes as integers: NaN is above infinity */
+    for (uint32_t i = 0; i < n; i += 8)
+        top = _mm256_max_epi32(top, _mm256_and_si256(q256_load(x + i), mask));
+    return top;
+}
+
+/* 32 elements to 8 bits, and the two sums of 16. */
+Q256_INLINE void quantise_32(const float *x, __m256 inv, int8_t *a, int16_t *sum)
+{
+    const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+    __m256i v[4];
+    for (int i = 0; i < 4; i++)
+        v[i] = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(x + 8 * i), inv));
+    __m256i lo = _mm256_packs_epi32(v[0], v[1]), hi = _mm256_packs_epi32(v[2], v[3]);
+    __m256i one = _mm256_set1_epi16(1);
+    sum[0] = (int16_t)sum8(_mm256_madd_epi16(lo, one));
+    sum[1] = (int16_t)sum8(_mm256_madd_epi16(hi, one));
+    _mm256_storeu_si256((void *)a, _mm256_permutevar8x32_epi32(_mm256_packs_epi16(lo, hi), order));
+}
+
+static void quantise(uint32_t group, const float *x, size_t n, void *ret)
+{
+    assert(group % 32 == 0 && n % group == 0);
+    int8_t *a = ret;
+    float *scale = (float *)(void *)((char *)ret + sl_qx_scales(n));
+    int16_t *sum = (int16_t *)(void *)((char *)ret + sl_qx_sums(group, n));
+    for (size_t k = 0; k < n / group; k++, x += group, a += group, sum += group / 16) {
+        __m256i t = abs_top(x, group);
+        __m128i h = _mm_max_epi32(_mm256_castsi256_si128(t), _mm256_extracti128_si256(t, 1));
+        h = _mm_max_epi32(h, _mm_shuffle_epi32(h, 0x4e));
+        h = _mm_max_epi32(h, _mm_shuffle_epi32(h, 0xb1));
+        float top = _mm_cvtss_f32(_mm_castsi128_ps(h)), inv = 0;
+        if (_mm_cvtsi128_si32(h) >= 0x7f800000) {
+            memset(a, 0, group);
+            memset(sum, 0, group / 8);
+            scale[k] = NAN;
+            continue;
+        }
+        if (top > 0) inv = 127 / top;
+        if (inv > FLT_MAX) inv = top = 0;
+        scale[k] = top / 127;
+        for (uint32_t i = 0; i < group; i += 32)
+            quantise_32(x + i, _mm256_set1_ps(inv), a + i, sum + i / 16);
+    }
+}
+
+/* ---- few activations ------------------------------------------------------------------------------ */
+
+/* Products of 32 elements as 16 sums of two. */
+Q256_INLINE __m256i pairs(bool sgn, __m256i q, const int8_t *a)
+{
+    __m256i v = q256_load(a);
+    if (sgn) return _mm256_maddubs_epi16(_mm256_abs_epi8(q), _mm256_sign_epi8(v, q));
+    return _mm256_maddubs_epi16(q, v);
+}
+
+Q256_INLINE __m256i add_madd(__m256i sum, __m256i p, __m256i sc)
+{
+#if Q256_VNNI
+    return _mm256_dpwssd_avx_epi32(sum, p, sc);
+#else
+    return _mm256_add_epi32(sum, _mm256_madd_epi16(p, sc));
+#endif
+}
+
+Q256_INLINE void prefetch(const uint8_t *b, uint32_t bytes)
+{
+    for (uint32_t i = 0; i < bytes; i += 64) _mm_prefetch((const char *)b + AHEAD + i, _MM_HINT_T0);
+}
+
+/* acc with one super-block added. */
+Q256_INLINE __m128 add_super(const q256_super *t, const uint8_t *b, const int8_t *a, const int16_t *s,
+                             float scale, __m128 acc)
+{
+    const __m256i split = _mm256_setr_epi8(0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15,
+                                           0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15);
+    __m256i sc, mn = _mm256_setzero_si256(), sum = mn, corr;
+    float d[2];
+    t->scales(b, d, &sc, &mn);
+    if (t->mins) corr = _mm256_madd_epi16(q256_load(s), mn);
+    else corr = _mm256_madd_epi16(q256_load(s), _mm256_mullo_epi16(sc, _mm256_set1_epi16((int16_t)-t->zero)));
+    /* Lanes: sc of the first and of the second 16 elements. */
+    sc = _mm256_permute4x64_epi64(_mm256_shuffle_epi8(sc, split), 0xd8);
+    Q256_UNROLL
+    for (int j = 0; j < 8; j++) {
+        __m256i one = _mm256_shuffle_epi8(sc, _mm256_set1_epi16((int16_t)(0x0100 + 0x0202 * j)));
+        sum = add_madd(sum, pairs(t->sgn, t->q(b, j), a + 32 * j), one);
+    }
+    if (!t->mins && t->zero) sum = _mm256_add_epi32(sum, corr);
+    __m256i h = _mm256_hadd_epi32(sum, corr);
+    __m128i v = _mm_add_epi32(_mm256_castsi256_si128(h), _mm256_extracti128_si256(h, 1));
+    __m128 f = _mm_cvtepi32_ps(_mm_hadd_epi32(v, v)), u = _mm_mul_ss(_mm_set_ss(d[0]), f);
+    if (t->mins) u = _mm_fnmadd_ss(_mm_set_ss(d[1]), _mm_movehdup_ps(f), u);
+    return _mm_fmadd_ss(_mm_set_ss(scale), u, acc);
+}
+
+Q256_INLINE void rows_super(const q256_super *t, const void *w, size_t row_bytes, uint32_t n_rows,
+                            const void *x, size_t n, float *ret)
+{
+    const int8_t *a = x;
+    const float *scale = (const float *)(const void *)(a + sl_qx_scales(n));
+    const int16_t *s = (const int16_t *)(const void *)(a + sl_qx_sums(256, n));
+    for (uint32_t r = 0; r < n_rows; r++) {
+        const uint8_t *b = (const uint8_t *)w + r * row_bytes;
+        __m128 acc = _mm_setzero_ps();
+        for (size_t k = 0; k < n / 256; k++, b += t->block_bytes) {
+            prefetch(b, t->block_bytes);
+            acc = add_super(t, b, a + 256 * k, s + 16 * k, scale[k], acc);
+        }
+        ret[r] = _mm_cvtss_f32(acc);
+    }
+}
+
+/* 8 sums of products of one block each, from 8 registers of partial sums. */
+Q256_INLINE __m256i sum_blocks(const __m256i *p)
+{
+    __m256i a = _mm256_hadd_epi32(_mm256_hadd_epi32(p[0], p[1]), _mm256_hadd_epi32(p[2], p[3]));
+    __m256i b = _mm256_hadd_epi32(_mm256_hadd_epi32(p[4], p[5]), _mm256_hadd_epi32(p[6], p[7]));
+    return _mm256_add_epi32(_mm256_permute2x128_si256(a, b, 0x20), _mm256_permute2x128_si256(a, b, 0x31));
+}
+
+/* u of m <= 8 blocks; s and scale of 8 blocks can be read. */
+Q256_INLINE void u_blocks(const q256_block *t, const uint8_t *b, uint32_t m, const int8_t *a,
+                          const int16_t *s, float *ret_u)
+{
+    const __m256i ones = _mm256_set1_epi16(1);
+    __m256i p[8];
+    _Alignas(32) float d[8] = { 0 }, dmin[8] = { 0 };
+    Q256_UNROLL
+    for (uint32_t i = 0; i < 8; i++) {
+        const uint8_t *bi = b + i * t->block_bytes;
+        p[i] = _mm256_setzero_si256();
+        if (i >= m) continue;
+        p[i] = add_madd(p[i], pairs(t->sgn, t->q(bi), a + 32 * i), ones);
+        d[i] = t->d(bi);
+        if (t->mins) dmin[i] = t->dmin(bi);
+    }
+    __m256i sum = sum_blocks(p), corr = q256_load(s);
+    if (t->mins) corr = _mm256_madd_epi16(corr, ones);
+    else if (t->zero)
+        sum = _mm256_add_epi32(sum, _mm256_madd_epi16(corr, _mm256_set1_epi16((int16_t)-t->zero)));
+    __m256 u = _mm256_mul_ps(_mm256_load_ps(d), _mm256_cvtepi32_ps(sum));
+    if (t->mins) u = _mm256_fnmadd_ps(_mm256_load_ps(dmin), _mm256_cvtepi32_ps(corr), u);
+    _mm256_store_ps(ret_u, u);
+}
+
+Q256_INLINE void rows_block(const q256_block *t, const void *w, size_t row_bytes, uint32_t n_rows,
+                            const void *x, size_t n, float *ret)
+{
+    const int8_t *a = x;
+    const float *scale = (const float *)(const void *)(a + sl_qx_scales(n));
+    const int16_t *s = (const int16_t *)(const void *)(a + sl_qx_sums(32, n));
+    _Alignas(32) float u[8];
+    for (uint32_t r = 0; r < n_rows; r++) {
+        const uint8_t *b = (const uint8_t *)w + r * row_bytes;
+        size_t k = 0;
+        float acc = 0;
+        for (; k + 8 <= n / 32; k += 8, b += 8 * t->block_bytes) {
+            prefetch(b, 8 * t->block_bytes);
+            u_blocks(t, b, 8, a + 32 * k, s + 2 * k, u);
+            Q256_UNROLL
+            for (uint32_t i = 0; i < 8; i++) acc = fmaf(scale[k + i], u[i], acc);
+        }
+        uint32_t m = (uint32_t)(n / 32 - k);
+        if (m) u_blocks(t, b, m, a + 32 * k, s + 2 * k, u);
+        for (uint32_t i = 0; i < m; i++) acc = fmaf(scale[k + i], u[i], acc);
+        ret[r] = acc;
+    }
+}
+
+/* ---- many activations: the tile ------------------------------------------------------------------- */
+
+typedef __m256i q256_w[8][2];   /* 32 elements: 4 of 8 rows each, two times 8 rows */
+
+typedef struct super_tile {
+    q256_w w[8];
+    __m256i corr[8][2];         /* per 32 elements two int16: mn, or -zero * sc */
+    __m256 d[2], dmin[2];
+    __m256i sc[][2];            /* [8], with half [16]; AVX2: twice as int16, VNNI: int32 */
+} super_tile;
+
+typedef struct block_tile {
+    q256_w w;
+    __m256 d[2];
+    __m256 dmin[];              /* [2] with mins */
+} block_tile;
+
+/* What a sub-block is multiplied with. */
+typedef struct tile_kind {
+    int chain;
+    bool sgn, half, mins, corr;
+} tile_kind;
+
+Q256_INLINE size_t super_bytes(bool half) { return sizeof(super_tile) + (half ? 16 : 8) * sizeof(__m256i[2]); }
+Q256_INLINE size_t block_bytes(bool mins) { return sizeof(block_tile) + (mins ? sizeof(__m256[2]) : 0); }
+
+Q256_INLINE int zero_of(bool sgn, int zero) { return sgn && Q256_VNNI ? 128 : zero; }
+
+/* Eight registers of 8 dwords, row r to lane r. */
+Q256_INLINE void transpose(const __m256i *v, __m256i *ret, size_t step)
+{
+    __m256i a[8], b[8];
+    Q256_UNROLL
+    for (int i = 0; i < 8; i += 2) {
+        a[i] = _mm256_unpacklo_epi32(v[i], v[i + 1]);
+        a[i + 1] = _mm256_unpackhi_epi32(v[i], v[i + 1]);
+    }
+    Q256_UNROLL
+    for (int i = 0; i < 8; i += 4)
+        for (int h = 0; h < 2; h++) {
+            b[i + 2 * h] = _mm256_unpacklo_epi64(a[i + h], a[i + 2 + h]);
+            b[i + 2 * h + 1] = _mm256_unpackhi_epi64(a[i + h], a[i + 2 + h]);
+        }
+    Q256_UNROLL
+    for (int i = 0; i < 4; i++) {
+        ret[(size_t)i * step] = _mm256_permute2x128_si256(b[i], b[4 + i], 0x20);
+        ret[(size_t)(4 + i) * step] = _mm256_permute2x128_si256(b[i], b[4 + i], 0x31);
+    }
+}
+
+Q256_INLINE __m256i stored(bool sgn, __m256i q)
+{
+    return sgn && Q256_VNNI ? _mm256_xor_si256(q, _mm256_set1_epi8((char)0x80)) : q;
+}
+
+/* Rows of a tile beyond the last are the last one again: their results are dropped. */
+Q256_INLINE const uint8_t *row_at(const void *w, size_t row_bytes, uint32_t n_rows, uint32_t r)
+{
+    return (const uint8_t *)w + SL_MIN(r, n_rows - 1) * row_bytes;
+}
+
+Q256_INLINE void unpack_scales(const q256_super *t, const uint8_t *const *b, super_tile *g, int h)
+{
+    const __m256i low = _mm256_set1_epi32(0xffff);
+    __m256i sc[8], corr[8], both[8];
+    for (int r = 0; r < 8; r++) {
+        float d[2];
+        t->scales(b[r], d, &sc[r], &corr[r]);
+        ((float *)&g->d[h])[r] = d[0];
+        if (t->mins) ((float *)&g->dmin[h])[r] = d[1];
+        else corr[r] = _mm256_mullo_epi16(sc[r], _mm256_set1_epi16((int16_t)-zero_of(t->sgn, t->zero)));
+    }
+    transpose(corr, &g->corr[0][h], 2);
+    transpose(sc, both, 1);
+    for (int j = 0; j < 8; j++) {
+        __m256i first = _mm256_srai_epi32(_mm256_slli_epi32(both[j], 16), 16);
+        __m256i second = _mm256_srai_epi32(both[j], 16);
+        if (!Q256_VNNI) {
+            first = _mm256_or_si256(_mm256_and_si256(first, low), _mm256_slli_epi32(first, 16));
+            second = _mm256_or_si256(_mm256_and_si256(second, low), _mm256_slli_epi32(second, 16));
+        }
+        g->sc[t->half ? 2 * j : j][h] = first;
+        if (t->half) g->sc[2 * j + 1][h] = second;
+    }
+}
+
+Q256_INLINE void unpack_super(const q256_super *t, const void *w, size_t row_bytes, uint32_t n_rows, size_t n,
+                              void *ret)
+{
+    char *to = ret;
+    for (size_t k = 0; k < n / 256; k++, to += super_bytes(t->half)) {
+        super_tile *g = (super_tile *)(void *)to;
+        for (int h = 0; h < 2; h++) {
+            const uint8_t *b[8];
+            for (uint32_t r = 0; r < 8; r++)
+                b[r] = row_at(w, row_bytes, n_rows, 8 * (uint32_t)h + r) + k * t->block_bytes;
+            unpack_scales(t, b, g, h);
+            Q256_UNROLL
+            for (int j = 0; j < 8; j++) {
+                __m256i v[8];
+                Q256_UNROLL
+                for (int r = 0; r < 8; r++) v[r] = stored(t->sgn, t->q(b[r], j));
+                transpose(v, &g->w[j][0][h], 2);
+            }
+        }
+    }
+}
+
+Q256_INLINE void unpack_block(const q256_block *t, const void *w, size_t row_bytes, uint32_t n_rows, size_t n,
+                              void *ret)
+{
+    char *to = ret;
+    for (size_t k = 0; k < n / 32; k++, to += block_bytes(t->mins)) {
+        block_tile *g = (block_tile *)(void *)to;
+        for (int h = 0; h < 2; h++) {
+            __m256i v[8];
+            Q256_UNROLL
+            for (uint32_t r = 0; r < 8; r++) {
+                const uint8_t *b = row_at(w, row_bytes, n_rows, 8 * (uint32_t)h + r) + k * t->block_bytes;
+                v[r] = stored(t->sgn, t->q(b));
+                ((float *)&g->d[h])[r] = t->d(b);
+                if (t->mins) ((float *)&g->dmin[h])[r] = t->dmin(b);
+            }
+            transpose(v, &g->w[0][h], 2);
+        }
+    }
+}
+
+/* ---- many activations: the product ---------------------------------------------------------------- */
+
+Q256_INLINE __m256i four(const int8_t *a)
+{
+    int v;
+    memcpy(&v, a, 4);
+    return _mm256_set1_epi32(v);
+}
+
+#if Q256_VNNI
+/* sum[][x] += sc * the products of `count` times 4 elements. */
+Q256_INLINE void add_part(tile_kind kind, const __m256i (*w)[2], int count, const int8_t *const *a,
+                          uint32_t cols, const __m256i *sc, __m256i (*sum)[COLS])
+{
+    (void)kind;
+    __m256i p[2][COLS];
+    Q256_UNROLL
+    for (uint32_t x = 0; x < cols; x++) p[0][x] = p[1][x] = _mm256_setzero_si256();
+    Q256_UNROLL
+    for (int e = 0; e < count; e++) {
+        Q256_UNROLL
+        for (uint32_t x = 0; x < cols; x++) {
+            __m256i v = four(a[x] + 4 * e);
+            p[0][x] = _mm256_dpbusd_avx_epi32(p[0][x], w[e][0], v);
+            p[1][x] = _mm256_dpbusd_avx_epi32(p[1][x], w[e][1], v);
+        }
+    }
+    Q256_UNROLL
+    for (uint32_t x = 0; x < cols; x++)
+        for (int h = 0; h < 2; h++)
+            sum[h][x] = _mm256_add_epi32(sum[h][x], sc ? _mm256_mullo_epi32(p[h][x], sc[h]) : p[h][x]);
+}
+#else
+Q256_INLINE __m256i product(bool sgn, __m256i w, __m256i v)
+{
+    if (sgn) return _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(v, w));
+    return _mm256_maddubs_epi16(w, v);
+}
+
+Q256_INLINE void add_part(tile_kind kind, const __m256i (*w)[2], int count, const int8_t *const *a,
+                          uint32_t cols, const __m256i *sc, __m256i (*sum)[COLS])
+{
+    __m256i p[2][COLS];
+    Q256_UNROLL
+    for (int e = 0; e < count; e++) {
+        Q256_UNROLL
+        for (uint32_t x = 0; x < cols; x++) {
+            __m256i v = four(a[x] + 4 * e);
+            __m256i p0 = product(kind.sgn, w[e][0], v), p1 = product(kind.sgn, w[e][1], v);
+            p[0][x] = e % kind.chain ? _mm256_add_epi16(p[0][x], p0) : p0;
+            p[1][x] = e % kind.chain ? _mm256_add_epi16(p[1][x], p1) : p1;
+        }
+        if (e % kind.chain != kind.chain - 1) continue;
+        Q256_UNROLL
+        for (uint32_t x = 0; x < cols; x++)
+            for (int h = 0; h < 2; h++) {
+                __m256i by = sc ? sc[h] : _mm256_set1_epi16(1);
+                sum[h][x] = _mm256_add_epi32(sum[h][x], _mm256_madd_epi16(p[h][x], by));
+            }
+    }
+}
+#endif
+
+/* Where activation rows have their parts. */
+typedef struct q256_x {
+    const void *const *x;
+    size_t scales, sums;
+} q256_x;
+
+/* acc += dA * (d * sum - dmin * summ) */
+Q256_INLINE void finish(bool mins, const __m256 *d, const __m256 *dmin, __m256i (*sum)[COLS],
+                        __m256i (*summ)[COLS], uint32_t cols, const q256_x *x, size_t k, float (*acc)[ROWS])
+{
+    Q256_UNROLL
+    for (uint32_t c = 0; c < cols; c++) {
+        const char *scales = (const char *)x->x[c] + x->scales;
+        __m256 scale = _mm256_broadcast_ss((const float *)(const void *)scales + k);
+        for (int h = 0; h < 2; h++) {
+            __m256 u = _mm256_mul_ps(d[h], _mm256_cvtepi32_ps(sum[h][c]));
+            if (mins) u = _mm256_fnmadd_ps(dmin[h], _mm256_cvtepi32_ps(summ[h][c]), u);
+            _mm256_store_ps(acc[c] + 8 * h, _mm256_fmadd_ps(scale, u, _mm256_load_ps(acc[c] + 8 * h)));
+        }
+    }
+}
+
+Q256_INLINE void super_cols(tile_kind kind, const super_tile *g, const q256_x *x, uint32_t cols, size_t k,
+                            float (*acc)[ROWS])
+{
+    __m256i sum[2][COLS], corr[2][COLS];
+    const int8_t *a[COLS];
+    Q256_UNROLL
+    for (uint32_t c = 0; c < cols; c++) {
+        const int16_t *s = (const int16_t *)(const void *)((const char *)x->x[c] + x->sums) + 16 * k;
+        a[c] = (const int8_t *)x->x[c] + 256 * k;
+        __m256i c0 = _mm256_setzero_si256(), c1 = c0;
+        for (int j = 0; j < 8 && kind.corr; j++) {
+            __m256i v = four((const int8_t *)(s + 2 * j));
+            c0 = add_madd(c0, g->corr[j][0], v);
+            c1 = add_madd(c1, g->corr[j][1], v);
+        }
+        corr[0][c] = c0;
+        corr[1][c] = c1;
+        sum[0][c] = kind.mins ? _mm256_setzero_si256() : c0;
+        sum[1][c] = kind.mins ? _mm256_setzero_si256() : c1;
+    }
+    for (int j = 0; j < 8; j++) {
+        if (kind.half) {
+            add_part(kind, g->w[j], 4, a, cols, g->sc[2 * j], sum);
+            Q256_UNROLL
+            for (uint32_t c = 0; c < cols; c++) a[c] += 16;
+            add_part(kind, g->w[j] + 4, 4, a, cols, g->sc[2 * j + 1], sum);
+            Q256_UNROLL
+            for (uint32_t c = 0; c < cols; c++) a[c] += 16;
+        } else {
+            add_part(kind, g->w[j], 8, a, cols, g->sc[j], sum);
+            Q256_UNROLL
+            for (uint32_t c = 0; c < cols; c++) a[c] += 32;
+        }
+    }
+    finish(kind.mins, g->d, g->dmin, sum, corr, cols, x, k, acc);
+}
+
+Q256_INLINE void block_cols(tile_kind kind, int zero, const block_tile *g, const q256_x *x, uint32_t cols,
+                            size_t k, float (*acc)[ROWS])
+{
+    __m256i sum[2][COLS], corr[2][COLS];
+    const int8_t *a[COLS];
+    Q256_UNROLL
+    for (uint32_t c = 0; c < cols; c++) {
+        __m256i v = _mm256_setzero_si256(), by = _mm256_set1_epi16((int16_t)(kind.mins ? 1 : -zero));
+        if (kind.corr) v = _mm256_madd_epi16(four((const int8_t *)x->x[c] + x->sums + 4 * k), by);
+        a[c] = (const int8_t *)x->x[c] + 32 * k;
+        corr[0][c] = corr[1][c] = v;
+        sum[0][c] = sum[1][c] = kind.mins ? _mm256_setzero_si256() : v;
+    }
+    add_part(kind, g->w, 8, a, cols, NULL, sum);
+    finish(kind.mins, g->d, g->dmin, sum, corr, cols, x, k, acc);
+}
+
+/* Up to MANY activation rows; super: groups of 256, else of 32. */
+Q256_INLINE void tile_many(bool super, tile_kind kind, int zero, const void *tile, uint32_t n_rows,
+                           const void *const *x, uint32_t n_x, size_t n, float *ret, size_t ld)
+{
+    _Alignas(32) float acc[MANY][ROWS];
+    uint32_t group = super ? 256 : 32;
+    q256_x at = { x, sl_qx_scales(n), sl_qx_sums(group, n) };
+    const char *g = tile;
+    memset(acc, 0, n_x * sizeof acc[0]);
+    for (size_t k = 0; k < n / group; k++, g += super ? super_bytes(kind.half) : block_bytes(kind.mins)) {
+        const super_tile *s = (const void *)g;
+        const block_tile *b = (const void *)g;
+        for (uint32_t j = 0; j < n_x; j += COLS) {
+            at.x = x + j;
+#define COLUMNS(c) (super ? super_cols(kind, s, &at, c, k, acc + j) \
+                          : block_cols(kind, zero, b, &at, c, k, acc + j))
+            switch (n_x - j) {
+            case 1: COLUMNS(1); break;
+            case 2: COLUMNS(2); break;
+            case 3: COLUMNS(3); break;
+            default: COLUMNS(4);
+            }
+#undef COLUMNS
+        }
+    }
+    for (uint32_t j = 0; j < n_x; j++) memcpy(ret + j * ld, acc[j], n_rows * sizeof(float));
+}
+
+Q256_INLINE void tile_all(bool super, tile_kind kind, int zero, const void *tile, uint32_t n_rows,
+                          const void *const *x, uint32_t n_x, size_t n, float *ret, size_t ld)
+{
+    for (uint32_t j = 0; j < n_x; j += MANY)
+        tile_many(super, kind, zero, tile, n_rows, x + j, SL_MIN(n_x - j, MANY), n, ret + j * ld, ld);
+}
+
+/* Kernels of tiles: name, chain, sgn, half, mins, zero (of groups of 32). */
+#define TILE(name, super, zero, ...) \
+    static void tile_##name(const void *data, uint32_t n_rows, const void *const *x, uint32_t n_x, size_t n, \
+                            float *ret, size_t ld) \
+    { \
+        tile_all(super, (tile_kind){ __VA_ARGS__ }, zero, data, n_rows, x, n_x, n, ret, ld); \
+    }
+#if Q256_VNNI
+TILE(super_mins, true, 0, 8, false, false, true, true)
+TILE(super_half_mins, true, 0, 8, false, true, true, true)
+TILE(super_zero, true, 0, 8, false, false, false, true)
+TILE(super_half_zero, true, 0, 8, false, true, false, true)
+#define tile_q4_k tile_super_mins
+#define tile_q5_k tile_super_mins
+#define tile_q2_k tile_super_half_mins
+#define tile_q3_k tile_super_half_zero
+#define tile_q6_k tile_super_half_zero
+#define tile_iq4_xs tile_super_zero
+#define tile_iq3_s tile_super_zero
+#define tile_grid tile_super_zero
+#define tile_grid_half tile_super_half_zero
+#else
+TILE(q4_k, true, 0, 8, false, false, true, true)
+TILE(q5_k, true, 0, 4, false, false, true, true)
+TILE(q2_k, true, 0, 4, false, true, true, true)
+TILE(q3_k, true, 0, 4, false, true, false, true)
+TILE(q6_k, true, 0, 2, false, true, false, true)
+TILE(iq4_xs, true, 0, 1, true, false, false, false)
+TILE(iq3_s, true, 0, 4, false, false, false, true)
+TILE(grid, true, 0, 1, false, false, false, true)
+TILE(grid_half, true, 0, 1, false, true, false, true)
+#endif
+TILE(q4_0, false, 8, 8, false, false, false, true)
+TILE(q4_1, false, 0, 8, false, false, true, true)
+TILE(q5_0, false, 16, 4, false, false, false, true)
+TILE(q5_1, false, 0, 4, false, false, true, true)
+TILE(mxfp4, false, 12, 4, false, false, false, true)
+TILE(q8_0, false, 128, 1, true, false, false, Q256_VNNI)
+
+/* X(id, name, tile, block_bytes, zero, mins, half, sgn, q, scales) */
+#define SUPERS(X) \
+    X(SL_Q2_K, q2_k, q2_k, 84, 0, true, true, false, q2_k, q2_k) \
+    X(SL_Q3_K, q3_k, q3_k, 110, 4, false, true, false, q3_k, q3_k) \
+    X(SL_Q4_K, q4_k, q4_k, 144, 0, true, false, false, q4_k, k4) \
+    X(SL_Q5_K, q5_k, q5_k, 176, 0, true, false, false, q5_k, k4) \
+    X(SL_Q6_K, q6_k, q6_k, 210, 32, false, true, false, q6_k, q6_k) \
+    X(SL_IQ4_XS, iq4_xs, iq4_xs, 136, 0, false, false, true, iq4_xs, iq4_xs) \
+    X(SL_IQ2_XXS, iq2_xxs, grid, 66, Q256_IQ2_ZERO, false, false, false, iq2_xxs, iq2_xxs) \
+    X(SL_IQ2_XS, iq2_xs, grid_half, 74, Q256_IQ2_ZERO, false, true, false, iq2_xs, iq2_xs) \
+    X(SL_IQ2_S, iq2_s, grid_half, 82, Q256_IQ2_ZERO, false, true, false, iq2_s, iq2_s) \
+    X(SL_IQ3_XXS, iq3_xxs, grid, 98, Q256_IQ3_ZERO, false, false, false, iq3_xxs, iq3_xxs) \
+    X(SL_IQ3_S, iq3_s, iq3_s, 110, Q256_IQ3_S_ZERO, false, false, false, iq3_s, iq3_s)
+/* X(id, name, tile, block_bytes, zero, mins, sgn, q, d) */
+#define BLOCKS(X) \
+    X(SL_Q4_0, q4_0, q4_0, 18, 8, false, false, q4, f16) \
+    X(SL_Q4_1, q4_1, q4_1, 20, 0, true, false, q4_1, f16) \
+    X(SL_Q5_0, q5_0, q5_0, 22, 16, false, false, q5_0, f16) \
+    X(SL_Q5_1, q5_1, q5_1, 24, 0, true, false, q5_1, f16) \
+    X(SL_Q8_0, q8_0, q8_0, 34, 0, false, true, q8_0, f16) \
+    X(SL_IQ4_NL, iq4_nl, q8_0, 18, 0, false, true, iq4_nl, f16) \
+    X(SL_MXFP4, mxfp4, mxfp4, 17, 12, false, false, mxfp4, e8m0)
+
+#define FUNCTIONS(name, kind) \
+    static void rows_##name(const void *w, size_t row_bytes, uint32_t n_rows, const void *x, size_t n, \
+                            float *ret) \
+    { \
+        rows_##kind(&type_##name, w, row_bytes, n_rows, x, n, ret); \
+    } \
+    static void unpack_##name(const void *w, size_t row_bytes, uint32_t n_rows, size_t n, void *ret) \
+    { \
+        unpack_##kind(&type_##name, w, row_bytes, n_rows, n, ret); \
+    }
+#define SUPER(id, name, tile, bytes, zero, mins, half, sgn, load, sc) \
+    static const q256_super type_##name = { bytes, zero, mins, half, sgn, q256_q_##load, q256_scales_##sc }; \
+    FUNCTIONS(name, super) \
+    static size_t tile_bytes_##name(size_t n) { return n / 256 * super_bytes(half); }
+#define BLOCK(id, name, tile, bytes, zero, mins, sgn, load, dd) \
+    static const q256_block type_##name = { bytes, zero, mins, sgn, q256_q_##load, q256_d_##dd, q256_m_f16 }; \
+    FUNCTIONS(name, block) \
+    static size_t tile_bytes_##name(size_t n) { return n / 32 * block_bytes(mins); }
+SUPERS(SUPER)
+BLOCKS(BLOCK)
+
+void KX_NAME(sl_quant_set, KX_SET)(sl_kernels *k)
+{
+    k->quantise = quantise;
+#define SUPER_ENTRY(id, name, tile, ...) \
+    k->qmul[id] = (sl_qmul){ 256, rows_##name, ROWS, tile_bytes_##name, unpack_##name, tile_##tile };
+#define BLOCK_ENTRY(id, name, tile, ...) \
+    k->qmul[id] = (sl_qmul){ 32, rows_##name, ROWS, tile_bytes_##name, unpack_##name, tile_##tile };
+    SUPERS(SUPER_ENTRY)
+    BLOCKS(BLOCK_ENTRY)
+}
