@@ -205,6 +205,7 @@ sl_status sl_device_create_cpu(sl_ctx *ctx, const sl_device_params *p, sl_device
     d->max_rows = p->max_rows;
     d->w = p->widths;
     sl_kernels_init(&d->k, sl_cpu_detect() & p->cpu_mask);
+    if (p->float_acts) memset(d->k.qmul, 0, sizeof d->k.qmul);  /* no type has integer kernels then */
     sl_status st = take_scratch(d);
     if (st != SL_OK) {
         cpu_destroy(&d->base);

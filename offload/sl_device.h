@@ -52,6 +52,7 @@ typedef struct sl_device_params {
     uint32_t max_rows;      /* rows of a pass at most */
     sl_widths widths;       /* of the model: scratch is taken once, at create */
     unsigned cpu_mask;      /* SL_CPU_* allowed (kernels/sl_kernels.h); ~0u: all this CPU has */
+    bool float_acts;        /* quantised weights are dequantised, activations stay float32 */
 } sl_device_params;
 
 /* Errors: SL_E_ARG, SL_E_NOMEM. The caller owns *ret and destroys it with sl_device_destroy. */

@@ -44,7 +44,7 @@ sl_status sl_plan_make(sl_ctx *ctx, const sl_shape *s, const sl_plan_params *p, 
         .n_ctx = p->n_ctx ? p->n_ctx : s->n_ctx_train,
         .n_seq = p->n_seq, .n_threads = p->n_threads, .kv_type = p->kv_type,
         .kv_block_rows = SL_KV_BLOCK_ROWS, .weights_bytes = s->total_bytes, .ram_bytes = p->ram_bytes,
-        .cpu_mask = p->cpu_mask,
+        .cpu_mask = p->cpu_mask, .float_acts = p->float_acts,
     };
     uint64_t per_seq = ((uint64_t)plan.n_ctx + SL_KV_BLOCK_ROWS - 1) / SL_KV_BLOCK_ROWS;
     uint64_t n_blocks = per_seq * p->n_seq;

@@ -15,6 +15,7 @@ typedef struct sl_plan_params {
     sl_type kv_type;        /* SL_F16 (default) or SL_F32 */
     uint64_t ram_bytes;     /* budget; 0: no limit given */
     uint32_t cpu_mask;      /* instructions kernels may use: sl_cpu_from_isa's; default ~0u: all there are */
+    bool float_acts;        /* multiply quantised weights by float32 activations: slower, for comparing */
 } sl_plan_params;
 
 #define SL_KV_BLOCK_ROWS 32u    /* positions of a KV block; divides the attention key block of 64 */
@@ -31,6 +32,7 @@ typedef struct sl_plan {
     uint64_t weights_bytes; /* mapped or resident */
     uint64_t ram_bytes;     /* the budget it was made for; 0: none */
     uint32_t cpu_mask;      /* as in the params */
+    bool float_acts;        /* as in the params */
 } sl_plan;
 
 SL_API sl_plan_params sl_plan_defaults(void);

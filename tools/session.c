@@ -33,6 +33,10 @@ static const cli_option engine_options[] = {
     { "--isa", CLI_STR, "NAME",
       "at most these instructions: c, avx2, avxvnni, avx512, avx512vnni (default: all of the CPU's)",
       AT(isa), 0, 0 },
+    { "--activations", CLI_CHOICE, "q8|f32",
+      "what quantised weights are multiplied by: 8 bits as fast as can be, or floats to compare with "
+      "(default: q8)",
+      AT(activations), 0, 0 },
     { "--trace-routing", CLI_STR, "FILE",
       "write the experts that were chosen: JSON lines {pass, sequence, layer, position, experts}",
       AT(trace), 0, 0 },
@@ -160,6 +164,7 @@ static int make_plan(const cli_engine_args *a, const cli_group *g, uint32_t cpu_
     p.kv_type = a->kv_k || a->kv_v ? SL_F32 : SL_F16;
     p.ram_bytes = a->ram_bytes;
     p.cpu_mask = cpu_mask;
+    p.float_acts = a->activations != 0;
     if (sl_plan_make(s->ctx, shape, &p, ret_plan) != SL_OK) return cli_fail_ctx(s->ctx);
     if (ret_plan->n_ctx > shape->n_ctx_train && shape->n_ctx_train)
         cli_warn("a context of %" PRIu32 " is beyond the %" PRIu32
