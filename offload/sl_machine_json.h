@@ -1,0 +1,21 @@
+/* offload/sl_machine_json.h - a machine as a JSON file: every field is checked, and named when it is
+ * wrong. Fields that this version does not know are left alone. Format:
+ *   { "sluice_machine": 1, "source": "measured",
+ *     "hardware": { "cpu", "isa", "cores", "hw_threads", "l3_bytes", "ram_bytes" },
+ *     "dram_read": [ { "threads": 1, "bytes_s": 1.2e10 }, ... ],
+ *     "barrier": [ { "threads": 1, "s": 1e-7 }, ... ],
+ *     "peaks": { "int8_avx2": { "core": 1e11, "all": 2e11 }, ... } }        operations/s
+ * Tested by tests/t_machine.c. */
+#ifndef SL_MACHINE_JSON_H
+#define SL_MACHINE_JSON_H
+
+#include "perfmodel/sl_machine.h"
+#include "runtime/base/sl_json.h"
+
+/* Errors: SL_E_IO, SL_E_FORMAT, SL_E_NOMEM. */
+SL_API SL_NODISCARD sl_status sl_machine_load(sl_ctx *ctx, const char *file, sl_machine *ret);
+SL_API SL_NODISCARD sl_status sl_machine_read(const sl_json *root, sl_machine *ret);
+SL_API SL_NODISCARD sl_status sl_machine_save(sl_ctx *ctx, const sl_machine *m, const char *file);
+SL_API json_t *sl_machine_to_json(const sl_machine *m);     /* the caller's; NULL: no memory */
+
+#endif

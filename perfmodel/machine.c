@@ -1,0 +1,114 @@
+/* perfmodel/machine.c - checks of and questions to a machine's numbers. */
+#include "perfmodel/sl_machine.h"
+
+#include <assert.h>
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+
+/* Wider than any machine of today by a factor of ten or more: what is outside is a wrong unit. */
+static const double dram_min = 1e8, dram_max = 1e14;
+static const double peak_min = 1e8, peak_max = 1e16;
+static const double barrier_min = 1e-9, barrier_max = 1;
+
+const char *sl_peak_name(sl_peak peak)
+{
+    static const char *const names[SL_N_PEAKS] = { "int8_avx2", "int8_avxvnni", "int8_avx512vnni",
+                                                   "f32_avx2", "f32_avx512" };
+    assert((unsigned)peak < SL_N_PEAKS);
+    return names[peak];
+}
+
+const char *sl_machine_source_name(sl_machine_source s)
+{
+    static const char *const names[] = { "datasheet", "quick", "measured" };
+    assert((unsigned)s < SL_LEN(names));
+    return names[s];
+}
+
+static sl_status check_number(sl_ctx *ctx, const char *field, double v, double min, double max)
+{
+    if (v >= min && v <= max) return SL_OK;
+    return sl_fail(ctx, SL_E_FORMAT, "machine: %s is %g, expected %g to %g", field, v, min, max);
+}
+
+static sl_status check_points(sl_ctx *ctx, const char *field, const sl_machine_point *p, uint32_t n,
+                              double min, double max)
+{
+    char name[64];
+    if (!n || n > SL_MACHINE_POINTS)
+        return sl_fail(ctx, SL_E_FORMAT, "machine: %s has %u points, expected 1 to %d", field, n,
+                       SL_MACHINE_POINTS);
+    for (uint32_t i = 0; i < n; i++) {
+        snprintf(name, sizeof name, "%s[%u]", field, i);
+        SL_TRY(check_number(ctx, name, p[i].value, min, max));
+        snprintf(name, sizeof name, "%s[%u].threads", field, i);
+        SL_TRY(check_number(ctx, name, p[i].threads, i ? p[i - 1].threads + 1 : 1, SL_MACHINE_MAX_THREADS));
+    }
+    return SL_OK;
+}
+
+sl_status sl_machine_check(sl_ctx *ctx, const sl_machine *m)
+{
+    char name[64];
+    if (!m->id.cpu[0]) return sl_fail(ctx, SL_E_FORMAT, "machine: hardware.cpu is empty, expected a name");
+    SL_TRY(check_number(ctx, "hardware.cores", m->id.cores, 1, SL_MACHINE_MAX_THREADS));
+    SL_TRY(check_number(ctx, "hardware.hw_threads", m->id.hw_threads, m->id.cores, SL_MACHINE_MAX_THREADS));
+    SL_TRY(check_number(ctx, "hardware.ram_bytes", (double)m->id.ram_bytes, 1e8, 1e15));
+    SL_TRY(check_points(ctx, "dram_read", m->dram_read, m->n_dram, dram_min, dram_max));
+    SL_TRY(check_points(ctx, "barrier", m->barrier, m->n_barrier, barrier_min, barrier_max));
+    for (int i = 0; i < SL_N_PEAKS; i++) {
+        if (m->peak_core[i] == 0 && m->peak_all[i] == 0) continue;
+        snprintf(name, sizeof name, "peaks.%s.core", sl_peak_name((sl_peak)i));
+        SL_TRY(check_number(ctx, name, m->peak_core[i], peak_min, peak_max));
+        snprintf(name, sizeof name, "peaks.%s.all", sl_peak_name((sl_peak)i));
+        SL_TRY(check_number(ctx, name, m->peak_all[i], peak_min, peak_max));
+    }
+    return SL_OK;
+}
+
+bool sl_machine_same(const sl_machine_id *kept, const sl_machine_id *now, char why[200])
+{
+    double ram = (double)now->ram_bytes / (double)SL_MAX(kept->ram_bytes, 1);
+    why[0] = 0;
+    if (strcmp(kept->cpu, now->cpu))
+        snprintf(why, 200, "it was measured on %.80s, this is %.80s", kept->cpu, now->cpu);
+    else if (strcmp(kept->isa, now->isa))
+        snprintf(why, 200, "instructions were \"%s\", are \"%s\"", kept->isa, now->isa);
+    else if (kept->cores != now->cores || kept->hw_threads != now->hw_threads)
+        snprintf(why, 200, "it had %u cores and %u hardware threads, now %u and %u", kept->cores,
+                 kept->hw_threads, now->cores, now->hw_threads);
+    else if (!(fabs(ram - 1) <= 0.05))
+        snprintf(why, 200, "it had %.1f GiB of memory, now %.1f GiB", (double)kept->ram_bytes / 0x1p30,
+                 (double)now->ram_bytes / 0x1p30);
+    return !why[0];
+}
+
+static double at(const sl_machine_point *p, uint32_t n, uint32_t threads)
+{
+    uint32_t i = 0;
+    if (!n) return 0;
+    while (i < n && p[i].threads < threads) i++;
+    if (i == n) return p[n - 1].value;
+    if (!i || p[i].threads == threads) return p[i].value;
+    double share = (double)(threads - p[i - 1].threads) / (p[i].threads - p[i - 1].threads);
+    return p[i - 1].value + share * (p[i].value - p[i - 1].value);
+}
+
+double sl_machine_dram_s(const sl_machine *m, uint32_t threads)
+{
+    return at(m->dram_read, m->n_dram, threads);
+}
+
+double sl_machine_barrier_s(const sl_machine *m, uint32_t threads)
+{
+    return at(m->barrier, m->n_barrier, threads);
+}
+
+double sl_machine_peak_s(const sl_machine *m, sl_peak peak, uint32_t threads)
+{
+    assert((unsigned)peak < SL_N_PEAKS);
+    /* Noise may leave all cores a little above or below so many times one. */
+    if (threads >= m->id.cores) return m->peak_all[peak];
+    return fmin(threads * m->peak_core[peak], fmax(m->peak_all[peak], m->peak_core[peak]));
+}

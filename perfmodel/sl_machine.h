@@ -1,0 +1,66 @@
+/* perfmodel/sl_machine.h - numbers that describe a machine: what its parts can do at most, measured by
+ * offload/sl_probe.h or written down from data sheets. Kept as JSON (offload/sl_machine_json.h).
+ * Must not read a clock, file or device. Threads: plain data. Units: bytes/s, operations/s, seconds.
+ * Tested by tests/t_machine.c. */
+#ifndef SL_MACHINE_H
+#define SL_MACHINE_H
+
+#include "runtime/base/sl_base.h"
+
+typedef enum sl_machine_source {
+    SL_MACHINE_DATASHEET,       /* nobody measured */
+    SL_MACHINE_QUICK,           /* a probe of 2 s */
+    SL_MACHINE_MEASURED         /* a full probe */
+} sl_machine_source;
+
+/* Instruction peaks, each by the loop that a kernel of that ISA is made of. */
+typedef enum sl_peak {
+    SL_PEAK_I8_AVX2,            /* vpmaddubsw + vpmaddwd + vpaddd, 256 bits: 8-bit multiply-adds */
+    SL_PEAK_I8_AVXVNNI,         /* vpdpbusd, 256 bits */
+    SL_PEAK_I8_VNNI512,         /* vpdpbusd, 512 bits */
+    SL_PEAK_F32_AVX2,           /* vfmadd, 256 bits: flops, a multiply-add is 2 */
+    SL_PEAK_F32_AVX512,         /* vfmadd, 512 bits */
+    SL_N_PEAKS
+} sl_peak;
+
+enum { SL_MACHINE_POINTS = 24, SL_MACHINE_MAX_THREADS = 4096 };
+
+/* What makes a kept file fit the machine that it is read on. */
+typedef struct sl_machine_id {
+    char cpu[96];               /* "AMD EPYC 9654 96-Core Processor" */
+    char isa[64];               /* "avx2 avxvnni avx512 avx512vnni"; empty: none of these */
+    uint32_t cores;             /* physical ones that the process may use */
+    uint32_t hw_threads;
+    uint64_t l3_bytes;          /* of the last cache level; 0: unknown */
+    uint64_t ram_bytes;
+} sl_machine_id;
+
+typedef struct sl_machine_point { uint32_t threads; double value; } sl_machine_point;
+
+typedef struct sl_machine {
+    sl_machine_source source;
+    sl_machine_id id;
+    uint32_t n_dram, n_barrier; /* points, threads ascending */
+    sl_machine_point dram_read[SL_MACHINE_POINTS];  /* bytes/s that so many threads read together */
+    sl_machine_point barrier[SL_MACHINE_POINTS];    /* s of an empty task on every thread */
+    double peak_core[SL_N_PEAKS];   /* operations/s of one core alone; 0: not on this machine */
+    double peak_all[SL_N_PEAKS];    /* of all cores together */
+} sl_machine;
+
+/* Errors: SL_E_FORMAT naming the field, what was expected and what was found. */
+SL_API SL_NODISCARD sl_status sl_machine_check(sl_ctx *ctx, const sl_machine *m);
+
+/* Is the kept identity that of this machine? If not, why holds the first difference in one line. Memory
+ * may differ by 5 %: firmware and kernels take their share. */
+SL_API bool sl_machine_same(const sl_machine_id *kept, const sl_machine_id *now, char why[200]);
+
+/* Bytes/s that n threads read: between measured points linear in threads, beyond them the nearest. */
+SL_API double sl_machine_dram_s(const sl_machine *m, uint32_t threads);
+SL_API double sl_machine_barrier_s(const sl_machine *m, uint32_t threads);
+/* Operations/s of n cores: n times one core, at most peak_all. 0: no such instructions. */
+SL_API double sl_machine_peak_s(const sl_machine *m, sl_peak peak, uint32_t threads);
+
+SL_API const char *sl_peak_name(sl_peak peak);      /* "int8_avx512vnni": also the field in the file */
+SL_API const char *sl_machine_source_name(sl_machine_source s);    /* "datasheet", "quick", "measured" */
+
+#endif

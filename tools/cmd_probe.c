@@ -1,0 +1,121 @@
+/* tools/cmd_probe.c - `sluice probe`: what this machine can do at most. */
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "offload/sl_probe.h"
+#include "tools/machine_file.h"
+
+struct args {
+    const char *out;
+    uint32_t n_threads;
+    bool quick, json, show;
+};
+
+#define AT(field) offsetof(struct args, field)
+static const cli_option options[] = {
+    { "-o,--output", CLI_STR, "FILE", "where to keep the result (default: in the user's cache folder)", AT(out),
+      0, 0 },
+    { "--quick", CLI_FLAG, NULL, "about 2 s instead of 15; for a first forecast", AT(quick), 0, 0 },
+    { "-t,--threads", CLI_U32, "N", "measure up to so many threads (default: physical cores)", AT(n_threads), 1,
+      SL_MACHINE_MAX_THREADS },
+    { "--json", CLI_FLAG, NULL, "print the file's text instead of the table", AT(json), 0, 0 },
+    { "--show", CLI_FLAG, NULL, "measure nothing: print the kept file, or -o's, and say whether it still fits",
+      AT(show), 0, 0 },
+};
+#undef AT
+
+static const char *const about =
+    "Measures what this machine can do at most: memory reads by threads, 8-bit and float32 arithmetic,\n"
+    "the cost of a barrier. Forecasts and the shares that `bench` prints stand on these numbers. Best\n"
+    "values are kept, so other load costs accuracy only where it never pauses.";
+
+static double of_cores(const sl_machine *m, int peak)
+{
+    return m->peak_core[peak] > 0 ? m->peak_all[peak] / m->peak_core[peak] : 0;
+}
+
+static void print_table(const sl_machine *m)
+{
+    static const char *const what[SL_N_PEAKS] = {
+        "int8, AVX2 (vpmaddubsw)", "int8, AVX-VNNI", "int8, AVX-512 VNNI", "float32, AVX2 FMA",
+        "float32, AVX-512",
+    };
+    char l3[24], ram[24];
+    printf("%s, %" PRIu32 " cores, %" PRIu32 " hardware threads, last cache %s, memory %s\n", m->id.cpu,
+           m->id.cores, m->id.hw_threads, cli_bytes(m->id.l3_bytes, l3), cli_bytes(m->id.ram_bytes, ram));
+    printf("instructions: %s\n\n", m->id.isa[0] ? m->id.isa : "plain C only");
+    printf("%-9s %16s %16s\n", "threads", "DRAM read GB/s", "barrier us");
+    for (uint32_t i = 0; i < m->n_dram; i++) {
+        printf("%-9" PRIu32 " %16.2f", m->dram_read[i].threads, m->dram_read[i].value * 1e-9);
+        printf(" %16.2f\n", sl_machine_barrier_s(m, m->dram_read[i].threads) * 1e6);
+    }
+    printf("\n%-26s %13s %13s %9s\n", "peak", "one core", "all cores", "ratio");
+    for (int i = 0; i < SL_N_PEAKS; i++) {
+        if (m->peak_core[i] <= 0) continue;
+        printf("%-26s %7.1f %-5s %7.1f %-5s %8.2f\n", what[i], m->peak_core[i] * 1e-9,
+               i < SL_PEAK_F32_AVX2 ? "GMAC" : "GFLOP", m->peak_all[i] * 1e-9,
+               i < SL_PEAK_F32_AVX2 ? "GMAC" : "GFLOP", of_cores(m, i));
+    }
+}
+
+static int print_result(const sl_machine *m, bool as_json)
+{
+    if (!as_json) {
+        print_table(m);
+        return cli_end_stdout(CLI_DONE);
+    }
+    json_t *v = sl_machine_to_json(m);
+    bool ok = v && !json_dumpf(v, stdout, JSON_INDENT(2) | JSON_REAL_PRECISION(10));
+    json_decref(v);
+    putchar('\n');
+    return ok ? cli_end_stdout(CLI_DONE) : cli_fail("out of memory, or stdout takes no more");
+}
+
+static void progress(void *user, const char *what, double share)
+{
+    if (*(const bool *)user) fprintf(stderr, "\r%3.0f %%  %-40s", 100 * share, what);
+}
+
+static int show(const struct args *a, sl_ctx *ctx, const char *path)
+{
+    sl_machine m;
+    sl_machine_id now;
+    char why[200];
+    if (sl_machine_load(ctx, path, &m) != SL_OK || sl_probe_identify(ctx, &now) != SL_OK) return cli_fail_ctx(ctx);
+    if (!sl_machine_same(&m.id, &now, why)) cli_warn("%s is stale: %s", path, why);
+    else cli_note("%s (%s) fits this machine", path, sl_machine_source_name(m.source));
+    return print_result(&m, a->json);
+}
+
+static int probe(const struct args *a, sl_ctx *ctx, const char *path)
+{
+    bool tty = isatty(2);
+    sl_machine m;
+    sl_probe_params p = { .quick = a->quick, .max_threads = a->n_threads, .progress = progress, .user = &tty };
+    double start_s = cli_now_s();
+    if (cli_make_parents(ctx, path) != SL_OK) return cli_fail_ctx(ctx);     /* before the work */
+    sl_status st = sl_probe_run(ctx, &p, &m);
+    if (tty) fprintf(stderr, "\r%50s\r", "");
+    if (st != SL_OK || sl_machine_save(ctx, &m, path) != SL_OK) return cli_fail_ctx(ctx);
+    int code = print_result(&m, a->json);
+    cli_note("measured in %.1f s, kept in %s", cli_now_s() - start_s, path);
+    return code;
+}
+
+int cmd_probe(int argc, char **argv)
+{
+    struct args a = { 0 };
+    cli_group groups[] = { { "Options", options, SL_LEN(options), &a, 0 } };
+    cli_spec spec = { "probe", "[-o FILE] [--quick] [--json]", about, groups, SL_LEN(groups), 0 };
+    int code;
+    if (!cli_parse(&spec, argc, argv, NULL, NULL, &code)) return code;
+    if (a.show && a.quick) return cli_usage_error(&spec, "--show measures nothing: --quick has no place");
+    char *path = a.out ? strdup(a.out) : cli_machine_path();
+    sl_ctx *ctx = path ? cli_ctx(false) : NULL;
+    code = !ctx ? CLI_FAILED : a.show ? show(&a, ctx, path) : probe(&a, ctx, path);
+    sl_ctx_destroy(&ctx);
+    free(path);
+    return code;
+}

@@ -1,0 +1,68 @@
+/* tools/machine_file.c - the kept machine file. */
+#include "tools/machine_file.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "offload/sl_probe.h"
+
+char *cli_machine_path(void)
+{
+    const char *cache = getenv("XDG_CACHE_HOME"), *home = getenv("HOME");
+    char *path = NULL;
+    int n = -1;
+    if (cache && cache[0] == '/') n = asprintf(&path, "%s/sluice/machine.json", cache);
+    else if (home && home[0]) n = asprintf(&path, "%s/.cache/sluice/machine.json", home);
+    else return cli_fail("neither XDG_CACHE_HOME nor HOME is set: no place for machine.json"), NULL;
+    if (n < 0) return cli_fail("out of memory"), NULL;
+    return path;
+}
+
+sl_status cli_make_parents(sl_ctx *ctx, const char *path)
+{
+    char *p = strdup(path);
+    if (!p) return sl_fail(ctx, SL_E_NOMEM, "folders of %s", path);
+    sl_status st = SL_OK;
+    for (char *s = p + 1; st == SL_OK && (s = strchr(s, '/')); s++) {
+        *s = 0;
+        if (mkdir(p, 0777) && errno != EEXIST) st = sl_fail(ctx, SL_E_IO, "folder %s: %s", p, strerror(errno));
+        *s = '/';
+    }
+    free(p);
+    return st;
+}
+
+static int given(sl_ctx *ctx, const char *file, const sl_machine_id *now, sl_machine *ret, bool *file_fits)
+{
+    char why[200];
+    if (sl_machine_load(ctx, file, ret) != SL_OK) return cli_fail_ctx(ctx);
+    bool fits = sl_machine_same(&ret->id, now, why);
+    if (!fits) cli_warn("%s describes another machine: %s", file, why);
+    if (file_fits) *file_fits = fits;
+    return CLI_DONE;
+}
+
+int cli_machine(sl_ctx *ctx, const char *file, sl_machine *ret, bool *file_fits)
+{
+    sl_machine_id now;
+    char why[200] = "";
+    if (sl_probe_identify(ctx, &now) != SL_OK) return cli_fail_ctx(ctx);
+    if (file) return given(ctx, file, &now, ret, file_fits);
+    if (file_fits) *file_fits = true;
+    char *path = cli_machine_path();
+    if (!path) return CLI_FAILED;
+    bool there = !access(path, F_OK), good = there && sl_machine_load(ctx, path, ret) == SL_OK;
+    if (good && sl_machine_same(&ret->id, &now, why)) {
+        free(path);
+        return CLI_DONE;
+    }
+    if (good) cli_note("%s is stale: %s", path, why);
+    else if (there) cli_note("%s", sl_error(ctx));
+    free(path);
+    cli_note("measuring this machine for 2 s; `sluice probe` does it thoroughly and keeps the result");
+    if (sl_probe_run(ctx, &(sl_probe_params){ .quick = true }, ret) != SL_OK) return cli_fail_ctx(ctx);
+    return CLI_DONE;
+}
