@@ -524,6 +524,8 @@ static sl_status read_all(opener *o)
     /* Every layer has at least two tensors and every expert a byte of the file: hostile counts end here. */
     uint64_t file_bytes = 0;
     for (uint32_t f = 0; f < sl_gguf_n_files(m->gguf); f++) file_bytes += sl_gguf_file_bytes(m->gguf, f);
+    if (!sl_gguf_n_tensors(m->gguf))
+        return sl_fail(o->ctx, SL_E_FORMAT, "the file holds no tensors: a vocabulary only");
     if (h->n_layer > sl_gguf_n_tensors(m->gguf) || n_experts > file_bytes)
         return sl_fail(o->ctx, SL_E_FORMAT, "%u layers of %u experts in a file of %" PRIu64 " tensors",
                        h->n_layer, h->n_expert, sl_gguf_n_tensors(m->gguf));
