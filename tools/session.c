@@ -204,7 +204,10 @@ int cli_session_open(const cli_engine_args *a, const cli_group *g, uint32_t n_se
     if (!s->ctx) return CLI_FAILED;
     s->path = cli_model_path(a->model);
     if (!s->path) return CLI_FAILED;
-    if (sl_model_open(s->ctx, s->path, &s->model) != SL_OK) return cli_fail_ctx(s->ctx);
+    if (sl_model_open(s->ctx, s->path, &s->model) != SL_OK) {
+        const char *why = sl_error(s->ctx);     /* names the file once, whoever wrote it */
+        return strstr(why, s->path) ? cli_fail("%s", why) : cli_fail("%s: %s", s->path, why);
+    }
     s->vocab = sl_model_vocab(s->model);
     if (!s->vocab && !a->no_text)
         return cli_fail("%s has no tokenizer: text cannot be made into tokens", s->path);
