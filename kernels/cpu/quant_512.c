@@ -1,8 +1,8 @@
 /* kernels/cpu/quant_512.c - quantised products with 512-bit vectors, compiled for AVX-512-VNNI and for
  * AVX-512 without it. Lanes are weight rows: a vector of weights holds 4 elements of each of 16 rows, the
- * activations come as broadcast dwords, and nothing is ever added across lanes. `rows` unpacks a block of
- * 16 rows into the first-level cache and multiplies it at once; `tile` does so with 32 rows and multiplies
- * them by up to 6 activation rows at a time, 24 sums in registers.
+ * activations come as broadcast dwords, and nothing is ever added across lanes. `rows` unpacks 16 rows and
+ * multiplies them on the spot; `tile` unpacks a block of 32 rows into the first-level cache and multiplies
+ * it by up to 6 activation rows at a time, 24 sums in registers.
  * Per 32 elements (16 for types with finer scales): a chain of dot products that starts at
  * -zero * sum(a), one vpmulld by the scale, one add. Against vpdpwssd on int16 halves this costs one
  * multiplier slot in nine instead of two in ten (Zen 5: 88 % of the peak of vpdpbusd against 79 %). */
@@ -15,12 +15,6 @@
 typedef __m512 vf;
 
 enum { TILE_VECTORS = 2, TILE_ROWS = 16 * TILE_VECTORS, MAX_X = 6, BLOCK = 256, MAX_SLOTS = 90 };
-
-#ifdef __clang__
-#define KX_UNROLL _Pragma("clang loop unroll(full)")
-#else
-#define KX_UNROLL _Pragma("GCC unroll 16")
-#endif
 
 /* How a type's blocks are multiplied: constants once inlined. */
 struct kind {
@@ -47,6 +41,25 @@ KX_INLINE vi dot4(vi acc, vi w, vi x, bool wide)
     vi low = _mm512_maddubs_epi16(and8(w, 127), x), high = _mm512_maddubs_epi16(and8(shr(w, 7), 1), x);
     acc = _mm512_add_epi32(acc, _mm512_madd_epi16(low, ones));
     return _mm512_add_epi32(acc, _mm512_madd_epi16(high, _mm512_set1_epi16(128)));
+#endif
+}
+
+typedef struct { uint32_t v; } __attribute__((packed, may_alias)) dword;
+
+KX_INLINE vi bcast(const void *p)
+{
+    return _mm512_set1_epi32((int)((const dword *)p)->v);
+}
+
+/* dot4 with the dword at x in every lane. */
+KX_INLINE vi dot4_at(vi acc, vi w, const void *x, bool wide)
+{
+#ifdef __AVX512VNNI__
+    (void)wide;
+    __asm__("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(acc) : "v"(w), "m"(*(const dword *)x));
+    return acc;
+#else
+    return dot4(acc, w, bcast(x), wide);
 #endif
 }
 
@@ -91,11 +104,6 @@ KX_INLINE void xblock_init(struct kind k, int zero, const void *x, size_t n, siz
     } else {
         _mm256_storeu_si256((void *)ret->z, _mm256_madd_epi16(s16, _mm256_set1_epi16((short)-zero)));
     }
-}
-
-KX_INLINE vi bcast(const void *p)
-{
-    return _mm512_set1_epi32((int)sl_load_u32(p));
 }
 
 /* `steps` slots from w, weights of nv row groups, times nx activation rows from a[] + at; the sums start
@@ -175,7 +183,52 @@ KX_INLINE void multiply(struct kind k, const uint8_t *w, const struct xblock *x,
     add_group(k, w, x, 0, nv, nx, sum, summ, acc);
 }
 
-typedef void (*unpack_fn)(const uint8_t *const *row, size_t off, uint8_t *to, const int nv);
+/* What becomes of the slots of a block: either they are stored, the vectors of nv row groups side by side,
+ * or they are multiplied on the spot by one activation row. */
+struct sink {
+    struct kind k;
+    bool stores;
+    uint8_t *to;                /* the block's place plus 64 times the row group's index */
+    int nv;
+    const struct xblock *x;
+    int group;                  /* in a block of 256 elements, for groups of 32 */
+    vi sum[16], total, summ;
+    vf u, acc;
+};
+
+/* Before a block that is multiplied. */
+KX_INLINE void sink_begin(struct sink *o, int group)
+{
+    const int n = o->k.group == 32 ? 1 : o->k.n_sc;
+    o->group = group;
+    KX_UNROLL for (int c = 0; c < n; c++)
+        o->sum[c] = o->k.mins ? _mm512_setzero_si512() : bcast(&o->x->z[o->k.group == 32 ? group : c]);
+    o->total = o->summ = _mm512_setzero_si512();
+}
+
+KX_INLINE void sink_put(struct sink *o, const int slot, vi v)
+{
+    const struct kind k = o->k;
+    const int n_w = k.group / 4, chain = k.n_sc ? 64 / k.n_sc : 8, d = slot_d(k);
+    if (o->stores) {
+        _mm512_store_si512(o->to + (size_t)slot * 64 * (size_t)o->nv, v);
+    } else if (slot < n_w) {
+        o->sum[slot / chain] = dot4_at(o->sum[slot / chain], v, o->x->a + o->group * 32 + 4 * slot, k.wide);
+    } else if (slot < n_w + k.n_sc) {
+        o->total = _mm512_add_epi32(o->total, _mm512_mullo_epi32(o->sum[slot - n_w], v));
+    } else if (slot < d) {
+        o->summ = dot2(o->summ, v, bcast(&o->x->z[slot - n_w - k.n_sc]));
+    } else if (slot == d) {
+        o->u = _mm512_mul_ps(_mm512_castsi512_ps(v), _mm512_cvtepi32_ps(k.n_sc ? o->total : o->sum[0]));
+    } else {
+        vf summ = k.n_sc ? _mm512_cvtepi32_ps(o->summ) : _mm512_castsi512_ps(bcast(&o->x->z[o->group]));
+        o->u = _mm512_fnmadd_ps(_mm512_castsi512_ps(v), summ, o->u);
+    }
+    if (!o->stores && slot == d + k.mins)
+        o->acc = _mm512_fmadd_ps(_mm512_set1_ps(o->x->scale[o->group]), o->u, o->acc);
+}
+
+typedef void (*unpack_fn)(const uint8_t *const *row, size_t off, struct sink *o);
 
 /* Rows of weights times activation rows. */
 struct product {
@@ -254,9 +307,10 @@ KX_INLINE void tile(struct kind k, int zero, unpack_fn fn, pieces_fn pieces, siz
         int n_groups = k.group == 32 ? (int)(SL_MIN(p->n - at, (size_t)BLOCK) / 32) : 1;
         for (int v = 0; v < TILE_VECTORS; v++)
             for (int i = 0; i < n_groups; i++, ahead += 16 * block_bytes) {
-                uint8_t *to = block + (i * n_slots(k) * TILE_VECTORS + v) * 64;
+                struct sink o = { .k = k, .stores = true, .nv = TILE_VECTORS };
+                o.to = block + (i * n_slots(k) * TILE_VECTORS + v) * 64;
                 prefetch(ahead, 16 * block_bytes);
-                fn(row[v], first + (size_t)i * block_bytes, to, TILE_VECTORS);
+                fn(row[v], first + (size_t)i * block_bytes, &o);
             }
         pieces(zero, p, block, at);
     }
@@ -265,25 +319,24 @@ KX_INLINE void tile(struct kind k, int zero, unpack_fn fn, pieces_fn pieces, siz
 KX_INLINE void rows(struct kind k, int zero, unpack_fn fn, size_t block_bytes, const void *w,
                     size_t row_bytes, uint32_t n_rows, const void *x, size_t n, float *ret)
 {
-    _Alignas(64) uint8_t block[MAX_SLOTS * 64];
     for (uint32_t r = 0; r < n_rows; r += 16) {
         const uint8_t *row[16];
-        vf acc[TILE_VECTORS][MAX_X];
         struct xblock xb;
+        struct sink o = { .k = k, .x = &xb, .acc = _mm512_setzero_ps() };
         row_pointers(w, row_bytes, r, n_rows, row);
-        acc[0][0] = _mm512_setzero_ps();
+        const uint8_t *ahead = (const uint8_t *)w + (r + 16) * row_bytes;
         for (size_t at = 0; at < n; at += BLOCK) {
             size_t first = at / (size_t)k.group * block_bytes;
             int n_groups = k.group == 32 ? (int)(SL_MIN(n - at, (size_t)BLOCK) / 32) : 1;
-            for (int i = 0; i < n_groups; i++)
-                fn(row, first + (size_t)i * block_bytes, block + i * n_slots(k) * 64, 1);
-            prefetch((const uint8_t *)w + (r + 16) * row_bytes + 16 * first,
-                     16 * block_bytes * (size_t)n_groups);
             xblock_init(k, zero, x, n, at, &xb);
-            multiply(k, block, &xb, n_groups, 1, 1, acc);
+            for (int i = 0; i < n_groups; i++, ahead += 16 * block_bytes) {
+                prefetch(ahead, 16 * block_bytes);
+                sink_begin(&o, i);
+                fn(row, first + (size_t)i * block_bytes, &o);
+            }
         }
         __mmask16 mask = n_rows - r < 16 ? (__mmask16)((1u << (n_rows - r)) - 1) : 0xffff;
-        _mm512_mask_storeu_ps(ret + r, mask, acc[0][0]);
+        _mm512_mask_storeu_ps(ret + r, mask, o.acc);
     }
 }
 
