@@ -2,6 +2,7 @@
 """The binary `sluice` as a user meets it: exit codes, what goes to stdout and what to stderr, usage
 errors, JSON, stop strings, sameness for thread counts, perplexity against PyTorch's, bad files, full
 disks, closed pipes and Ctrl-C. Python's standard library only."""
+import csv
 import json
 import math
 import os
@@ -425,6 +426,112 @@ class Eval(unittest.TestCase):
             code, out, err = sluice("eval", "-f", "-", stdin=stdin)
             self.assertEqual((code, out), (1, b""))
             self.assertIn("perplexity needs 2", err)
+
+
+def machine_file(folder, dram=1e9, peak=1e15):
+    """A machine whose memory and instructions are of that speed."""
+    path = os.path.join(folder, "machine-%g-%g.json" % (dram, peak))
+    peaks = {n: {"core": peak, "all": peak} for n in
+             ("int8_avx2", "int8_avxvnni", "int8_avx512vnni", "f32_avx2", "f32_avx512")}
+    write(path, json.dumps({
+        "sluice_machine": 1, "source": "datasheet",
+        "hardware": {"cpu": "invented", "isa": "", "cores": 1, "hw_threads": 1, "l3_bytes": 0, "ram_bytes": 1 << 34},
+        "dram_read": [{"threads": 1, "bytes_s": dram}], "barrier": [{"threads": 1, "s": 1e-6}],
+        "peaks": peaks}).encode())
+    return path
+
+
+class Bench(unittest.TestCase):
+    def setUp(self):
+        self.dir = tempfile.TemporaryDirectory()
+        self.machine = machine_file(self.dir.name)
+
+    def tearDown(self):
+        self.dir.cleanup()
+
+    def bench(self, *args, machine=None):
+        code, out, err = sluice("bench", "--machine", machine or self.machine, *args)
+        self.assertEqual(code, 0, err)
+        return out.decode(), err
+
+    def rows(self, *args, **kw):
+        return json.loads(self.bench("-o", "json", *args, **kw)[0])
+
+    def test_formats(self):
+        args = ("-p", "24,9", "-n", "6", "-t", "1,2", "-r", "2") if os.cpu_count() > 1 else \
+               ("-p", "24,9", "-n", "6", "-t", "1,1", "-r", "2")
+        want = [(t, test) for t in map(int, args[5].split(",")) for test in ("pp24", "pp9", "tg6")]
+        rows = self.rows(*args)
+        self.assertEqual([(r["threads"], r["test"]) for r in rows], want)
+        for r in rows:
+            self.assertEqual(set(r), {"model", "test", "threads", "tok_per_s", "stddev", "bound_tok_per_s", "share"})
+            self.assertGreater(r["tok_per_s"], 0)
+            self.assertGreaterEqual(r["stddev"], 0)
+            self.assertAlmostEqual(r["share"], r["tok_per_s"] / r["bound_tok_per_s"], places=5)
+        out, err = self.bench(*args, "-o", "csv")
+        table = list(csv.DictReader(out.splitlines()))
+        self.assertEqual([(int(r["threads"]), r["test"]) for r in table], want)
+        self.assertEqual({r["model"] for r in table}, {rows[0]["model"]})
+        self.assertGreater(float(table[0]["size_bytes"]), 1e6)
+        self.assertGreater(float(table[0]["bound_tok_per_s"]), 0)
+        out, err = self.bench(*args)
+        lines = out.splitlines()
+        self.assertEqual([c.strip() for c in lines[0].strip("|").split("|")],
+                         ["model", "size", "params", "backend", "threads", "test", "t/s", "bound", "share"])
+        self.assertEqual(len({len(l) for l in lines[:8]}), 1, out)
+        for line, (threads, test) in zip(lines[2:8], want):
+            cells = [c.strip() for c in line.strip("|").split("|")]
+            self.assertEqual(cells[4:6], [str(threads), test])
+            self.assertRegex(cells[6], r"^\d+\.\d\d ± \d+\.\d\d$")
+            self.assertRegex(cells[8], r"^\d+\.\d %$")
+        self.assertRegex(lines[-1], r"^build: sluice \d")
+        self.assertIn("invented", err)      # another machine's file is said
+
+    def test_bounds(self):
+        """DRAM binds: one token's bytes, as run counts them. Slow instructions bind the prompt."""
+        code, out, err = sluice("run", "--json", "-n", "2", "--temp", "0", "--ignore-eos", "-p", "")
+        read_bytes = json.loads(out)["bytes_per_token"]
+        slow = self.rows("-p", "0", "-n", "1", "-r", "1")[0]
+        self.assertAlmostEqual(slow["bound_tok_per_s"] * read_bytes / 1e9, 1, delta=0.01)
+        fast = self.rows("-p", "0", "-n", "1", "-r", "1", machine=machine_file(self.dir.name, 1e11))[0]
+        self.assertAlmostEqual(fast["bound_tok_per_s"] / slow["bound_tok_per_s"], 100, delta=0.01)
+        busy = machine_file(self.dir.name, 1e14, 1e8)
+        a, b = self.rows("-p", "16,32", "-n", "0", "-r", "1", machine=busy)
+        self.assertAlmostEqual(a["bound_tok_per_s"] / b["bound_tok_per_s"], 1, delta=0.1)
+        small = self.rows("-p", "32", "-n", "0", "-r", "1", "-b", "1")[0]     # every row reads all weights
+        large = self.rows("-p", "32", "-n", "0", "-r", "1")[0]
+        self.assertLess(small["bound_tok_per_s"], large["bound_tok_per_s"] / 2)
+
+    def test_refused(self):
+        for args in (("-p", "x"), ("-n", "1,"), ("-t", "0"), ("-t", "1,,1"), ("-r", "0"), ("-o", "xml"),
+                     ("-p", "0", "-n", "0"), ("-p", "-1"), ("-b", "0")):
+            code, out, err = sluice("bench", *args)
+            self.assertEqual((code, out), (2, b""), args)
+            self.assertIn("usage: sluice bench", err, args)
+        for args in (("--isa", "mmx"), ("--kernels", "--isa", "c,mmx"), ("--kernels", "--type", "Q4_K,Q9"),
+                     ("--kernels", "--type", "F16"), ("-t", "1,4096")):
+            code, out, err = sluice("bench", *args)
+            self.assertEqual((code, out, err.count("\n")), (2, b"", 1), err)
+        code, out, err = sluice("bench", "-m", os.path.join(self.dir.name, "no.gguf"))
+        self.assertEqual((code, out, err.count("\n")), (1, b"", 1), err)
+        code, out, err = sluice("bench", "--machine", os.path.join(self.dir.name, "no.json"))
+        self.assertEqual((code, out, err.count("\n")), (1, b"", 1), err)
+
+    def test_isa(self):
+        out, err = self.bench("--isa", "c", "-p", "4", "-n", "0", "-r", "1", "-t", "1")
+        self.assertIn("| cpu c ", out)
+
+    @unittest.skipIf(os.environ.get("SLUICE_SANITIZED"), "the peaks have no C loop, and this takes long")
+    def test_kernels(self):
+        code, out, err = sluice("bench", "--kernels", "--type", "Q4_0", "-r", "1", "-o", "json")
+        self.assertEqual(code, 0, err)
+        rows = json.loads(out)
+        self.assertEqual({r["type"] for r in rows}, {"Q4_0"})
+        self.assertIn("rows", {r["kernel"] for r in rows})
+        for r in rows:
+            self.assertEqual(set(r), {"kernel", "type", "isa", "threads", "tokens", "rate", "unit", "peak",
+                                      "peak_name", "share"})
+            self.assertGreater(min(r["rate"], r["peak"], r["share"]), 0)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,50 @@
+/* tools/bench.h - what `sluice bench` and its --kernels part share: rows of a table in three formats, and
+ * which of a machine's peaks belongs to which kernels. Threads: the main thread. Units: operations/s.
+ * Tested by tests/t_cli.py. */
+#ifndef BENCH_H
+#define BENCH_H
+
+#include <jansson.h>
+
+#include "perfmodel/sl_machine.h"
+#include "tools/cli.h"
+
+typedef enum bench_format { BENCH_MD, BENCH_CSV, BENCH_JSON } bench_format;
+
+/* One value of a row, with its column. */
+typedef struct bench_cell {
+    const char *title;          /* of the column in md; NULL: not in md */
+    const char *key;            /* its name in csv and json; NULL: in neither */
+    int width;                  /* in md; negative: to the left */
+    const char *text;           /* md; csv and json too when it is no number */
+    double number;
+    bool is_number, integer;
+    bool in_json;
+} bench_cell;
+
+typedef struct bench_table {
+    bench_format format;
+    bool begun;
+    json_t *rows;
+} bench_table;
+
+/* Prints a row, the header before the first one; json waits for the end. CLI_DONE or CLI_FAILED. */
+int bench_row(bench_table *t, const bench_cell *cells, size_t n);
+/* Prints what is left, a last line in md; to be called in every case. Returns code or CLI_FAILED. */
+int bench_end(bench_table *t, int code);
+
+/* 8-bit multiply-adds/s at most with the instructions of mask (SL_CPU_*): peak_s(SL_PEAK_...) times the
+ * factor. AVX-512 without VNNI does twice AVX2's in the same instructions; the C reference is measured
+ * against AVX2, which compilers do not reach. */
+sl_peak bench_int_peak(unsigned mask, double *ret_factor);
+sl_peak bench_float_peak(unsigned mask);
+
+typedef struct bench_kernels_args {
+    const char *types, *isas;   /* lists with commas; NULL: those that matter most, the CPU's best */
+    uint32_t repeats;
+    bench_format format;
+} bench_kernels_args;
+
+int bench_kernels(const bench_kernels_args *a);
+
+#endif
