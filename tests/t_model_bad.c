@@ -1,5 +1,5 @@
 /* tests/t_model_bad.c - damaged models, from the header to drawn tokens: every architecture's tiny
- * model with bytes of its header flipped, numbers of its metadata replaced, or its end cut off. Each
+ * model with header bytes flipped, numbers of its metadata replaced, or its end cut off. Each
  * ends in a status with a message or in a model that runs; the sanitizers watch. */
 #include "runtime/sluice.h"
 
@@ -72,10 +72,14 @@ static void check(const char *name, const char *path, const char *what)
     sl_ctx_destroy(&ctx);
 }
 
-static void write_file(const char *path, const unsigned char *bytes, size_t n)
+/* The damaged file lies in memory and is opened by name; only what differs is written each time. */
+static int tmp_fd;
+static char tmp[64];
+
+static void write_file(const unsigned char *bytes, size_t n, size_t file_bytes)
 {
-    int fd = open(path, O_WRONLY | O_TRUNC);
-    T_NEED(fd >= 0 && write(fd, bytes, n) == (ssize_t)n && close(fd) == 0, "write %s", path);
+    T_NEED(ftruncate(tmp_fd, (off_t)file_bytes) == 0, "ftruncate");
+    T_NEED(pwrite(tmp_fd, bytes, n, 0) == (ssize_t)n, "write %s", tmp);
 }
 
 /* Where tensor data begins, near enough: the header of these models is most of what is readable. */
@@ -112,12 +116,12 @@ static void damage(unsigned char *bytes, size_t header, char what[80])
 /* Numbers of the metadata, one by one, become each of the values that hurt. A scalar's bytes stand
  * behind key and type: u64 length, key, u32 type, value. */
 static void check_numbers(const char *name, const char *path, const unsigned char *bytes, size_t n,
-                          size_t header, const char *tmp)
+                          size_t header)
 {
     static const uint32_t values[] = { 0, 1, 3, 7, 0x7fffffff, 0x80000000, 0xffffffff, 0x7fc00000 };
     sl_ctx *ctx = sl_ctx_create(NULL, NULL);
     sl_gguf *g = NULL;
-    unsigned char *copy = malloc(n);
+    unsigned char *copy = malloc(header);
     T_NEED(ctx && copy && sl_gguf_open(ctx, path, &g) == SL_OK, "%s", path);
     for (uint64_t k = 0; k < sl_gguf_n_kv(g); k++) {
         const sl_gguf_kv *kv = sl_gguf_kv_at(g, k);
@@ -128,9 +132,9 @@ static void check_numbers(const char *name, const char *path, const unsigned cha
         size_t pos = (size_t)(at - bytes) + kv->key.n + 4;
         for (size_t v = 0; v < SL_LEN(values); v++) {
             char what[100];
-            memcpy(copy, bytes, n);
+            memcpy(copy, bytes, header);
             memcpy(copy + pos, &values[v], 4);
-            write_file(tmp, copy, n);
+            write_file(copy, header, n);
             snprintf(what, sizeof what, "%.*s = 0x%x", (int)kv->key.n, kv->key.p, values[v]);
             check(name, tmp, what);
         }
@@ -140,7 +144,7 @@ static void check_numbers(const char *name, const char *path, const unsigned cha
     sl_ctx_destroy(&ctx);
 }
 
-static void check_model(const char *name, const char *tmp, unsigned rounds)
+static void check_model(const char *name, unsigned rounds)
 {
     char path[300], what[80];
     snprintf(path, sizeof path, FOLDER "/%s", name);
@@ -150,16 +154,18 @@ static void check_model(const char *name, const char *tmp, unsigned rounds)
     size_t n = fread(bytes, 1, MAX_MODEL_BYTES, f), header = header_bytes(path, n);
     T_NEED(n < MAX_MODEL_BYTES, "%s is larger than the test's buffer", path);
     fclose(f);
-    check_numbers(name, path, bytes, n, header, tmp);
+    write_file(bytes, n, n);
+    check(name, tmp, "undamaged");
+    check_numbers(name, path, bytes, n, header);
     for (unsigned i = 0; i < FLIPS * rounds; i++) {
-        memcpy(copy, bytes, n);
+        memcpy(copy, bytes, header);
         damage(copy, header, what);
-        write_file(tmp, copy, n);
+        write_file(copy, header, n);
         check(name, tmp, what);
     }
-    for (unsigned i = 0; i < 4 * rounds; i++) {
+    for (unsigned i = 0; i < 4 * rounds; i++) {     /* the last: what follows the cut is gone */
         size_t cut = t_below((uint32_t)n);
-        write_file(tmp, bytes, cut);
+        write_file(bytes, SL_MIN(cut, header), cut);
         snprintf(what, sizeof what, "cut at %zu", cut);
         check(name, tmp, what);
     }
@@ -171,21 +177,20 @@ int main(void)
 {
     t_begin();
     const char *rounds = getenv("SL_TEST_ROUNDS");
-    char tmp[64];       /* a file in memory: thousands are written */
-    int fd = memfd_create("damaged", MFD_CLOEXEC);
-    T_NEED(fd >= 0, "memfd_create");
-    snprintf(tmp, sizeof tmp, "/proc/self/fd/%d", fd);
+    tmp_fd = memfd_create("damaged", MFD_CLOEXEC);
+    T_NEED(tmp_fd >= 0, "memfd_create");
+    snprintf(tmp, sizeof tmp, "/proc/self/fd/%d", tmp_fd);
     struct dirent **names;
     int n = scandir(FOLDER, &names, NULL, alphasort);
     T_NEED(n > 0, "scandir " FOLDER);
     for (int i = 0; i < n; i++) {
         const char *dot = strrchr(names[i]->d_name, '.');
         if (dot && !strcmp(dot, ".gguf"))
-            check_model(names[i]->d_name, tmp, rounds ? (unsigned)atoi(rounds) : 1);
+            check_model(names[i]->d_name, rounds ? (unsigned)atoi(rounds) : 1);
         free(names[i]);
     }
     free(names);
-    close(fd);
+    close(tmp_fd);
     printf("%u damaged models refused, %u ran\n", n_refused, n_ran);
     T_CHECK(n_refused && n_ran, "%u refused, %u ran", n_refused, n_ran);
     return t_end();
