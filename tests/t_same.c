@@ -1,0 +1,214 @@
+/* tests/t_same.c - with quantised weights, logits have the same bits whatever the threads, the sequences in
+ * a pass, the rows of a chunk and the instructions. Models: random weights in tiny shapes of the table. */
+#include "kernels/sl_kernels.h"
+#include "runtime/sl_synth.h"
+#include "runtime/sluice.h"
+#include "tests/t.h"
+
+enum {
+    LONG = 512, TAIL = 12,      /* a prompt in chunks, then positions whose logits are compared */
+    MANY = 33, SHORT = 24,      /* sequences at once, and their length at least */
+    N_VOCAB = 900
+};
+
+typedef struct how {
+    uint32_t threads, chunk;
+    unsigned cpu;               /* SL_CPU_* */
+} how;
+
+static char path[64];
+
+static const sl_preset *tiny(const char *like, sl_preset *p)
+{
+    const sl_preset *row = sl_preset_find(like);
+    T_NEED(row, "no preset %s", like);
+    *p = *row;
+    p->n_layer = p->n_dense ? p->n_dense + 2 : 2;
+    p->d_model = 512;
+    p->n_vocab = N_VOCAB;
+    p->n_ctx = 1024;
+    p->n_head = 8;
+    p->n_expert = 8;
+    p->n_used = 3;
+    p->d_expert = 256;
+    if (p->d_shared) p->d_shared = 256 * p->n_shared;
+    if (p->d_dense) p->d_dense = 768;
+    if (p->kv_lora) {
+        p->kv_lora = 128, p->nope = 64, p->n_rot = 32, p->v_head = 64;
+    } else {
+        p->n_rot = p->n_rot * 64 / p->head_dim;
+        p->head_dim = 64;
+        p->n_head_kv = 2;
+    }
+    return p;
+}
+
+typedef struct run {
+    sl_ctx *ctx;
+    sl_model *m;
+    sl_engine *e;
+} run;
+
+static run start(const how *h, uint32_t n_ctx, uint32_t n_seq)
+{
+    run r = { .ctx = sl_ctx_create(NULL, NULL) };
+    sl_plan_params p = sl_plan_defaults();
+    sl_plan plan;
+    p.n_ctx = n_ctx;
+    p.n_seq = n_seq;
+    p.n_threads = h->threads;
+    p.cpu_mask = h->cpu;
+    T_NEED(sl_model_open(r.ctx, path, &r.m) == SL_OK, "%s", sl_error(r.ctx));
+    T_NEED(sl_plan_make(r.ctx, sl_model_shape(r.m), &p, &plan) == SL_OK, "%s", sl_error(r.ctx));
+    T_NEED(sl_engine_open(r.ctx, r.m, &plan, &r.e) == SL_OK, "%s", sl_error(r.ctx));
+    return r;
+}
+
+static void end(run *r)
+{
+    sl_engine_close(&r->e);
+    sl_model_close(&r->m);
+    sl_ctx_destroy(&r->ctx);
+}
+
+static sl_seq submit(run *r, sl_seq seq, const int32_t *ids, uint32_t n, uint32_t chunk, bool logits)
+{
+    sl_request q = { .seq = seq, .tokens = ids, .n_tokens = n, .want_logits = logits, .max_chunk = chunk };
+    sl_seq ret = 0;
+    T_NEED(sl_engine_submit(r->e, &q, &ret) == SL_OK, "%s", sl_error(r->ctx));
+    return ret;
+}
+
+/* Steps until idle. Logits of sequence `first` + i at position p go to row at[i] + p - from. */
+static void drain(run *r, sl_seq first, const uint32_t *at, uint32_t from, float *ret)
+{
+    while (sl_engine_busy(r->e)) {
+        const sl_engine_event *ev;
+        uint32_t n;
+        T_NEED(sl_engine_step(r->e, &ev, &n) == SL_OK, "%s", sl_error(r->ctx));
+        for (uint32_t i = 0; i < n; i++)
+            if (ev[i].kind == SL_EV_LOGITS)
+                memcpy(ret + (at[ev[i].seq - first] + ev[i].pos - from) * (size_t)N_VOCAB, ev[i].logits,
+                       N_VOCAB * sizeof *ret);
+    }
+}
+
+static void compare(const char *model, const char *what, const how *h, const float *want, const float *got,
+                    uint32_t rows)
+{
+    uint32_t bad = 0;
+    for (uint32_t i = 0; i < rows; i++)
+        bad += memcmp(want + (size_t)i * N_VOCAB, got + (size_t)i * N_VOCAB, N_VOCAB * sizeof *want) != 0;
+    T_CHECK(!bad, "%s, %s: %u threads, chunks of %u, instructions %#x: %u of %u rows differ", model, what,
+            h->threads, h->chunk, h->cpu, bad, rows);
+}
+
+/* A prompt in chunks, then positions with logits, in the same chunks. */
+static void prompt(const how *h, const int32_t *ids, uint32_t n, float *ret)
+{
+    const uint32_t at = 0;
+    run r = start(h, LONG + TAIL, 1);
+    sl_seq seq = submit(&r, 0, ids, n, h->chunk, false);
+    drain(&r, seq, &at, 0, NULL);
+    submit(&r, seq, ids + n, TAIL, h->chunk, true);
+    drain(&r, seq, &at, n, ret);
+    end(&r);
+}
+
+static void check_prompts(const char *model, const int32_t *ids, float *want, float *got)
+{
+    static const uint32_t chunks[] = { 512, 64, 7, 1 };
+    const how ref = { .threads = 1, .chunk = 512, .cpu = ~0u };
+    prompt(&ref, ids, LONG, want);
+    for (uint32_t i = 0; i < 2 * SL_LEN(chunks); i++) {
+        how h = { .threads = 1 + i % 2, .chunk = chunks[i / 2], .cpu = ~0u };
+        prompt(&h, ids, LONG, got);
+        compare(model, "a prompt", &h, want, got, TAIL);
+    }
+}
+
+static void check_instructions(const char *model, const int32_t *ids, float *want, float *got)
+{
+    static const char *const isa[] = { "c", "avx2", "avxvnni", "avx512", "avx512vnni" };
+    const how ref = { .threads = 1, .chunk = 64, .cpu = ~0u };
+    prompt(&ref, ids, 40, want);
+    for (uint32_t i = 0; i < SL_LEN(isa); i++) {
+        how h = ref;
+        sl_ctx *ctx = sl_ctx_create(NULL, NULL);
+        if (sl_cpu_from_isa(isa[i], sl_cpu_detect(), &h.cpu) == SL_OK) {
+            prompt(&h, ids, 40, got);
+            compare(model, isa[i], &h, want, got, TAIL);
+        } else {
+            printf("not on this CPU: %s\n", isa[i]);
+        }
+        sl_ctx_destroy(&ctx);
+    }
+}
+
+/* n_seq sequences of different lengths, one row of each a pass, as in decoding; the first n_seq of MANY. */
+static void crowd(const how *h, const int32_t *ids, uint32_t n_seq, const uint32_t *at, float *ret)
+{
+    run r = start(h, SHORT + MANY, n_seq);
+    sl_seq first = 0;
+    for (uint32_t i = 0; i < n_seq; i++) {
+        sl_seq seq = submit(&r, 0, ids + i, SHORT + i % 9, h->chunk, true);
+        if (!i) first = seq;
+        T_NEED(seq == first + i, "sequence %u is named %u", i, seq);
+    }
+    drain(&r, first, at, 0, ret);
+    end(&r);
+}
+
+static void check_crowds(const char *model, const int32_t *ids, float *want, float *got)
+{
+    static const uint32_t sizes[] = { 8, MANY };
+    const how ref = { .threads = 1, .chunk = SHORT + 9, .cpu = ~0u };
+    uint32_t at[MANY + 1] = { 0 };
+    for (uint32_t i = 0; i < MANY; i++) {
+        const uint32_t zero = 0;
+        at[i + 1] = at[i] + SHORT + i % 9;
+        run r = start(&ref, SHORT + MANY, 1);
+        sl_seq seq = submit(&r, 0, ids + i, SHORT + i % 9, ref.chunk, true);
+        drain(&r, seq, &zero, 0, want + at[i] * (size_t)N_VOCAB);
+        end(&r);
+    }
+    for (uint32_t i = 0; i < 2 * SL_LEN(sizes); i++) {
+        how h = { .threads = 1 + i % 2, .chunk = 1, .cpu = ~0u };
+        char what[32];
+        snprintf(what, sizeof what, "%u sequences", sizes[i / 2]);
+        memset(got, 0, at[MANY] * (size_t)N_VOCAB * sizeof *got);
+        crowd(&h, ids, sizes[i / 2], at, got);
+        compare(model, what, &h, want, got, at[sizes[i / 2]]);
+    }
+}
+
+int main(void)
+{
+    static const struct { const char *like, *quant; } models[] = {
+        { "qwen3-7b-a1b", "Q4_K_M" }, { "gpt-oss-20b", "MXFP4" }, { "deepseek-v2-lite", "Q8_0" },
+    };
+    char dir[] = "/tmp/t_same_XXXXXX";
+    size_t floats = MANY * (SHORT + 9) * (size_t)N_VOCAB;
+    float *want = malloc(floats * sizeof *want), *got = malloc(floats * sizeof *got);
+    int32_t ids[LONG + TAIL];
+    sl_ctx *ctx = sl_ctx_create(NULL, NULL);
+    t_begin();
+    T_NEED(want && got && mkdtemp(dir), "a folder %s", dir);
+    snprintf(path, sizeof path, "%s/m.gguf", dir);
+    for (uint32_t i = 0; i < LONG + TAIL; i++) ids[i] = (int32_t)t_below(N_VOCAB);
+    for (uint32_t i = 0; i < SL_LEN(models); i++) {
+        sl_preset p;
+        sl_synth_params sp = { .preset = tiny(models[i].like, &p), .quant = models[i].quant, .seed = 3 };
+        sl_synth_report report;
+        T_NEED(sl_synth_write(ctx, &sp, path, &report) == SL_OK, "%s", sl_error(ctx));
+        check_prompts(p.name, ids, want, got);
+        check_crowds(p.name, ids, want, got);
+        check_instructions(p.name, ids, want, got);
+    }
+    remove(path);
+    rmdir(dir);
+    sl_ctx_destroy(&ctx);
+    free(want);
+    free(got);
+    return t_end();
+}
