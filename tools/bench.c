@@ -1,7 +1,7 @@
 /* tools/bench.c - tables of `sluice bench` as Markdown, CSV and JSON, and peaks by instruction set. */
 #include "tools/bench.h"
 
-#include <math.h>
+#include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -113,6 +113,57 @@ int bench_end(bench_table *t, int code)
     json_decref(t->rows);
     t->rows = NULL;
     return cli_end_stdout(code);
+}
+
+void bench_add(bench_series *s, double rate, double peak)
+{
+    if (s->n == BENCH_MAX_SERIES) return;
+    s->rate[s->n] = rate;
+    s->peak[s->n] = peak;
+    s->share[s->n++] = rate / peak;
+}
+
+static int ascending(const void *a, const void *b)
+{
+    double x = *(const double *)a, y = *(const double *)b;
+    return x < y ? -1 : x > y;
+}
+
+static double median(double *v, uint32_t n)
+{
+    qsort(v, n, sizeof *v, ascending);
+    return n % 2 ? v[n / 2] : (v[n / 2 - 1] + v[n / 2]) / 2;
+}
+
+int bench_kernel_row(bench_table *t, const bench_kernel *k, bench_series *s)
+{
+    double rate = median(s->rate, s->n) * 1e-9, peak = median(s->peak, s->n) * 1e-9;
+    double share = median(s->share, s->n);
+    char text[5][32];
+    s->n = 0;
+    snprintf(text[0], 32, "%" PRIu32, k->threads);
+    snprintf(text[1], 32, "%" PRIu32, k->tokens);
+    snprintf(text[2], 32, "%.1f %s", rate, k->unit);
+    snprintf(text[3], 32, "%.1f %s", peak, k->unit);
+    snprintf(text[4], 32, "%.1f %%", 100 * share);
+    const bench_cell cells[] = {
+        { .title = "kernel", .key = "kernel", .width = -14, .text = k->kernel, .in_json = true },
+        { .title = "type", .key = "type", .width = -8, .text = k->type, .in_json = true },
+        { .title = "isa", .key = "isa", .width = -10, .text = k->isa, .in_json = true },
+        { .title = "threads", .key = "threads", .width = 7, .text = text[0], .number = k->threads,
+          .is_number = true, .integer = true, .in_json = true },
+        { .title = "tokens", .key = "tokens", .width = 6, .text = text[1], .number = k->tokens,
+          .is_number = true, .integer = true, .in_json = true },
+        { .title = "rate", .key = "rate", .width = 14, .text = text[2], .number = rate,
+          .is_number = true, .in_json = true },
+        { .key = "unit", .text = k->unit, .in_json = true },
+        { .title = "peak", .key = "peak", .width = 14, .text = text[3], .number = peak,
+          .is_number = true, .in_json = true },
+        { .title = "of", .key = "peak_name", .width = -15, .text = k->peak_name, .in_json = true },
+        { .title = "share", .key = "share", .width = 8, .text = text[4], .number = share,
+          .is_number = true, .in_json = true },
+    };
+    return bench_row(t, cells, SL_LEN(cells));
 }
 
 sl_peak bench_int_peak(unsigned mask, double *ret_factor)

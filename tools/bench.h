@@ -6,7 +6,8 @@
 
 #include <jansson.h>
 
-#include "perfmodel/sl_machine.h"
+#include "offload/sl_probe.h"
+#include "runtime/base/sl_pool.h"
 #include "tools/cli.h"
 
 typedef enum bench_format { BENCH_MD, BENCH_CSV, BENCH_JSON } bench_format;
@@ -39,6 +40,28 @@ int bench_end(bench_table *t, int code);
 sl_peak bench_int_peak(unsigned mask, double *ret_factor);
 sl_peak bench_float_peak(unsigned mask);
 
+/* ---- kernels beside their peaks ---- */
+
+enum { BENCH_MAX_SERIES = 3000 };
+
+/* Rates measured in turn with a peak, both in units/s. */
+typedef struct bench_series {
+    double rate[BENCH_MAX_SERIES], peak[BENCH_MAX_SERIES], share[BENCH_MAX_SERIES];
+    uint32_t n;
+} bench_series;
+
+void bench_add(bench_series *s, double rate, double peak);
+
+typedef struct bench_kernel {
+    const char *kernel, *type, *isa;
+    uint32_t threads, tokens;
+    const char *unit;           /* "GB/s": units of 1e9 */
+    const char *peak_name;
+} bench_kernel;
+
+/* A row with the series' medians, of the ratios too. Empties the series. */
+int bench_kernel_row(bench_table *t, const bench_kernel *k, bench_series *s);
+
 typedef struct bench_kernels_args {
     const char *types, *isas;   /* lists with commas; NULL: those that matter most, the CPU's best */
     uint32_t repeats;
@@ -46,5 +69,19 @@ typedef struct bench_kernels_args {
 } bench_kernels_args;
 
 int bench_kernels(const bench_kernels_args *a);
+
+/* Attention of one pass through the device that the pool's threads make, on `room` bytes of mem, which it
+ * fills. threads 1: prompts too. */
+typedef struct bench_attention {
+    sl_ctx *ctx;
+    sl_pool *pool;
+    sl_probe_reader *reader;
+    char *mem;
+    size_t room;
+    unsigned mask;              /* SL_CPU_* */
+    uint32_t repeats;
+} bench_attention;
+
+int bench_attend(const bench_attention *a, bench_table *t, bench_series *s);
 
 #endif

@@ -7,12 +7,10 @@
 #include <sys/mman.h>
 
 #include "kernels/sl_kernels.h"
-#include "offload/sl_probe.h"
-#include "runtime/base/sl_pool.h"
 #include "tools/bench.h"
 #include "tools/session.h"
 
-enum { ROWS = 1024, COLS = 2048, CHUNK = 64, MAX_TOKENS = 128, MAX_TRIES = 3 * 1000 };
+enum { ROWS = 1024, COLS = 2048, CHUNK = 64, MAX_TOKENS = 128, TRIES = 3 };   /* a repeat is short */
 
 struct kernel_bench {
     const bench_kernels_args *a;
@@ -142,78 +140,28 @@ static double run_tiles(struct kernel_bench *b, uint32_t n, double seconds)
     return (double)done * n * ROWS * COLS / s;
 }
 
-/* ---- results ---- */
+/* ---- each in turn with its peak ---- */
 
-struct series { double rate[MAX_TRIES], peak[MAX_TRIES], share[MAX_TRIES]; uint32_t n; };
-
-static int ascending(const void *a, const void *b)
-{
-    double x = *(const double *)a, y = *(const double *)b;
-    return x < y ? -1 : x > y;
-}
-
-static double median(double *v, uint32_t n)
-{
-    qsort(v, n, sizeof *v, ascending);
-    return n % 2 ? v[n / 2] : (v[n / 2 - 1] + v[n / 2]) / 2;
-}
-
-static void add(struct series *s, double rate, double peak)
-{
-    s->rate[s->n] = rate;
-    s->peak[s->n] = peak;
-    s->share[s->n++] = rate / peak;
-}
-
-static int report(struct kernel_bench *b, const char *kernel, uint32_t threads, uint32_t tokens,
-                  const char *unit, const char *peak_name, struct series *s)
-{
-    double rate = median(s->rate, s->n) * 1e-9, peak = median(s->peak, s->n) * 1e-9;
-    double share = median(s->share, s->n);
-    char text[5][32];
-    snprintf(text[0], 32, "%" PRIu32, threads);
-    snprintf(text[1], 32, "%" PRIu32, tokens);
-    snprintf(text[2], 32, "%.1f %s", rate, unit);
-    snprintf(text[3], 32, "%.1f %s", peak, unit);
-    snprintf(text[4], 32, "%.1f %%", 100 * share);
-    const bench_cell cells[] = {
-        { .title = "kernel", .key = "kernel", .width = -14, .text = kernel, .in_json = true },
-        { .title = "type", .key = "type", .width = -8, .text = sl_type_get(b->type)->name, .in_json = true },
-        { .title = "isa", .key = "isa", .width = -10, .text = b->k.isa, .in_json = true },
-        { .title = "threads", .key = "threads", .width = 7, .text = text[0], .number = threads,
-          .is_number = true, .integer = true, .in_json = true },
-        { .title = "tokens", .key = "tokens", .width = 6, .text = text[1], .number = tokens,
-          .is_number = true, .integer = true, .in_json = true },
-        { .title = "rate", .key = "rate", .width = 13, .text = text[2], .number = rate, .is_number = true,
-          .in_json = true },
-        { .key = "unit", .text = unit, .in_json = true },
-        { .title = "peak", .key = "peak", .width = 13, .text = text[3], .number = peak, .is_number = true,
-          .in_json = true },
-        { .title = "of", .key = "peak_name", .width = -15, .text = peak_name, .in_json = true },
-        { .title = "share", .key = "share", .width = 8, .text = text[4], .number = share, .is_number = true,
-          .in_json = true },
-    };
-    return bench_row(&b->table, cells, SL_LEN(cells));
-}
-
-static int bench_rows(struct kernel_bench *b, struct series *s, uint32_t threads, sl_pool *pool,
+static int bench_rows(struct kernel_bench *b, bench_series *s, uint32_t threads, sl_pool *pool,
                       sl_probe_reader *reader)
 {
     for (uint32_t barriers = 0; barriers < 2; barriers++) {
         s->n = 0;
         (void)run_rows(b, pool, barriers);
-        for (uint32_t i = 0; i < 3 * b->a->repeats; i++) {
+        for (uint32_t i = 0; i < TRIES * b->a->repeats; i++) {
             double peak = sl_probe_read(reader);
-            add(s, run_rows(b, pool, barriers), peak);
+            bench_add(s, run_rows(b, pool, barriers), peak);
             if (cli_interrupted()) return CLI_INTERRUPTED;
         }
-        int code = report(b, barriers ? "rows, barriers" : "rows", threads, 1, "GB/s", "DRAM reads", s);
+        bench_kernel row = { barriers ? "rows, barriers" : "rows", sl_type_get(b->type)->name, b->k.isa,
+                             threads, 1, "GB/s", "DRAM reads" };
+        int code = bench_kernel_row(&b->table, &row, s);
         if (code != CLI_DONE) return code;
     }
     return CLI_DONE;
 }
 
-static int bench_tiles(struct kernel_bench *b, struct series *s)
+static int bench_tiles(struct kernel_bench *b, bench_series *s)
 {
     static const uint32_t tokens[] = { 1, 8, 64, MAX_TOKENS };
     double factor;
@@ -224,12 +172,13 @@ static int bench_tiles(struct kernel_bench *b, struct series *s)
     for (size_t t = 0; t < SL_LEN(tokens); t++) {
         s->n = 0;
         (void)run_tiles(b, tokens[t], 0.005);
-        for (uint32_t i = 0; i < 3 * b->a->repeats; i++) {
+        for (uint32_t i = 0; i < TRIES * b->a->repeats; i++) {
             double limit = factor * sl_probe_peak(peak, 0.008);
-            add(s, run_tiles(b, tokens[t], 0.015), limit);
+            bench_add(s, run_tiles(b, tokens[t], 0.015), limit);
             if (cli_interrupted()) return CLI_INTERRUPTED;
         }
-        int code = report(b, "tile", 1, tokens[t], "GMAC/s", name, s);
+        bench_kernel row = { "tile", sl_type_get(b->type)->name, b->k.isa, 1, tokens[t], "GMAC/s", name };
+        int code = bench_kernel_row(&b->table, &row, s);
         if (code != CLI_DONE) return code;
     }
     return CLI_DONE;
@@ -271,7 +220,7 @@ static int set_type(struct kernel_bench *b, const char *name)
 }
 
 /* Every type with every ISA: rows with `threads`, tiles when that is 1. dry: only the names are checked. */
-static int each(struct kernel_bench *b, struct series *s, uint32_t threads, sl_pool *pool,
+static int each(struct kernel_bench *b, bench_series *s, uint32_t threads, sl_pool *pool,
                 sl_probe_reader *reader, bool dry)
 {
     const char *types = b->a->types ? b->a->types : "Q4_K,Q5_K,Q6_K,Q8_0,Q4_0,MXFP4";
@@ -315,7 +264,7 @@ static int take_memory(struct kernel_bench *b)
     return b->order && b->out && b->x_mem ? CLI_DONE : cli_fail("out of memory");
 }
 
-static int with_threads(struct kernel_bench *b, struct series *s, uint32_t threads)
+static int with_threads(struct kernel_bench *b, bench_series *s, uint32_t threads)
 {
     sl_probe_reader *reader = NULL;
     sl_pool *pool = NULL;
@@ -324,6 +273,12 @@ static int with_threads(struct kernel_bench *b, struct series *s, uint32_t threa
         || sl_pool_create(b->ctx, threads, &pool) != SL_OK)
         code = cli_fail_ctx(b->ctx);
     if (code == CLI_DONE) code = each(b, s, threads, pool, reader, false);
+    char isa[24];
+    for (uint32_t i = 0; code == CLI_DONE && (b->a->isas ? list_at(b->a->isas, i, isa) : !i); i++) {
+        code = set_isa(b, b->a->isas ? isa : NULL);
+        bench_attention at = { b->ctx, pool, reader, (char *)b->weights, b->room, b->mask, b->a->repeats };
+        if (code == CLI_DONE) code = bench_attend(&at, &b->table, s);
+    }
     sl_pool_destroy(&pool);
     sl_probe_reader_destroy(&reader);
     return code;
@@ -332,7 +287,7 @@ static int with_threads(struct kernel_bench *b, struct series *s, uint32_t threa
 int bench_kernels(const bench_kernels_args *a)
 {
     struct kernel_bench *b = calloc(1, sizeof *b);
-    struct series *s = calloc(1, sizeof *s);
+    bench_series *s = calloc(1, sizeof *s);
     int code = CLI_FAILED;
     if (!b || !s) cli_fail("out of memory");
     else {

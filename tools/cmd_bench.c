@@ -170,7 +170,8 @@ static int print_row(struct bench *b, const char *test, const struct result *r)
     snprintf(bound, sizeof bound, "%.2f", r->bound);
     snprintf(share, sizeof share, "%.1f %%", 100 * part);
     const bench_cell cells[] = {
-        { .title = "model", .key = "model", .width = -24, .text = name, .in_json = true },
+        { .title = "model", .key = "model", .width = -SL_MAX((int)strlen(name), 16),
+          .text = name, .in_json = true },
         { .title = "size", .key = "size_bytes", .width = 10, .text = size,
           .number = (double)shape->total_bytes, .is_number = true, .integer = true },
         { .title = "params", .key = "n_params", .width = 10, .text = params, .number = p, .is_number = true,
