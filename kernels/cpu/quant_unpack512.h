@@ -122,15 +122,28 @@ KX_INLINE __m512 floats(vi v)
         PUT((first) + 4 + i, EXPR((w)[i], q, i + 4)); \
     }
 #define PLAIN(w, q, i) (q)
-#define FIFTH(w, q, i) or2(q, fifth(h, i))
+#define FIFTH(w, q, i) fifth(h, i, q)
 #define LEVEL(w, q, i) _mm512_shuffle_epi8(level, q)
 
-/* Bits 4i .. 4i + 3 of h to bit 4 of the four bytes of a dword. */
-KX_INLINE vi fifth(vi h, int i)
+/* q with bits 4i .. 4i + 3 of h as bit 4 of the four bytes of a dword. */
+KX_INLINE vi fifth(vi h, int i, vi q)
 {
-    vi bits = and32(shr(h, 4 * (unsigned)i), 15);
-    vi spread = or2(or2(bits, shl(bits, 7)), or2(shl(bits, 14), shl(bits, 21)));
-    return shl(and8(spread, 1), 4);
+    vi from = _mm512_broadcast_i32x4(_mm_setr_epi32(0, 0x04040404, 0x08080808, 0x0c0c0c0c));
+    vi bytes = _mm512_shuffle_epi8(h, _mm512_add_epi8(from, _mm512_set1_epi8((char)(i / 2))));
+    __mmask64 set = _mm512_test_epi8_mask(bytes, _mm512_set1_epi32(i % 2 ? (int)0x80402010 : 0x08040201));
+    return _mm512_mask_add_epi8(q, set, q, _mm512_set1_epi8(16));
+}
+
+/* The bits of `low` that the byte mask m has, then those of `high`, of which only the ones in `all` stay. */
+KX_INLINE vi pick(vi low, vi high, int m, int all)
+{
+    return and8(_mm512_ternarylogic_epi32(_mm512_set1_epi8((char)m), low, high, 0xca), all);
+}
+
+/* v shifted to the left, or by a negative n to the right. */
+KX_INLINE vi shift(vi v, int n)
+{
+    return n < 0 ? shr(v, (unsigned)-n) : n ? shl(v, (unsigned)n) : v;
 }
 
 KX_INLINE vi levels_at(int zero, const int8_t *level)
@@ -263,9 +276,9 @@ KX_INLINE void unpack_q5_k(const uint8_t *const *row, size_t off, struct sink *o
         dwords16(row, off + 48 + 64 * (size_t)half, w);
         KX_UNROLL for (int i = 0; i < 16; i++) {
             int slot = 32 * half + 16 * (i / 8) + i % 8;
-            unsigned bit = 4 * (unsigned)half + 2 * (unsigned)(i / 8);
-            PUT(slot, or2(and8(w[i], 15), shl(and8(shr(h[i % 8], bit), 1), 4)));
-            PUT(slot + 8, or2(and8(shr(w[i], 4), 15), shl(and8(shr(h[i % 8], bit + 1), 1), 4)));
+            int bit = 4 * half + 2 * (i / 8);
+            PUT(slot, pick(w[i], shift(h[i % 8], 4 - bit), 15, 31));
+            PUT(slot + 8, pick(shr(w[i], 4), shift(h[i % 8], 3 - bit), 15, 31));
         }
     }
     head_k4(row, off, o, 64);
@@ -280,9 +293,8 @@ KX_INLINE void unpack_q6_k(const uint8_t *const *row, size_t off, struct sink *o
         dwords16(row, off + 64 * (size_t)half, l);
         KX_UNROLL for (int run = 0; run < 4; run++)
             KX_UNROLL for (int i = 0; i < 8; i++) {
-                vi low = and8(shr(l[8 * (run % 2) + i], 4 * (unsigned)(run / 2)), 15);
-                vi high = and8(shr(h[8 * half + i], 2 * (unsigned)run), 3);
-                PUT(32 * half + 8 * run + i, or2(low, shl(high, 4)));
+                vi low = shift(l[8 * (run % 2) + i], -4 * (run / 2));
+                PUT(32 * half + 8 * run + i, pick(low, shift(h[8 * half + i], 4 - 2 * run), 15, 63));
             }
     }
     dwords4(row, off + 192, s);
@@ -314,8 +326,8 @@ KX_INLINE void unpack_q3_k(const uint8_t *const *row, size_t off, struct sink *o
     dwords16(row, off + 32, w);
     KX_UNROLL for (int run = 0; run < 8; run++)
         KX_UNROLL for (int i = 0; i < 8; i++) {
-            vi low = and8(shr(w[8 * (run / 4) + i], 2 * (unsigned)(run % 4)), 3);
-            PUT(8 * run + i, or2(low, shl(and8(shr(h[i], (unsigned)run), 1), 2)));
+            vi low = shift(w[8 * (run / 4) + i], -2 * (run % 4));
+            PUT(8 * run + i, pick(low, shift(h[i], 2 - run), 3, 7));
         }
     dwords4(row, off + 94, t);      /* two bytes of w, twelve of scales, d */
     KX_UNROLL for (int i = 0; i < 3; i++) s[i] = or2(shr(t[i], 16), shl(t[i + 1], 16));
@@ -344,41 +356,180 @@ KX_INLINE void unpack_iq4_xs(const uint8_t *const *row, size_t off, struct sink 
     PUTF(72, floats(head[0]));
 }
 
-/* The types with codebooks of rows: taken apart by quant_decode.c, then transposed. */
-KX_INLINE void unpack_book(sl_type type, const uint8_t *const *row, size_t off, struct sink *o,
-                           const int n_sc)
+/* ---- types with codebooks of rows (dequant_iq.c): each row's elements to bytes, then transposed ---- */
+
+struct book {
+    _Alignas(64) uint8_t q[16][256];
+    int16_t sc[16][16];
+    float d[16];
+};
+
+/* 64 levels + 64, those negated whose bit in `signs` is set. */
+KX_INLINE void put_levels(vi v, uint64_t signs, uint8_t *q)
 {
-    sl_qgroup g[16];
+    v = _mm512_mask_sub_epi8(v, signs, _mm512_setzero_si512(), v);
+    _mm512_store_si512(q, _mm512_add_epi8(v, _mm512_set1_epi8(64)));
+}
+
+KX_INLINE __m128i codes8(const uint16_t *grid, const uint32_t *at)
+{
+    __m128i c = _mm_cvtsi32_si128(grid[at[0]]);
+    c = _mm_insert_epi16(c, grid[at[1]], 1);
+    c = _mm_insert_epi16(c, grid[at[2]], 2);
+    c = _mm_insert_epi16(c, grid[at[3]], 3);
+    c = _mm_insert_epi16(c, grid[at[4]], 4);
+    c = _mm_insert_epi16(c, grid[at[5]], 5);
+    c = _mm_insert_epi16(c, grid[at[6]], 6);
+    return _mm_insert_epi16(c, grid[at[7]], 7);
+}
+
+/* 8 rows of 8 levels of 2 bits. Each byte is brought to a copy of the byte that holds its bits, and these
+ * to the nibble's lower or upper half: the table has both. */
+KX_INLINE vi levels_iq2(const uint16_t *grid, const uint32_t *at)
+{
+    const __m128i copy = _mm_setr_epi8(0, 0, 0, 0, 1, 1, 1, 1, 8, 8, 8, 8, 9, 9, 9, 9);
+    const __m128i level = _mm_setr_epi8(8, 25, 43, 0, 25, 0, 0, 0, 43, 0, 0, 0, 0, 0, 0, 0);
+    __m128i c = codes8(grid, at);
+    vi v = _mm512_shuffle_epi8(_mm512_cvtepu16_epi64(c), _mm512_broadcast_i32x4(copy));
+    v = _mm512_mask_blend_epi8(0xcccccccccccccccc, v, _mm512_srli_epi16(v, 4));
+    v = and32(v, 0x0c030c03);
+    return _mm512_shuffle_epi8(_mm512_broadcast_i32x4(level), v);
+}
+
+/* 16 rows of 4 levels of 4 bits. */
+KX_INLINE vi levels_iq3(const uint16_t *grid, const uint32_t *at, __m128i level)
+{
+    const __m128i copy = _mm_setr_epi8(0, 0, 1, 1, 4, 4, 5, 5, 8, 8, 9, 9, 12, 12, 13, 13);
+    __m256i c = _mm256_inserti128_si256(_mm256_castsi128_si256(codes8(grid, at)), codes8(grid, at + 8), 1);
+    vi v = _mm512_cvtepu16_epi32(c);
+    v = _mm512_shuffle_epi8(v, _mm512_broadcast_i32x4(copy));
+    v = _mm512_mask_blend_epi8(0xaaaaaaaaaaaaaaaa, v, _mm512_srli_epi16(v, 4));
+    return _mm512_shuffle_epi8(_mm512_broadcast_i32x4(level), and8(v, 7));
+}
+
+/* Bytes of 7 sign bits, completed to an even number. */
+KX_INLINE uint64_t even_signs(uint64_t s)
+{
+    uint64_t p = s ^ (s >> 4 & 0x0f0f0f0f0f0f0f0f);
+    p ^= p >> 2;
+    p ^= p >> 1;
+    return s | (p & 0x0101010101010101) << 7;
+}
+
+/* Four times 7 bits to bytes. */
+KX_INLINE uint64_t sevens(uint32_t w)
+{
+    return (w & 127) | (w >> 7 & 127) << 8 | (w >> 14 & 127) << 16 | (w >> 21 & 127) << 24;
+}
+
+KX_INLINE void book_iq2_xxs(const uint8_t *b, uint8_t *q, int16_t *sc)
+{
+    for (int i = 0; i < 4; i++) {
+        const uint8_t *p = b + 2 + 16 * i;
+        uint32_t w0 = sl_load_u32(p + 4), w1 = sl_load_u32(p + 12);
+        uint32_t at[8] = { p[0], p[1], p[2], p[3], p[8], p[9], p[10], p[11] };
+        put_levels(levels_iq2(sl_grid_iq2_xxs, at), even_signs(sevens(w0) | sevens(w1) << 32), q + 64 * i);
+        sc[2 * i] = (int16_t)(1 + 2 * (w0 >> 28));
+        sc[2 * i + 1] = (int16_t)(1 + 2 * (w1 >> 28));
+    }
+}
+
+/* 16 scales 1 + 2 s, s in nibbles. */
+KX_INLINE void scales_iq2(const uint8_t *b, int16_t *sc)
+{
+    __m128i v = _mm_loadl_epi64((const void *)b), m = _mm_set1_epi8(15);
+    v = _mm_unpacklo_epi8(_mm_and_si128(v, m), _mm_and_si128(_mm_srli_epi16(v, 4), m));
+    v = _mm_add_epi8(_mm_add_epi8(v, v), _mm_set1_epi8(1));
+    _mm256_storeu_si256((void *)sc, _mm256_cvtepu8_epi16(v));
+}
+
+KX_INLINE void book_iq2_xs(const uint8_t *b, uint8_t *q, int16_t *sc)
+{
+    for (int i = 0; i < 4; i++) {
+        __m128i v = _mm_loadu_si128((const void *)(b + 2 + 16 * i)), s = _mm_srli_epi16(v, 9);
+        uint32_t at[8];
+        _mm256_storeu_si256((void *)at, _mm256_cvtepu16_epi32(_mm_and_si128(v, _mm_set1_epi16(511))));
+        uint64_t signs = (uint64_t)_mm_cvtsi128_si64(_mm_packus_epi16(s, s));
+        put_levels(levels_iq2(sl_grid_iq2_xs, at), even_signs(signs), q + 64 * i);
+    }
+    scales_iq2(b + 66, sc);
+}
+
+KX_INLINE void book_iq2_s(const uint8_t *b, uint8_t *q, int16_t *sc)
+{
+    for (int i = 0; i < 4; i++) {
+        uint32_t at[8];
+        uint64_t signs;
+        for (int j = 0; j < 8; j++)
+            at[j] = b[2 + 8 * i + j] | (b[66 + 2 * i + j / 4] >> 2 * (j % 4) & 3u) << 8;
+        memcpy(&signs, b + 34 + 8 * i, 8);
+        put_levels(levels_iq2(sl_grid_iq2_s, at), signs, q + 64 * i);
+    }
+    scales_iq2(b + 74, sc);
+}
+
+KX_INLINE void book_iq3_xxs(const uint8_t *b, uint8_t *q, int16_t *sc)
+{
+    const __m128i level = _mm_setr_epi8(4, 12, 20, 28, 36, 44, 52, 62, 0, 0, 0, 0, 0, 0, 0, 0);
+    for (int i = 0; i < 4; i++) {
+        uint32_t w0 = sl_load_u32(b + 66 + 8 * i), w1 = sl_load_u32(b + 70 + 8 * i), at[16];
+        for (int j = 0; j < 16; j++) at[j] = b[2 + 16 * i + j];
+        put_levels(levels_iq3(sl_grid_iq3_xxs, at, level), even_signs(sevens(w0) | sevens(w1) << 32),
+                   q + 64 * i);
+        sc[2 * i] = (int16_t)(1 + 2 * (w0 >> 28));
+        sc[2 * i + 1] = (int16_t)(1 + 2 * (w1 >> 28));
+    }
+}
+
+KX_INLINE void book_iq3_s(const uint8_t *b, uint8_t *q, int16_t *sc)
+{
+    const __m128i level = _mm_setr_epi8(1, 3, 5, 7, 9, 11, 13, 15, 0, 0, 0, 0, 0, 0, 0, 0);
+    for (int i = 0; i < 4; i++) {
+        uint32_t at[16];
+        uint64_t signs;
+        for (int j = 0; j < 16; j++)
+            at[j] = b[2 + 16 * i + j] | (b[66 + 2 * i + j / 8] >> j % 8 & 1u) << 8;
+        memcpy(&signs, b + 74 + 8 * i, 8);
+        put_levels(levels_iq3(sl_grid_iq3_s, at, level), signs, q + 64 * i);
+        sc[2 * i] = (int16_t)(1 + 2 * (b[106 + i] & 15));
+        sc[2 * i + 1] = (int16_t)(1 + 2 * (b[106 + i] >> 4));
+    }
+}
+
+/* The elements, scales and d of 16 rows, apart. Scale j is number j of n_sc. */
+KX_INLINE void put_book(const struct book *k, struct sink *o, const int n_sc)
+{
     const uint8_t *q[16], *s[16];
-    vi w[16], d;
-    KX_UNROLL for (int r = 0; r < 16; r++) {
-        sl_qtypes[type].decode(row[r] + off, g + r);
-        q[r] = g[r].q;
-        s[r] = (const uint8_t *)g[r].sc;
+    vi w[16];
+    for (int r = 0; r < 16; r++) {
+        q[r] = k->q[r];
+        s[r] = (const uint8_t *)k->sc[r];
     }
     KX_UNROLL for (int c = 0; c < 4; c++) {
         dwords16(q, 64 * (size_t)c, w);
         KX_UNROLL for (int i = 0; i < 16; i++) PUT(16 * c + i, w[i]);
     }
-    KX_UNROLL for (int i = 0; i < 2; i++) dwords4(s, 16 * (size_t)i, w + 4 * i);
-    KX_UNROLL for (int j = 0; j < n_sc; j++) {
-        vi pair = w[n_sc == 16 ? j / 2 : j];
-        PUT(64 + j, n_sc == 16 && j % 2 ? _mm512_srai_epi32(pair, 16) : _mm512_srai_epi32(shl(pair, 16), 16));
-    }
-    KX_UNROLL for (int r = 0; r < 16; r++) s[r] = (const uint8_t *)&g[r].d;
-    d = dwords1(s, 0);
-    PUT(64 + n_sc, d);
+    dwords4(s, 0, w);
+    if (n_sc == 16) dwords4(s, 16, w + 4);
+    KX_UNROLL for (int j = 0; j < n_sc; j++)
+        PUT(64 + j, _mm512_srai_epi32(j % 2 ? w[j / 2] : shl(w[j / 2], 16), 16));
+    PUTF(64 + n_sc, _mm512_loadu_ps(k->d));
 }
 
-#define BOOK(id, name, n_sc) \
+#define BOOK(name, n_sc, d_scale) \
     KX_INLINE void unpack_##name(const uint8_t *const *row, size_t off, struct sink *o) \
     { \
-        unpack_book(id, row, off, o, n_sc); \
+        struct book k; \
+        for (int r = 0; r < 16; r++) { \
+            book_##name(row[r] + off, k.q[r], k.sc[r]); \
+            k.d[r] = sl_load_f16(row[r] + off) * d_scale; \
+        } \
+        put_book(&k, o, n_sc); \
     }
-BOOK(SL_IQ2_XXS, iq2_xxs, 8)
-BOOK(SL_IQ2_XS, iq2_xs, 16)
-BOOK(SL_IQ2_S, iq2_s, 16)
-BOOK(SL_IQ3_XXS, iq3_xxs, 8)
-BOOK(SL_IQ3_S, iq3_s, 8)
+BOOK(iq2_xxs, 8, 0.125f)
+BOOK(iq2_xs, 16, 0.125f)
+BOOK(iq2_s, 16, 0.125f)
+BOOK(iq3_xxs, 8, 0.25f)
+BOOK(iq3_s, 8, 1)
 
 #endif
