@@ -38,7 +38,7 @@ static inline size_t sl_qx_bytes(uint32_t group, size_t n)
 typedef struct sl_qmul {
     uint32_t group;         /* G: 256 or 32 */
     /* ret[r] = row r (at w + r * row_bytes) times x, n_rows rows. For few activation rows: streams the
-     * weights once, at the speed of memory. */
+     * weights once, at the speed of memory; the more rows in a call (64 or more), the fewer starts. */
     void (*rows)(const void *w, size_t row_bytes, uint32_t n_rows, const void *x, size_t n, float *ret);
     /* For many activation rows: `unpack` prepares n_rows <= tile_rows rows in the kernel's own form of
      * tile_bytes(n), 64-byte aligned; it may keep the address w, whose bytes must stay until the last use.

@@ -316,21 +316,25 @@ KX_INLINE void tile(struct kind k, int zero, unpack_fn fn, pieces_fn pieces, siz
     }
 }
 
+/* 16 rows at a time, while the 16 behind them are fetched in the order of their addresses, whatever the
+ * order of use: that streams, fetching along the 16 rows does not (24 against 40 GB/s). The first 16 are
+ * fetched at once. Nothing behind the last row is fetched: another thread may have it. */
 KX_INLINE void rows(struct kind k, int zero, unpack_fn fn, size_t block_bytes, const void *w,
                     size_t row_bytes, uint32_t n_rows, const void *x, size_t n, float *ret)
 {
+    const uint8_t *end = (const uint8_t *)w + n_rows * row_bytes;
+    prefetch(w, SL_MIN(16u, n_rows) * row_bytes);
     for (uint32_t r = 0; r < n_rows; r += 16) {
-        const uint8_t *row[16];
+        const uint8_t *row[16], *ahead = (const uint8_t *)w + (r + 16) * row_bytes;
         struct xblock xb;
         struct sink o = { .k = k, .x = &xb, .acc = _mm512_setzero_ps() };
         row_pointers(w, row_bytes, r, n_rows, row);
-        const uint8_t *ahead = (const uint8_t *)w + (r + 16) * row_bytes;
         for (size_t at = 0; at < n; at += BLOCK) {
             size_t first = at / (size_t)k.group * block_bytes;
             int n_groups = k.group == 32 ? (int)(SL_MIN(n - at, (size_t)BLOCK) / 32) : 1;
             xblock_init(k, zero, x, n, at, &xb);
             for (int i = 0; i < n_groups; i++, ahead += 16 * block_bytes) {
-                prefetch(ahead, 16 * block_bytes);
+                if (ahead < end) prefetch(ahead, 16 * block_bytes);
                 sink_begin(&o, i);
                 fn(row, first + (size_t)i * block_bytes, &o);
             }
