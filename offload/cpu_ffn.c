@@ -102,10 +102,10 @@ static void gate_up_tile(const struct ffn *f, uint32_t run, uint32_t row, uint32
             xg[e] = h_row(&f->h[run_acts(f, g)], r, j + e);
             xu[e] = h_row(&f->h[run_acts(f, u)], r, j + e);
         }
-        cpu_tile_mul(d, &tg, xg, nx, og, CPU_TILE_ROWS);
-        cpu_tile_mul(d, &tu, xu, nx, ou, CPU_TILE_ROWS);
+        cpu_tile_mul(d, &tg, xg, nx, og, n);
+        cpu_tile_mul(d, &tu, xu, nx, ou, n);
         for (uint32_t e = 0; e < nx; e++) {
-            float *a = og + e * CPU_TILE_ROWS, *b = ou + e * CPU_TILE_ROWS;
+            float *a = og + e * n, *b = ou + e * n;
             for (uint32_t i = 0; g->bias && i < n; i++) a[i] += g->bias[row + i];
             for (uint32_t i = 0; u->bias && i < n; i++) b[i] += u->bias[row + i];
             d->k.act(&f->l->act, a, b, d->ff + d->run_at[run] + (size_t)(j + e) * g->rows + row, n);
@@ -161,12 +161,12 @@ static void down_tile(const struct ffn *f, uint32_t run, uint32_t col, uint32_t 
     for (uint32_t j = 0; j < n_rows; j += CPU_TILE_X) {
         uint32_t nx = SL_MIN(n_rows - j, (uint32_t)CPU_TILE_X);
         for (uint32_t e = 0; e < nx; e++) x[e] = base + (j + e) * stride;
-        cpu_tile_mul(d, &t, x, nx, out, CPU_TILE_ROWS);
+        cpu_tile_mul(d, &t, x, nx, out, n);
         for (uint32_t e = 0; e < nx; e++) {
             float *y = f->b->y + (size_t)(r->rows ? r->rows[j + e] : j + e) * m->rows + col;
             float weight = r->weights ? r->weights[j + e] : 1;
-            for (uint32_t i = 0; m->bias && i < n; i++) out[e * CPU_TILE_ROWS + i] += m->bias[col + i];
-            d->k.axpy(weight, out + e * CPU_TILE_ROWS, y, n);
+            for (uint32_t i = 0; m->bias && i < n; i++) out[e * n + i] += m->bias[col + i];
+            d->k.axpy(weight, out + e * n, y, n);
         }
     }
 }

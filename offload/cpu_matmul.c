@@ -128,26 +128,29 @@ void cpu_quantise(cpu_device *d, uint32_t group, const float *x, size_t ldx, uin
 
 /* ---- products ---- */
 
+enum { F32_X_ROWS = 32 };   /* activation rows of a task on F32 weights: a quarter MiB at 2048 columns */
+
 struct multiply {
     cpu_device *d;
     const cpu_product *p;
     uint32_t n;
     uint32_t chunk[4], per[4], first[5];    /* rows of a chunk, chunks of a matrix, first task */
+    uint32_t x_rows[4], x_per[4];           /* activation rows of a task, and how many such cuts */
     const char *x[4];                       /* activation rows as their tiles want them, */
     size_t ldx[4], xstep[4];                /* with their strides in bytes */
 };
 
-/* Rows [row, row + n) of matrix c of product `at`, against all activation rows. */
+/* Rows [row, row + n) of matrix c of product `at`, against activation rows [j, end). */
 static void multiply_tile(const struct multiply *m, uint32_t at, uint32_t c, uint32_t row, uint32_t n,
-                          float *buf)
+                          uint32_t j, uint32_t end, float *buf)
 {
     const cpu_product *p = m->p + at;
     const float *bias = p->mat->bias ? p->mat->bias + (size_t)c * p->mat->rows + row : NULL;
     const void *x[CPU_TILE_X];
     cpu_tile t;
     cpu_tile_load(m->d, p->mat, c, row, n, p->n, buf, &t);
-    for (uint32_t j = 0; j < p->n; j += CPU_TILE_X) {
-        uint32_t nx = SL_MIN(p->n - j, (uint32_t)CPU_TILE_X);
+    for (; j < end; j += CPU_TILE_X) {
+        uint32_t nx = SL_MIN(end - j, (uint32_t)CPU_TILE_X);
         float *y = p->y + j * p->ldy + c * p->ystep + row;
         for (uint32_t e = 0; e < nx; e++) x[e] = m->x[at] + (j + e) * m->ldx[at] + c * m->xstep[at];
         cpu_tile_mul(m->d, &t, x, nx, y, p->ldy);
@@ -163,11 +166,13 @@ static void multiply_task(void *arg, uint32_t index, uint32_t thread)
     uint32_t at = 0;
     while (index >= m->first[at + 1]) at++;
     const cpu_product *p = m->p + at;
-    uint32_t c = (index - m->first[at]) / m->per[at], part = (index - m->first[at]) % m->per[at];
+    uint32_t chunks = m->per[at] * p->mat->count;   /* neighbours share activation rows */
+    uint32_t rest = (index - m->first[at]) % chunks, c = rest / m->per[at], part = rest % m->per[at];
+    uint32_t x_first = (index - m->first[at]) / chunks * m->x_rows[at], x_end = SL_MIN(x_first + m->x_rows[at], p->n);
     uint32_t end = SL_MIN((part + 1) * m->chunk[at], p->mat->rows);
     uint32_t unit = cpu_tile_rows(m->d, p->mat, p->n);
     for (uint32_t row = part * m->chunk[at]; row < end; row += unit)
-        multiply_tile(m, at, c, row, SL_MIN(end - row, unit), cpu_scratch(m->d, thread));
+        multiply_tile(m, at, c, row, SL_MIN(end - row, unit), x_first, x_end, cpu_scratch(m->d, thread));
 }
 
 static bool same_acts(const cpu_product *a, const cpu_product *b)
@@ -209,15 +214,18 @@ void cpu_multiply(cpu_device *d, const cpu_product *p, uint32_t n)
     size_t used = 0;
     assert(n <= 4);
     for (uint32_t i = 0; i < n; i++) {
-        assert(p[i].mat->cols <= d->w.cols && d->k.dequant[p[i].mat->type] && p[i].mat->data);
+        assert(p[i].n && p[i].mat->cols <= d->w.cols && d->k.dequant[p[i].mat->type] && p[i].mat->data);
         rows += (uint64_t)p[i].mat->rows * p[i].mat->count;
         place_acts(&m, i, &used);
     }
     for (uint32_t i = 0; i < n; i++) {
         uint32_t unit = cpu_tile_rows(d, p[i].mat, p[i].n);
+        /* F32 weights cost nothing to load again, while all activations as floats outgrow the cache. */
+        m.x_rows[i] = p[i].mat->type == SL_F32 ? F32_X_ROWS : p[i].n;
+        m.x_per[i] = (p[i].n + m.x_rows[i] - 1) / m.x_rows[i];
         m.chunk[i] = SL_MIN(cpu_chunk(d, rows, (uint64_t)p[i].mat->cols * p[i].n, unit), p[i].mat->rows);
         m.per[i] = (p[i].mat->rows + m.chunk[i] - 1) / m.chunk[i];
-        m.first[i + 1] = m.first[i] + m.per[i] * p[i].mat->count;
+        m.first[i + 1] = m.first[i] + m.per[i] * m.x_per[i] * p[i].mat->count;
     }
     cpu_run(d, multiply_task, &m, m.first[n]);
 }

@@ -61,7 +61,8 @@ void cpu_multiply(cpu_device *d, const cpu_product *p, uint32_t n);
 /* Some rows of a matrix, brought into the form in which they are multiplied: where they lie (integer
  * kernels, few activation rows), unpacked (integer kernels, many), or as floats (types without integer
  * kernels). Activation rows are quantised for the integer kernels, floats otherwise: cpu_group says. */
-enum { CPU_TILE_ROWS = 64, CPU_TILE_X = 32 };   /* rows of a tile at most; activation rows of a call */
+enum { CPU_TILE_ROWS = 64, CPU_TILE_X = 128 };  /* rows of a tile at most; activation rows of a call:
+                                                 * a tile may be unpacked anew in each */
 typedef struct cpu_tile {
     const sl_qmul *mul;         /* NULL: floats */
     const void *w;              /* rows where they lie, or NULL when unpacked */
