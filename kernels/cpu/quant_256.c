@@ -20,6 +20,11 @@
 #define Q256_VNNI 0
 #endif
 
+/* The compiler must take v as it is: gcc loads the same bytes twice, and turns a sum into a tree whose
+ * leaves it spills. */
+#define KEEP(v) __asm__("" : "+x"(v))
+#define KEEP_STORED(v) __asm__("" : "+m"(v))
+
 #define Q256_UNROLL _Pragma("GCC unroll 8")
 
 enum {
@@ -87,12 +92,18 @@ static void quantise(uint32_t group, const float *x, size_t n, void *ret)
 
 /* ---- few activations ------------------------------------------------------------------------------ */
 
-/* Products of 32 elements as 16 sums of two. */
-Q256_INLINE __m256i pairs(bool sgn, __m256i q, const int8_t *a)
+Q256_INLINE __m256i four(const int8_t *a)
 {
-    __m256i v = q256_load(a);
-    if (sgn) return _mm256_maddubs_epi16(_mm256_abs_epi8(q), _mm256_sign_epi8(v, q));
-    return _mm256_maddubs_epi16(q, v);
+    int v;
+    memcpy(&v, a, 4);
+    return _mm256_set1_epi32(v);
+}
+
+/* Products of 32 elements as 16 sums of two. */
+Q256_INLINE __m256i pairs(bool sgn, __m256i q, __m256i a)
+{
+    if (sgn) return _mm256_maddubs_epi16(_mm256_abs_epi8(q), _mm256_sign_epi8(a, q));
+    return _mm256_maddubs_epi16(q, a);
 }
 
 Q256_INLINE __m256i add_madd(__m256i sum, __m256i p, __m256i sc)
@@ -109,30 +120,71 @@ Q256_INLINE void prefetch(const uint8_t *b, uint32_t bytes)
     for (uint32_t i = 0; i < bytes; i += 64) _mm_prefetch((const char *)b + AHEAD + i, _MM_HINT_T0);
 }
 
-/* acc with one super-block added. */
-Q256_INLINE __m128 add_super(const q256_super *t, const uint8_t *b, const int8_t *a, const int16_t *s,
-                             float scale, __m128 acc)
+/* Rows beyond the last are the last one again: their results are dropped. */
+Q256_INLINE const uint8_t *row_at(const void *w, size_t row_bytes, uint32_t n_rows, uint32_t r)
+{
+    return (const uint8_t *)w + SL_MIN(r, n_rows - 1) * row_bytes;
+}
+
+/* Sums across each of 4 registers. */
+Q256_INLINE __m128 sum_four(const __m256i *v)
+{
+    __m256i s = _mm256_hadd_epi32(_mm256_hadd_epi32(v[0], v[1]), _mm256_hadd_epi32(v[2], v[3]));
+    return _mm_cvtepi32_ps(_mm_add_epi32(_mm256_castsi256_si128(s), _mm256_extracti128_si256(s, 1)));
+}
+
+/* What four rows' super-blocks are multiplied by, and where sums begin. */
+typedef struct super_rows {
+    __m256i sc[4];      /* with half: lanes of the first and of the second 16 elements' */
+    int8_t twice[4][32];    /* else: where they are broadcast from */
+    __m256i sum[4], corr[4];
+    float d[4], dmin[4];
+} super_rows;
+
+Q256_INLINE void start_rows(const q256_super *t, const uint8_t *const *b, const int16_t *s, super_rows *g)
 {
     const __m256i split = _mm256_setr_epi8(0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15,
                                            0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15);
-    __m256i sc, mn = _mm256_setzero_si256(), sum = mn, corr;
-    float d[2];
-    t->scales(b, d, &sc, &mn);
-    if (t->mins) corr = _mm256_madd_epi16(q256_load(s), mn);
-    else corr = _mm256_madd_epi16(q256_load(s), _mm256_mullo_epi16(sc, _mm256_set1_epi16((int16_t)-t->zero)));
-    /* Lanes: sc of the first and of the second 16 elements. */
-    sc = _mm256_permute4x64_epi64(_mm256_shuffle_epi8(sc, split), 0xd8);
+    const __m256i zero = _mm256_set1_epi16((int16_t)-t->zero), null = _mm256_setzero_si256();
     Q256_UNROLL
-    for (int j = 0; j < 8; j++) {
-        __m256i one = _mm256_shuffle_epi8(sc, _mm256_set1_epi16((int16_t)(0x0100 + 0x0202 * j)));
-        sum = add_madd(sum, pairs(t->sgn, t->q(b, j), a + 32 * j), one);
+    for (int r = 0; r < 4; r++) {
+        __m256i sc, mn = null;
+        float d[2] = { 0, 0 };
+        t->scales(b[r], d, &sc, &mn);
+        g->d[r] = d[0];
+        g->dmin[r] = d[1];
+        g->corr[r] = t->mins ? _mm256_madd_epi16(q256_load(s), mn) : null;
+        g->sum[r] = t->zero ? _mm256_madd_epi16(q256_load(s), _mm256_mullo_epi16(sc, zero)) : null;
+        if (t->half) g->sc[r] = _mm256_permute4x64_epi64(_mm256_shuffle_epi8(sc, split), 0xd8);
+        else _mm256_storeu_si256((void *)g->twice[r], sc);
     }
-    if (!t->mins && t->zero) sum = _mm256_add_epi32(sum, corr);
-    __m256i h = _mm256_hadd_epi32(sum, corr);
-    __m128i v = _mm_add_epi32(_mm256_castsi256_si128(h), _mm256_extracti128_si256(h, 1));
-    __m128 f = _mm_cvtepi32_ps(_mm_hadd_epi32(v, v)), u = _mm_mul_ss(_mm_set_ss(d[0]), f);
-    if (t->mins) u = _mm_fnmadd_ss(_mm_set_ss(d[1]), _mm_movehdup_ps(f), u);
-    return _mm_fmadd_ss(_mm_set_ss(scale), u, acc);
+}
+
+/* acc with a super-block of each of four rows added: every activation that is loaded serves all four. */
+Q256_INLINE __m128 add_super(const q256_super *t, const uint8_t *const *b, const int8_t *a, const int16_t *s,
+                             float scale, __m128 acc)
+{
+    super_rows g;
+    start_rows(t, b, s, &g);
+    KEEP_STORED(g.twice);
+    Q256_UNROLL
+    for (int j = 0; j < 8; j += 2) {
+        __m256i a0 = q256_load(a + 32 * j), a1 = q256_load(a + 32 * j + 32);
+        __m256i at0 = _mm256_set1_epi16((int16_t)(0x0100 + 0x0202 * j));
+        __m256i at1 = _mm256_set1_epi16((int16_t)(0x0302 + 0x0202 * j));
+        Q256_UNROLL
+        for (int r = 0; r < 4; r++) {
+            __m256i sc0 = t->half ? _mm256_shuffle_epi8(g.sc[r], at0) : four(g.twice[r] + 4 * j);
+            __m256i sc1 = t->half ? _mm256_shuffle_epi8(g.sc[r], at1) : four(g.twice[r] + 4 * j + 4);
+            g.sum[r] = add_madd(g.sum[r], pairs(t->sgn, t->q(b[r], j), a0), sc0);
+            KEEP(g.sum[r]);
+            g.sum[r] = add_madd(g.sum[r], pairs(t->sgn, t->q(b[r], j + 1), a1), sc1);
+            KEEP(g.sum[r]);
+        }
+    }
+    __m128 u = _mm_mul_ps(_mm_loadu_ps(g.d), sum_four(g.sum));
+    if (t->mins) u = _mm_fnmadd_ps(_mm_loadu_ps(g.dmin), sum_four(g.corr), u);
+    return _mm_fmadd_ps(_mm_set1_ps(scale), u, acc);
 }
 
 Q256_INLINE void rows_super(const q256_super *t, const void *w, size_t row_bytes, uint32_t n_rows,
@@ -141,71 +193,128 @@ Q256_INLINE void rows_super(const q256_super *t, const void *w, size_t row_bytes
     const int8_t *a = x;
     const float *scale = (const float *)(const void *)(a + sl_qx_scales(n));
     const int16_t *s = (const int16_t *)(const void *)(a + sl_qx_sums(256, n));
-    for (uint32_t r = 0; r < n_rows; r++) {
-        const uint8_t *b = (const uint8_t *)w + r * row_bytes;
+    float got[4];
+    for (uint32_t r = 0; r < n_rows; r += 4) {
+        const uint8_t *b[4];
         __m128 acc = _mm_setzero_ps();
-        for (size_t k = 0; k < n / 256; k++, b += t->block_bytes) {
-            prefetch(b, t->block_bytes);
+        for (uint32_t i = 0; i < 4; i++) b[i] = row_at(w, row_bytes, n_rows, r + i);
+        for (size_t k = 0; k < n / 256; k++) {
+            Q256_UNROLL
+            for (uint32_t i = 0; i < 4; i++) prefetch(b[i], t->block_bytes);
             acc = add_super(t, b, a + 256 * k, s + 16 * k, scale[k], acc);
+            Q256_UNROLL
+            for (uint32_t i = 0; i < 4; i++) b[i] += t->block_bytes;
         }
-        ret[r] = _mm_cvtss_f32(acc);
+        _mm_storeu_ps(got, acc);
+        for (uint32_t i = 0; i < 4 && r + i < n_rows; i++) ret[r + i] = got[i];
     }
 }
 
-/* 8 sums of products of one block each, from 8 registers of partial sums. */
-Q256_INLINE __m256i sum_blocks(const __m256i *p)
+/* vpdpbusd takes signed weights too, as unsigned ones with a zero of 128. */
+Q256_INLINE int zero_of(bool sgn, int zero) { return sgn && Q256_VNNI ? 128 : zero; }
+Q256_INLINE __m256i stored(bool sgn, __m256i q)
 {
-    __m256i a = _mm256_hadd_epi32(_mm256_hadd_epi32(p[0], p[1]), _mm256_hadd_epi32(p[2], p[3]));
-    __m256i b = _mm256_hadd_epi32(_mm256_hadd_epi32(p[4], p[5]), _mm256_hadd_epi32(p[6], p[7]));
-    return _mm256_add_epi32(_mm256_permute2x128_si256(a, b, 0x20), _mm256_permute2x128_si256(a, b, 0x31));
+    return sgn && Q256_VNNI ? _mm256_xor_si256(q, _mm256_set1_epi8((char)0x80)) : q;
 }
 
-/* u of m <= 8 blocks; s and scale of 8 blocks can be read. */
-Q256_INLINE void u_blocks(const q256_block *t, const uint8_t *b, uint32_t m, const int8_t *a,
-                          const int16_t *s, float *ret_u)
+/* 8 blocks' activations, two blocks in each register: elements 0 .. 15 and 16 .. 31. */
+typedef struct block_x {
+    __m256i lo[4], hi[4], sums;
+} block_x;
+
+Q256_INLINE block_x load_blocks(const int8_t *a, const int16_t *s)
+{
+    block_x x = { .sums = q256_load(s) };
+    Q256_UNROLL
+    for (int i = 0; i < 4; i++) {
+        x.lo[i] = q256_two((const uint8_t *)a + 64 * i, (const uint8_t *)a + 64 * i + 32);
+        x.hi[i] = q256_two((const uint8_t *)a + 64 * i + 16, (const uint8_t *)a + 64 * i + 48);
+    }
+    return x;
+}
+
+/* Four sums of each block's products, the two blocks in a lane each. */
+Q256_INLINE __m256i two_blocks(const q256_block *t, const uint8_t *b, const uint8_t *c, __m256i lo, __m256i hi)
 {
     const __m256i ones = _mm256_set1_epi16(1);
-    __m256i p[8];
-    _Alignas(32) float d[8] = { 0 }, dmin[8] = { 0 };
-    Q256_UNROLL
-    for (uint32_t i = 0; i < 8; i++) {
-        const uint8_t *bi = b + i * t->block_bytes;
-        p[i] = _mm256_setzero_si256();
-        if (i >= m) continue;
-        p[i] = add_madd(p[i], pairs(t->sgn, t->q(bi), a + 32 * i), ones);
-        d[i] = t->d(bi);
-        if (t->mins) dmin[i] = t->dmin(bi);
-    }
-    __m256i sum = sum_blocks(p), corr = q256_load(s);
-    if (t->mins) corr = _mm256_madd_epi16(corr, ones);
-    else if (t->zero)
-        sum = _mm256_add_epi32(sum, _mm256_madd_epi16(corr, _mm256_set1_epi16((int16_t)-t->zero)));
-    __m256 u = _mm256_mul_ps(_mm256_load_ps(d), _mm256_cvtepi32_ps(sum));
-    if (t->mins) u = _mm256_fnmadd_ps(_mm256_load_ps(dmin), _mm256_cvtepi32_ps(corr), u);
-    _mm256_store_ps(ret_u, u);
+    __m256i q, h;
+    t->q(b, c, &q, &h);
+#if Q256_VNNI
+    const __m256i null = _mm256_setzero_si256();
+    return _mm256_dpbusd_avx_epi32(_mm256_dpbusd_avx_epi32(null, stored(t->sgn, q), lo), stored(t->sgn, h), hi);
+#endif
+    lo = pairs(t->sgn, q, lo);
+    hi = pairs(t->sgn, h, hi);
+    if (!t->sgn) return _mm256_madd_epi16(_mm256_add_epi16(lo, hi), ones);    /* at most 4 * 31 * 127 */
+    return _mm256_add_epi32(_mm256_madd_epi16(lo, ones), _mm256_madd_epi16(hi, ones));
 }
 
+/* u of 8 blocks. */
+Q256_INLINE __m256 u_blocks(const q256_block *t, const uint8_t *b, const block_x *x)
+{
+    const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+    const uint8_t *at[8];
+    __m256i p[4], corr = x->sums;
+    Q256_UNROLL
+    for (uint32_t i = 0; i < 8; i++) at[i] = b + i * t->block_bytes;
+    Q256_UNROLL
+    for (int i = 0; i < 4; i++) p[i] = two_blocks(t, at[2 * i], at[2 * i + 1], x->lo[i], x->hi[i]);
+    __m256i sum = _mm256_hadd_epi32(_mm256_hadd_epi32(p[0], p[1]), _mm256_hadd_epi32(p[2], p[3]));
+    sum = _mm256_permutevar8x32_epi32(sum, order);
+    int zero = zero_of(t->sgn, t->zero);
+    if (t->mins || zero) corr = _mm256_madd_epi16(corr, _mm256_set1_epi16((int16_t)(t->mins ? 1 : -zero)));
+    if (zero) sum = _mm256_add_epi32(sum, corr);
+    __m256 u = _mm256_mul_ps(t->d(at), _mm256_cvtepi32_ps(sum));
+    return t->mins ? _mm256_fnmadd_ps(t->dmin(at), _mm256_cvtepi32_ps(corr), u) : u;
+}
+
+/* u of up to 8 blocks at a row's end: the rest are zeros. */
+static void pad_blocks(const uint8_t *b, size_t bytes, uint8_t *ret)
+{
+    memcpy(ret, b, bytes);
+    memset(ret + bytes, 0, 8 * 34 - bytes);
+}
+
+/* Two rows at a time: the sums of one are a chain of fma that takes longer than memory. */
 Q256_INLINE void rows_block(const q256_block *t, const void *w, size_t row_bytes, uint32_t n_rows,
                             const void *x, size_t n, float *ret)
 {
     const int8_t *a = x;
     const float *scale = (const float *)(const void *)(a + sl_qx_scales(n));
     const int16_t *s = (const int16_t *)(const void *)(a + sl_qx_sums(32, n));
-    _Alignas(32) float u[8];
-    for (uint32_t r = 0; r < n_rows; r++) {
-        const uint8_t *b = (const uint8_t *)w + r * row_bytes;
-        size_t k = 0;
-        float acc = 0;
-        for (; k + 8 <= n / 32; k += 8, b += 8 * t->block_bytes) {
+    const size_t step = 8 * t->block_bytes, tail = n / 32 % 8;
+    _Alignas(32) float u[16];
+    uint8_t ends[2][8 * 34];
+    int8_t a_end[256] = { 0 };
+    for (size_t i = 0; i < 32 * tail; i++) a_end[i] = a[n - 32 * tail + i];
+    for (uint32_t r = 0; r < n_rows; r += 2) {
+        const uint8_t *b = (const uint8_t *)w + r * row_bytes, *c = r + 1 < n_rows ? b + row_bytes : b;
+        __m128 acc = _mm_setzero_ps();
+        for (size_t k = 0; k < n / 32; k += 8, b += step, c += step) {
+            uint32_t m = 8;
+            const int8_t *ak = a + 32 * k;
             prefetch(b, 8 * t->block_bytes);
-            u_blocks(t, b, 8, a + 32 * k, s + 2 * k, u);
-            Q256_UNROLL
-            for (uint32_t i = 0; i < 8; i++) acc = fmaf(scale[k + i], u[i], acc);
+            prefetch(c, 8 * t->block_bytes);
+            if (n / 32 - k < 8) {
+                m = (uint32_t)tail;
+                pad_blocks(b, tail * t->block_bytes, ends[0]);
+                pad_blocks(c, tail * t->block_bytes, ends[1]);
+                b = ends[0];
+                c = ends[1];
+                ak = a_end;
+            }
+            block_x xk = load_blocks(ak, s + 2 * k);
+            __m256 ub = u_blocks(t, b, &xk), uc = u_blocks(t, c, &xk);
+            __m256 lo = _mm256_unpacklo_ps(ub, uc), hi = _mm256_unpackhi_ps(ub, uc);
+            _mm256_store_ps(u, _mm256_permute2f128_ps(lo, hi, 0x20));
+            _mm256_store_ps(u + 8, _mm256_permute2f128_ps(lo, hi, 0x31));
+            for (uint32_t i = 0; i < m; i++) {
+                __m128 ui = _mm_castpd_ps(_mm_load_sd((const double *)(const void *)(u + 2 * i)));
+                acc = _mm_fmadd_ps(_mm_set1_ps(scale[k + i]), ui, acc);
+            }
         }
-        uint32_t m = (uint32_t)(n / 32 - k);
-        if (m) u_blocks(t, b, m, a + 32 * k, s + 2 * k, u);
-        for (uint32_t i = 0; i < m; i++) acc = fmaf(scale[k + i], u[i], acc);
-        ret[r] = acc;
+        ret[r] = _mm_cvtss_f32(acc);
+        if (r + 1 < n_rows) ret[r + 1] = _mm_cvtss_f32(_mm_movehdup_ps(acc));
     }
 }
 
@@ -235,8 +344,6 @@ typedef struct tile_kind {
 Q256_INLINE size_t super_bytes(bool half) { return sizeof(super_tile) + (half ? 16 : 8) * sizeof(__m256i[2]); }
 Q256_INLINE size_t block_bytes(bool mins) { return sizeof(block_tile) + (mins ? sizeof(__m256[2]) : 0); }
 
-Q256_INLINE int zero_of(bool sgn, int zero) { return sgn && Q256_VNNI ? 128 : zero; }
-
 /* Eight registers of 8 dwords, row r to lane r. */
 Q256_INLINE void transpose(const __m256i *v, __m256i *ret, size_t step)
 {
@@ -257,17 +364,6 @@ Q256_INLINE void transpose(const __m256i *v, __m256i *ret, size_t step)
         ret[(size_t)i * step] = _mm256_permute2x128_si256(b[i], b[4 + i], 0x20);
         ret[(size_t)(4 + i) * step] = _mm256_permute2x128_si256(b[i], b[4 + i], 0x31);
     }
-}
-
-Q256_INLINE __m256i stored(bool sgn, __m256i q)
-{
-    return sgn && Q256_VNNI ? _mm256_xor_si256(q, _mm256_set1_epi8((char)0x80)) : q;
-}
-
-/* Rows of a tile beyond the last are the last one again: their results are dropped. */
-Q256_INLINE const uint8_t *row_at(const void *w, size_t row_bytes, uint32_t n_rows, uint32_t r)
-{
-    return (const uint8_t *)w + SL_MIN(r, n_rows - 1) * row_bytes;
 }
 
 Q256_INLINE void unpack_scales(const q256_super *t, const uint8_t *const *b, super_tile *g, int h)
@@ -317,6 +413,17 @@ Q256_INLINE void unpack_super(const q256_super *t, const void *w, size_t row_byt
     }
 }
 
+/* Lane by lane: rows 0 .. 3 and 4 .. 7 of 4 dwords each. */
+Q256_INLINE void transpose_lanes(const __m256i *v, __m256i *ret, size_t step)
+{
+    __m256i a = _mm256_unpacklo_epi32(v[0], v[1]), b = _mm256_unpacklo_epi32(v[2], v[3]);
+    __m256i c = _mm256_unpackhi_epi32(v[0], v[1]), d = _mm256_unpackhi_epi32(v[2], v[3]);
+    ret[0] = _mm256_unpacklo_epi64(a, b);
+    ret[step] = _mm256_unpackhi_epi64(a, b);
+    ret[2 * step] = _mm256_unpacklo_epi64(c, d);
+    ret[3 * step] = _mm256_unpackhi_epi64(c, d);
+}
+
 Q256_INLINE void unpack_block(const q256_block *t, const void *w, size_t row_bytes, uint32_t n_rows, size_t n,
                               void *ret)
 {
@@ -324,27 +431,25 @@ Q256_INLINE void unpack_block(const q256_block *t, const void *w, size_t row_byt
     for (size_t k = 0; k < n / 32; k++, to += block_bytes(t->mins)) {
         block_tile *g = (block_tile *)(void *)to;
         for (int h = 0; h < 2; h++) {
-            __m256i v[8];
+            const uint8_t *b[8];
+            __m256i lo[4], hi[4];
+            for (uint32_t r = 0; r < 8; r++)
+                b[r] = row_at(w, row_bytes, n_rows, 8 * (uint32_t)h + r) + k * t->block_bytes;
+            g->d[h] = t->d(b);
+            if (t->mins) g->dmin[h] = t->dmin(b);
             Q256_UNROLL
-            for (uint32_t r = 0; r < 8; r++) {
-                const uint8_t *b = row_at(w, row_bytes, n_rows, 8 * (uint32_t)h + r) + k * t->block_bytes;
-                v[r] = stored(t->sgn, t->q(b));
-                ((float *)&g->d[h])[r] = t->d(b);
-                if (t->mins) ((float *)&g->dmin[h])[r] = t->dmin(b);
+            for (int r = 0; r < 4; r++) {
+                t->q(b[r], b[r + 4], &lo[r], &hi[r]);
+                lo[r] = stored(t->sgn, lo[r]);
+                hi[r] = stored(t->sgn, hi[r]);
             }
-            transpose(v, &g->w[0][h], 2);
+            transpose_lanes(lo, &g->w[0][h], 2);
+            transpose_lanes(hi, &g->w[4][h], 2);
         }
     }
 }
 
 /* ---- many activations: the product ---------------------------------------------------------------- */
-
-Q256_INLINE __m256i four(const int8_t *a)
-{
-    int v;
-    memcpy(&v, a, 4);
-    return _mm256_set1_epi32(v);
-}
 
 #if Q256_VNNI
 /* sum[][x] += sc * the products of `count` times 4 elements. */
@@ -370,12 +475,6 @@ Q256_INLINE void add_part(tile_kind kind, const __m256i (*w)[2], int count, cons
             sum[h][x] = _mm256_add_epi32(sum[h][x], sc ? _mm256_mullo_epi32(p[h][x], sc[h]) : p[h][x]);
 }
 #else
-Q256_INLINE __m256i product(bool sgn, __m256i w, __m256i v)
-{
-    if (sgn) return _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(v, w));
-    return _mm256_maddubs_epi16(w, v);
-}
-
 Q256_INLINE void add_part(tile_kind kind, const __m256i (*w)[2], int count, const int8_t *const *a,
                           uint32_t cols, const __m256i *sc, __m256i (*sum)[COLS])
 {
@@ -385,7 +484,7 @@ Q256_INLINE void add_part(tile_kind kind, const __m256i (*w)[2], int count, cons
         Q256_UNROLL
         for (uint32_t x = 0; x < cols; x++) {
             __m256i v = four(a[x] + 4 * e);
-            __m256i p0 = product(kind.sgn, w[e][0], v), p1 = product(kind.sgn, w[e][1], v);
+            __m256i p0 = pairs(kind.sgn, w[e][0], v), p1 = pairs(kind.sgn, w[e][1], v);
             p[0][x] = e % kind.chain ? _mm256_add_epi16(p[0][x], p0) : p0;
             p[1][x] = e % kind.chain ? _mm256_add_epi16(p[1][x], p1) : p1;
         }
@@ -565,7 +664,7 @@ TILE(q8_0, false, 128, 1, true, false, false, Q256_VNNI)
     X(SL_IQ3_S, iq3_s, iq3_s, 110, Q256_IQ3_S_ZERO, false, false, false, iq3_s, iq3_s)
 /* X(id, name, tile, block_bytes, zero, mins, sgn, q, d) */
 #define BLOCKS(X) \
-    X(SL_Q4_0, q4_0, q4_0, 18, 8, false, false, q4, f16) \
+    X(SL_Q4_0, q4_0, q4_0, 18, 8, false, false, q4_0, f16) \
     X(SL_Q4_1, q4_1, q4_1, 20, 0, true, false, q4_1, f16) \
     X(SL_Q5_0, q5_0, q5_0, 22, 16, false, false, q5_0, f16) \
     X(SL_Q5_1, q5_1, q5_1, 24, 0, true, false, q5_1, f16) \

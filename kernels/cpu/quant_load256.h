@@ -24,14 +24,15 @@ typedef struct q256_super {
     void (*scales)(const uint8_t *b, float *d, __m256i *sc, __m256i *mn);
 } q256_super;
 
-/* A type of blocks of 32: q as above, d and (with mins) dmin. */
+/* A type of blocks of 32. */
 typedef struct q256_block {
     uint32_t block_bytes;
     int zero;
     bool mins, sgn;
-    __m256i (*q)(const uint8_t *b);
-    float (*d)(const uint8_t *b);
-    float (*dmin)(const uint8_t *b);
+    /* Two blocks, one in each lane: elements 0 .. 15 and 16 .. 31. */
+    void (*q)(const uint8_t *b, const uint8_t *c, __m256i *lo, __m256i *hi);
+    __m256 (*d)(const uint8_t *const *b);       /* of 8 blocks */
+    __m256 (*dmin)(const uint8_t *const *b);    /* with mins */
 } q256_block;
 
 Q256_INLINE float q256_f16(const uint8_t *p)
@@ -83,26 +84,99 @@ static const int8_t q256_iq4[16] = { -127, -104, -83, -65, -49, -35, -22, -10, 1
 static const int8_t q256_e2m1[16] = { 12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0 };
 
 /* Blocks of 32. */
-Q256_INLINE __m256i q256_q_q4(const uint8_t *b) { return q256_nibbles(b + 2); }
-Q256_INLINE __m256i q256_q_q4_1(const uint8_t *b) { return q256_nibbles(b + 4); }
-Q256_INLINE __m256i q256_q_q5_0(const uint8_t *b)
+Q256_INLINE __m256i q256_two(const uint8_t *b, const uint8_t *c)
 {
-    return _mm256_or_si256(q256_nibbles(b + 6), q256_and(q256_bits(sl_load_u32(b + 2)), 16));
+    return _mm256_set_m128i(_mm_loadu_si128((const void *)c), _mm_loadu_si128((const void *)b));
 }
-Q256_INLINE __m256i q256_q_q5_1(const uint8_t *b)
+
+Q256_INLINE void q256_two_nibbles(const uint8_t *b, const uint8_t *c, __m256i *lo, __m256i *hi)
 {
-    return _mm256_or_si256(q256_nibbles(b + 8), q256_and(q256_bits(sl_load_u32(b + 4)), 16));
+    __m256i v = q256_two(b, c);
+    *lo = q256_and(v, 15);
+    *hi = q256_and(_mm256_srli_epi16(v, 4), 15);
 }
-Q256_INLINE __m256i q256_q_q8_0(const uint8_t *b) { return q256_load(b + 2); }
-Q256_INLINE __m256i q256_q_iq4_nl(const uint8_t *b) { return q256_levels(b + 2, q256_iq4); }
-Q256_INLINE __m256i q256_q_mxfp4(const uint8_t *b) { return q256_levels(b + 1, q256_e2m1); }
-Q256_INLINE float q256_d_f16(const uint8_t *b) { return q256_f16(b); }
-Q256_INLINE float q256_m_f16(const uint8_t *b) { return -q256_f16(b + 2); }
-Q256_INLINE float q256_d_e8m0(const uint8_t *b)     /* 2^(b - 128): the levels are doubled */
+
+Q256_INLINE void q256_q_q4_0(const uint8_t *b, const uint8_t *c, __m256i *lo, __m256i *hi)
 {
-    union { uint32_t u; float f; } d;
-    d.u = b[0] < 2 ? 0x00200000u << b[0] : (uint32_t)(b[0] - 1) << 23;
-    return d.f;
+    q256_two_nibbles(b + 2, c + 2, lo, hi);
+}
+
+Q256_INLINE void q256_q_q4_1(const uint8_t *b, const uint8_t *c, __m256i *lo, __m256i *hi)
+{
+    q256_two_nibbles(b + 4, c + 4, lo, hi);
+}
+
+Q256_INLINE void q256_fifth_bits(uint32_t b, uint32_t c, __m256i *lo, __m256i *hi)
+{
+    *lo = _mm256_or_si256(*lo, q256_and(q256_bits((b & 0xffff) | c << 16), 16));
+    *hi = _mm256_or_si256(*hi, q256_and(q256_bits(b >> 16 | (c & 0xffff0000)), 16));
+}
+
+Q256_INLINE void q256_q_q5_0(const uint8_t *b, const uint8_t *c, __m256i *lo, __m256i *hi)
+{
+    q256_two_nibbles(b + 6, c + 6, lo, hi);
+    q256_fifth_bits(sl_load_u32(b + 2), sl_load_u32(c + 2), lo, hi);
+}
+
+Q256_INLINE void q256_q_q5_1(const uint8_t *b, const uint8_t *c, __m256i *lo, __m256i *hi)
+{
+    q256_two_nibbles(b + 8, c + 8, lo, hi);
+    q256_fifth_bits(sl_load_u32(b + 4), sl_load_u32(c + 4), lo, hi);
+}
+
+Q256_INLINE void q256_q_q8_0(const uint8_t *b, const uint8_t *c, __m256i *lo, __m256i *hi)
+{
+    *lo = q256_two(b + 2, c + 2);
+    *hi = q256_two(b + 18, c + 18);
+}
+
+Q256_INLINE __m256i q256_table(const int8_t *level)
+{
+    return _mm256_broadcastsi128_si256(_mm_loadu_si128((const void *)level));
+}
+
+Q256_INLINE void q256_q_iq4_nl(const uint8_t *b, const uint8_t *c, __m256i *lo, __m256i *hi)
+{
+    q256_two_nibbles(b + 2, c + 2, lo, hi);
+    *lo = _mm256_shuffle_epi8(q256_table(q256_iq4), *lo);
+    *hi = _mm256_shuffle_epi8(q256_table(q256_iq4), *hi);
+}
+
+Q256_INLINE void q256_q_mxfp4(const uint8_t *b, const uint8_t *c, __m256i *lo, __m256i *hi)
+{
+    q256_two_nibbles(b + 1, c + 1, lo, hi);
+    *lo = _mm256_shuffle_epi8(q256_table(q256_e2m1), *lo);
+    *hi = _mm256_shuffle_epi8(q256_table(q256_e2m1), *hi);
+}
+
+Q256_INLINE __m256 q256_f16_at(const uint8_t *const *b, int at)
+{
+    __m128i v = _mm_setzero_si128();
+    v = _mm_insert_epi16(v, sl_load_u16(b[0] + at), 0);
+    v = _mm_insert_epi16(v, sl_load_u16(b[1] + at), 1);
+    v = _mm_insert_epi16(v, sl_load_u16(b[2] + at), 2);
+    v = _mm_insert_epi16(v, sl_load_u16(b[3] + at), 3);
+    v = _mm_insert_epi16(v, sl_load_u16(b[4] + at), 4);
+    v = _mm_insert_epi16(v, sl_load_u16(b[5] + at), 5);
+    v = _mm_insert_epi16(v, sl_load_u16(b[6] + at), 6);
+    return _mm256_cvtph_ps(_mm_insert_epi16(v, sl_load_u16(b[7] + at), 7));
+}
+
+Q256_INLINE __m256 q256_d_f16(const uint8_t *const *b) { return q256_f16_at(b, 0); }
+Q256_INLINE __m256 q256_m_f16(const uint8_t *const *b)
+{
+    return _mm256_xor_ps(q256_f16_at(b, 2), _mm256_set1_ps(-0.0f));
+}
+
+/* 2^(byte - 128), for the levels are doubled: below 2 a denormal. */
+Q256_INLINE __m256 q256_d_e8m0(const uint8_t *const *b)
+{
+    uint32_t lo = b[0][0] | (uint32_t)b[1][0] << 8 | (uint32_t)b[2][0] << 16 | (uint32_t)b[3][0] << 24;
+    uint32_t hi = b[4][0] | (uint32_t)b[5][0] << 8 | (uint32_t)b[6][0] << 16 | (uint32_t)b[7][0] << 24;
+    __m256i n = _mm256_cvtepu8_epi32(_mm_cvtsi64_si128((long long)(lo | (uint64_t)hi << 32)));
+    __m256i one = _mm256_set1_epi32(1), v = _mm256_slli_epi32(_mm256_sub_epi32(n, one), 23);
+    __m256i small = _mm256_sllv_epi32(_mm256_set1_epi32(0x00200000), n);
+    return _mm256_castsi256_ps(_mm256_blendv_epi8(small, v, _mm256_cmpgt_epi32(n, one)));
 }
 
 /* Super-blocks. 8 scales of 32 elements each, as dwords: twice as int16. */
@@ -122,18 +196,25 @@ Q256_INLINE __m256i q256_fields(uint32_t v, int bits)
 Q256_INLINE void q256_two_f16(const uint8_t *b, float *d)
 {
     __m128 v = _mm_cvtph_ps(_mm_cvtsi32_si128((int)sl_load_u32(b)));
-    _mm_storel_pi((__m64 *)(void *)d, v);
+    d[0] = _mm_cvtss_f32(v);
+    d[1] = _mm_cvtss_f32(_mm_movehdup_ps(v));
 }
 
+/* Dwords of a block: d and dmin, then 6 bits each of scales 0-3, of minima 0-3, and the low 4 of both's
+ * 4-7, whose high 2 are on top of the first ones. */
 Q256_INLINE void q256_scales_k4(const uint8_t *b, float *d, __m256i *sc, __m256i *mn)
 {
-    uint32_t a = sl_load_u32(b + 4), m = sl_load_u32(b + 8), c = sl_load_u32(b + 12);
-    const uint32_t low = 0x0f0f0f0f, six = 0x3f3f3f3f, top = 0x30303030;
-    __m128i s = _mm_set_epi32((int)((c >> 4 & low) | (m >> 2 & top)), (int)(m & six),
-                              (int)((c & low) | (a >> 2 & top)), (int)(a & six));
-    *sc = _mm256_cvtepu8_epi16(_mm_unpacklo_epi8(s, s));
-    *mn = _mm256_cvtepu8_epi16(_mm_unpackhi_epi8(s, s));
-    q256_two_f16(b, d);
+    __m128i v = _mm_loadu_si128((const void *)b);
+    __m128i l = _mm_srlv_epi32(_mm_shuffle_epi32(v, 0xed), _mm_setr_epi32(0, 0, 0, 4));
+    __m128i h = _mm_srli_epi32(_mm_shuffle_epi32(v, 0xa5), 2);
+    l = _mm_and_si128(l, _mm_setr_epi32(0x3f3f3f3f, 0x0f0f0f0f, 0x3f3f3f3f, 0x0f0f0f0f));
+    h = _mm_and_si128(h, _mm_setr_epi32(0, 0x30303030, 0, 0x30303030));
+    l = _mm_or_si128(l, h);
+    *sc = _mm256_cvtepu8_epi16(_mm_unpacklo_epi8(l, l));
+    *mn = _mm256_cvtepu8_epi16(_mm_unpackhi_epi8(l, l));
+    __m128 f = _mm_cvtph_ps(v);
+    d[0] = _mm_cvtss_f32(f);
+    d[1] = _mm_cvtss_f32(_mm_movehdup_ps(f));
 }
 
 Q256_INLINE __m256i q256_half_byte(const uint8_t *b, int j)
