@@ -89,6 +89,7 @@ KX_INLINE void xblock_init(struct kind k, int zero, const void *x, size_t n, siz
     const __m256i *s = (const void *)(base + sl_qx_sums((uint32_t)k.group, n) + at / 8);
     __m256i s16 = _mm256_loadu_si256(s);
     ret->a = (const int8_t *)base + at;
+    __asm__("" : "+r"(ret->a));     /* else gcc keeps, and advances, an address for each of 64 dwords */
     ret->scale = (const float *)(const void *)(base + sl_qx_scales(n)) + at / (size_t)k.group;
     if (k.mins && k.n_sc == 16) {
         _mm256_storeu_si256((void *)ret->z, s16);
