@@ -59,7 +59,10 @@ KX_INLINE void dwords16(const uint8_t *const *row, size_t off, vi *out)
     vi u[4][4];
     KX_UNROLL for (int q = 0; q < 4; q++) {       /* rows 4q .. 4q + 3: lane l of u[q][c] is dword 4l + c of each */
         vi a[4];
-        KX_UNROLL for (int c = 0; c < 4; c++) a[c] = _mm512_loadu_si512(row[4 * q + c] + off);
+        KX_UNROLL for (int c = 0; c < 4; c++) {
+            a[c] = _mm512_loadu_si512(row[4 * q + c] + off);
+            __asm__("" : "+v"(a[c]));   /* else both users load, most often across a line's end */
+        }
         vi l0 = _mm512_unpacklo_epi32(a[0], a[1]), l1 = _mm512_unpacklo_epi32(a[2], a[3]);
         vi h0 = _mm512_unpackhi_epi32(a[0], a[1]), h1 = _mm512_unpackhi_epi32(a[2], a[3]);
         u[q][0] = _mm512_unpacklo_epi64(l0, l1);
