@@ -9,6 +9,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 
 struct sl_ctx {
     sl_log_fn log;
@@ -116,6 +117,8 @@ sl_status sl_mem_alloc(sl_ctx *ctx, sl_account acc, size_t bytes, void **ret)
     uintptr_t at = ((uintptr_t)base + HEAD_BYTES + align - 1) / align * align;
     struct block_head *h = (struct block_head *)(at - HEAD_BYTES);
     *h = (struct block_head){ .base = base, .bytes = bytes, .acc = acc };
+    /* Streams of keys and weights touch a page every few rows: large pages, where there are any. */
+    if (align == HUGE_PAGE) (void)madvise((void *)at, bytes / HUGE_PAGE * HUGE_PAGE, MADV_HUGEPAGE);
     sl_mem_charge(ctx, acc, (int64_t)bytes);
     atomic_fetch_add(&ctx->n_allocs, 1);
     *ret = (void *)at;
