@@ -9,6 +9,7 @@
 #ifndef SL_KERNELS_H
 #define SL_KERNELS_H
 
+#include "kernels/sl_attn.h"
 #include "kernels/sl_ops.h"
 #include "kernels/sl_quant.h"
 
@@ -19,23 +20,7 @@ enum { SL_CPU_AVX2 = 1, SL_CPU_AVX512 = 2, SL_CPU_VNNI512 = 4, SL_CPU_AVXVNNI = 
 /* n elements (a multiple of the type's block) of a row to float32. No read past the row. */
 typedef void (*sl_dequant_fn)(const void *row, float *y, size_t n);
 
-enum {
-    SL_DOTS_TILE = 4,       /* rows and columns that one call of `dots` takes at most */
-    SL_ATTN_BLOCK = 64,     /* keys of one attention block, aligned to position 0 */
-    SL_ATTN_HEADS = 8       /* query heads that one call of `attend` takes at most */
-};
-
-/* Up to SL_ATTN_HEADS query heads on one block of keys of the key/value head they share. */
-typedef struct sl_attn_tile {
-    const float *q;         /* [n_q][k_dim] */
-    const float *k, *v;     /* rows of k_dim at stride k_ld, rows of v_dim at stride v_ld */
-    size_t k_ld, v_ld;
-    uint32_t n_q, n_keys;   /* n_keys <= SL_ATTN_BLOCK */
-    uint32_t k_dim, v_dim;
-    float scale;            /* multiplies q.k */
-    float *m, *l, *acc;     /* [n_q], [n_q], [n_q][v_dim]: running maximum, sum and weighted values */
-    float *scratch;         /* [SL_ATTN_HEADS * SL_ATTN_BLOCK + v_dim] */
-} sl_attn_tile;
+enum { SL_DOTS_TILE = 4 };  /* rows and columns that one call of `dots` takes at most */
 
 typedef struct sl_kernels {
     const char *isa;        /* one of the names of sl_cpu_from_isa */
@@ -61,11 +46,12 @@ typedef struct sl_kernels {
     void (*to_f16)(const float *x, uint16_t *ret, size_t n);    /* to nearest, ties to even */
     void (*from_f16)(const uint16_t *x, float *ret, size_t n);
 
-    /* Merge one block into (m, l, acc), which start as (-inf, 0, 0):
-     *   s_j = scale * q.k_j; mb = max s; p_j = exp(s_j - mb); lb = sum p; ab = sum over j ascending p_j v_j
-     *   m' = max(m, mb); l = l exp(m - m') + lb exp(mb - m'); acc likewise with ab; m = m'
-     * Source: Milakov, Gimelshein 2018 (online softmax). Blocks are merged in ascending order. */
-    void (*attend)(const sl_attn_tile *t);
+    /* Attention: kernels/sl_attn.h has the formulas. n elements to the stored type (Q8_0: a multiple of 32). */
+    void (*kv_put)(sl_type type, const float *x, void *ret, size_t n);
+    void (*attend)(const sl_attn_tile *t);      /* one block of keys into the states of some queries */
+    /* n_q states (m2, l2, acc2) into (m, l, acc); a state that saw no key (l2 == 0) changes nothing. */
+    void (*attend_merge)(uint32_t n_q, uint32_t v_dim, const float *m2, const float *l2, const float *acc2,
+                         float *m, float *l, float *acc);
     /* out = acc / l for one head; with a sink (NULL: none), one more merge of (*sink, 1, 0) first. */
     void (*attend_end)(const float *sink, float m, float l, const float *acc, uint32_t v_dim, float *out);
 } sl_kernels;

@@ -131,6 +131,7 @@ typedef struct sl_widths {
     uint32_t d_model, q, k, v, att, ff_sum;  /* ff_sum: n_used * expert width + shared or dense width */
     uint32_t n_used, n_expert, n_vocab, n_rot;
     uint32_t cols;      /* columns of the widest matrix, router and head included */
+    uint32_t n_head;    /* most query heads of a layer */
     uint32_t head_dim;  /* largest k_dim or v_dim of a layer */
     uint32_t heads;     /* query heads of MLA layers; else 0 */
     uint32_t mla;       /* max(q_a.rows + n_head * (nope + n_rot), n_head * v_head) of MLA layers; else 0 */
@@ -164,7 +165,7 @@ typedef struct sl_kv_view {
     uint64_t k_bytes, v_bytes;
     const uint32_t *const *blocks;
     uint32_t block_rows;
-    sl_type type;               /* SL_F16 or SL_F32 */
+    sl_type type;               /* one of sl_attn_type */
 } sl_kv_view;
 
 /* One expert (or dense FFN, or shared expert) on its rows. rows NULL: every row of the batch;

@@ -1,6 +1,6 @@
 /* offload/cpu_attn.c - attention of the cpu device: projections, paged keys and values, output.
- * A row's blocks of 64 keys are aligned to position 0 and merged in ascending order by the kernel
- * `attend`, whatever rows and sequences share the pass. */
+ * Blocks and spans of keys and their order are those of kernels/sl_attn.h, whatever rows and sequences
+ * share the pass, and however a long row's spans are shared out to threads. */
 #include "offload/device_cpu.h"
 
 #include <assert.h>
@@ -14,6 +14,7 @@ struct rows_of {
     const sl_kv_view *kv;
     sl_batch *b;
     uint32_t mla_q_a;       /* floats of q_a's output at the start of a row of d->mla */
+    uint32_t parts;         /* attend: tasks that share the KV heads of a tile */
 };
 
 static void turn(const struct rows_of *r, uint32_t row, float *x)
@@ -145,12 +146,6 @@ static uint64_t kv_at(const sl_kv_view *kv, uint32_t seq, uint32_t pos, uint64_t
     return (block * kv->block_rows + pos % kv->block_rows) * bytes;
 }
 
-static void put(const cpu_device *d, sl_type type, const float *from, char *to, size_t n)
-{
-    if (type == SL_F16) d->k.to_f16(from, (uint16_t *)(void *)to, n);
-    else memcpy(to, from, n * sizeof *from);
-}
-
 static void append_task(void *arg, uint32_t row, uint32_t thread)
 {
     const struct rows_of *r = arg;
@@ -159,20 +154,9 @@ static void append_task(void *arg, uint32_t row, uint32_t thread)
     uint32_t seq = r->b->seq[row], pos = r->b->pos[row];
     size_t nk = (size_t)a->n_head_kv * a->k_dim, nv = (size_t)a->n_head_kv * a->v_dim;
     (void)thread;
-    put(r->d, kv->type, r->b->k + row * nk, kv->k + kv_at(kv, seq, pos, kv->k_bytes), nk);
-    if (kv->v_bytes) put(r->d, kv->type, r->b->v + row * nv, kv->v + kv_at(kv, seq, pos, kv->v_bytes), nv);
-}
-
-/* Positions [first, first + n) of one KV head as float32, dim elements at stride dim. */
-static void gather(const struct rows_of *r, const char *base, uint64_t bytes, uint32_t seq, uint32_t first,
-                   uint32_t n, size_t head_at, uint32_t dim, float *to)
-{
-    const sl_kv_view *kv = r->kv;
-    for (uint32_t j = 0; j < n; j++, to += dim) {
-        const char *from = base + kv_at(kv, seq, first + j, bytes);
-        if (kv->type == SL_F16) r->d->k.from_f16((const uint16_t *)(const void *)from + head_at, to, dim);
-        else memcpy(to, from + head_at * sizeof *to, dim * sizeof *to);
-    }
+    r->d->k.kv_put(kv->type, r->b->k + row * nk, kv->k + kv_at(kv, seq, pos, kv->k_bytes), nk);
+    if (kv->v_bytes)
+        r->d->k.kv_put(kv->type, r->b->v + row * nv, kv->v + kv_at(kv, seq, pos, kv->v_bytes), nv);
 }
 
 /* First position that a row sees. */
@@ -181,84 +165,304 @@ static uint32_t sees_from(const sl_attn *a, uint32_t pos)
     return a->window && pos + 1 > a->window ? pos + 1 - a->window : 0;
 }
 
-/* Some rows of one sequence, some query heads of one KV head, with the state of every (row, head). */
-struct tile {
-    uint32_t row, n_rows, head, n_q, kv_head;
-    float *k, *v, *m, *l, *acc;
-    sl_attn_tile t;
+/* States (m, l, acc) of n queries, behind each other at p. */
+struct state {
+    float *m, *l, *acc;
 };
 
-/* Block of keys [from, from + SL_ATTN_BLOCK), as far as the rows see it. */
-static void attend_block(const struct rows_of *r, struct tile *t, uint32_t from, uint32_t lo, uint32_t hi)
+static struct state state_at(float *p, size_t n)
 {
-    const sl_attn *a = &r->l->attn;
-    uint32_t seq = r->b->seq[t->row], first = SL_MAX(from, lo);
-    uint32_t n = SL_MIN(from + SL_ATTN_BLOCK - 1, hi) - first + 1;
-    gather(r, r->kv->k, r->kv->k_bytes, seq, first, n, (size_t)t->kv_head * a->k_dim, a->k_dim, t->k);
-    if (r->kv->v_bytes)
-        gather(r, r->kv->v, r->kv->v_bytes, seq, first, n, (size_t)t->kv_head * a->v_dim, a->v_dim, t->v);
-    for (uint32_t i = 0; i < t->n_rows; i++) {
-        uint32_t pos = r->b->pos[t->row + i], start = SL_MAX(first, sees_from(a, pos));
-        uint32_t end = SL_MIN(first + n - 1, pos);
-        if (start > end) continue;
-        sl_attn_tile *s = &t->t;
-        size_t at = (size_t)i * SL_ATTN_HEADS;
-        s->q = r->b->q + ((size_t)(t->row + i) * a->n_head + t->head) * a->k_dim;
-        s->k = t->k + (size_t)(start - first) * a->k_dim;
-        s->v = r->kv->v_bytes ? t->v + (size_t)(start - first) * a->v_dim : s->k;
-        s->n_keys = end - start + 1;
-        s->m = t->m + at;
-        s->l = t->l + at;
-        s->acc = t->acc + at * a->v_dim;
-        r->d->k.attend(s);
+    return (struct state){ p, p + n, p + 2 * n };
+}
+
+static void reset(struct state s, size_t n, uint32_t v_dim)
+{
+    for (size_t i = 0; i < n; i++) s.m[i] = -INFINITY;
+    memset(s.l, 0, n * sizeof *s.l);
+    memset(s.acc, 0, n * v_dim * sizeof *s.acc);
+}
+
+/* Neighbouring rows of one sequence, KV heads [h0, h1), and the positions they see. */
+struct tile {
+    uint32_t row, n_rows, h0, h1, lo, hi;
+};
+
+static struct tile tile_at(const struct rows_of *r, uint32_t index, uint32_t h0, uint32_t h1)
+{
+    const uint32_t *at = r->d->tile_at + index;
+    struct tile t = { .row = at[0], .n_rows = at[1] - at[0], .h0 = h0, .h1 = h1, .lo = UINT32_MAX };
+    for (uint32_t i = 0; i < t.n_rows; i++) {
+        uint32_t pos = r->b->pos[t.row + i];
+        t.lo = SL_MIN(t.lo, sees_from(&r->l->attn, pos));
+        t.hi = SL_MAX(t.hi, pos);
+    }
+    return t;
+}
+
+/* Queries of a tile on one KV head. */
+static uint32_t queries(const struct rows_of *r, const struct tile *t)
+{
+    return t->n_rows * (r->l->attn.n_head / r->l->attn.n_head_kv);
+}
+
+enum { MAX_LINES = 20 };    /* of a vector that are fetched ahead: 1280 bytes, the latent of MLA in float16 */
+
+/* One block of keys: where the rows of all KV heads lie, and the cache lines of head 0's vectors. */
+struct block {
+    const char *k[SL_ATTN_BLOCK], *v[SL_ATTN_BLOCK];
+    uint32_t from, first, end;              /* from: its first position; keys [first, end) are there */
+    const char *k_line[SL_ATTN_BLOCK * MAX_LINES], *v_line[SL_ATTN_BLOCK * MAX_LINES];
+    uint32_t k_lines, v_lines;
+};
+
+/* Rows [first, end) of a block that starts at position `from`. */
+static void find_rows(const sl_kv_view *kv, const uint32_t *blocks, const char *base, uint64_t bytes,
+                      const struct block *b, const char **ret)
+{
+    for (uint32_t j = b->first; j < b->end; ) {
+        uint32_t pos = b->from + j, at = pos % kv->block_rows, n = SL_MIN(kv->block_rows - at, b->end - j);
+        const char *row = base + ((uint64_t)blocks[pos / kv->block_rows] * kv->block_rows + at) * bytes;
+        for (uint32_t i = 0; i < n; i++) ret[j++] = row + i * bytes;
     }
 }
 
-static void attend_tile(const struct rows_of *r, struct tile *t)
+/* The lines of vectors of n bytes, wherever in a line they start. */
+static uint32_t find_lines(const struct block *b, const char *const *row, size_t n, bool aligned, const char **ret)
+{
+    uint32_t lines = (uint32_t)SL_MIN((n + 63) / 64, (size_t)MAX_LINES - 1), count = 0;
+    for (uint32_t j = b->first; j < b->end; j++) {
+        for (uint32_t i = 0; i < lines; i++) ret[count++] = row[j] + 64 * i;
+        if (!aligned) ret[count++] = row[j] + n - 1;
+    }
+    return count;
+}
+
+static size_t vector_bytes(const sl_kv_view *kv, uint32_t dim)
+{
+    const sl_type_info *type = sl_type_get(kv->type);
+    return (size_t)dim / type->block_elems * type->block_bytes;
+}
+
+static void find_block(const struct rows_of *r, const struct tile *t, uint32_t from, struct block *b)
 {
     const sl_attn *a = &r->l->attn;
-    uint32_t lo = UINT32_MAX, hi = 0;
-    for (uint32_t i = 0; i < t->n_rows; i++) {
-        uint32_t pos = r->b->pos[t->row + i];
-        lo = SL_MIN(lo, sees_from(a, pos));
-        hi = SL_MAX(hi, pos);
-    }
-    for (uint32_t i = 0; i < t->n_rows * SL_ATTN_HEADS; i++) t->m[i] = -INFINITY;
-    memset(t->l, 0, t->n_rows * SL_ATTN_HEADS * sizeof *t->l);
-    memset(t->acc, 0, (size_t)t->n_rows * SL_ATTN_HEADS * a->v_dim * sizeof *t->acc);
-    for (uint32_t from = lo / SL_ATTN_BLOCK * SL_ATTN_BLOCK; from <= hi; from += SL_ATTN_BLOCK)
-        attend_block(r, t, from, lo, hi);
-    for (uint32_t i = 0; i < t->n_rows; i++)
-        for (uint32_t h = 0; h < t->n_q; h++) {
-            size_t at = (size_t)i * SL_ATTN_HEADS + h;
-            float *out = r->b->att + ((size_t)(t->row + i) * a->n_head + t->head + h) * a->v_dim;
-            r->d->k.attend_end(a->sinks ? a->sinks + t->head + h : NULL, t->m[at], t->l[at],
-                               t->acc + at * a->v_dim, a->v_dim, out);
+    const sl_kv_view *kv = r->kv;
+    const uint32_t *blocks = kv->blocks[r->b->seq[t->row]];
+    size_t k_bytes = vector_bytes(kv, a->k_dim), v_bytes = vector_bytes(kv, a->v_dim);
+    b->from = from;
+    b->first = SL_MAX(from, t->lo) - from;
+    b->end = SL_MIN(t->hi - from + 1, (uint32_t)SL_ATTN_BLOCK);
+    find_rows(kv, blocks, kv->k, kv->k_bytes, b, b->k);
+    b->k_lines = find_lines(b, b->k, k_bytes, k_bytes % 64 == 0 && (uintptr_t)kv->k % 64 == 0, b->k_line);
+    b->v_lines = 0;
+    if (!kv->v_bytes) return;
+    find_rows(kv, blocks, kv->v, kv->v_bytes, b, b->v);
+    b->v_lines = find_lines(b, b->v, v_bytes, v_bytes % 64 == 0 && (uintptr_t)kv->v % 64 == 0, b->v_line);
+}
+
+/* All queries of the tile on one block of one KV head; s: their states; next, next_head: what comes then. */
+static void attend_block(const struct rows_of *r, const struct tile *t, const struct block *b, uint32_t kv_head,
+                         const struct block *next, uint32_t next_head, struct state s, float *scratch)
+{
+    const sl_attn *a = &r->l->attn;
+    const float *q[SL_ATTN_QUERIES];
+    const void *k[SL_ATTN_BLOCK], *v[SL_ATTN_BLOCK];
+    uint8_t from[SL_ATTN_QUERIES], to[SL_ATTN_QUERIES];
+    uint32_t group = a->n_head / a->n_head_kv, n = t->n_rows * group;
+    size_t k_bytes = vector_bytes(r->kv, a->k_dim), v_bytes = vector_bytes(r->kv, a->v_dim);
+    sl_attn_tile x = { .type = r->kv->type, .k_dim = a->k_dim, .v_dim = a->v_dim, .q = q, .k = k,
+                       .v = r->kv->v_bytes ? v : k, .first = b->first, .end = b->end, .from = from, .to = to,
+                       .scale = a->scale, .scratch = scratch };
+    for (uint32_t j = b->first; j < b->end; j++) k[j] = b->k[j] + kv_head * k_bytes;
+    for (uint32_t j = b->first; r->kv->v_bytes && j < b->end; j++) v[j] = b->v[j] + kv_head * v_bytes;
+    if (next) x.next_k = (sl_attn_fetch){ next->k_line, next->k_lines, next_head * k_bytes };
+    if (next) x.next_v = (sl_attn_fetch){ next->v_line, next->v_lines, next_head * v_bytes };
+    for (uint32_t at = 0; at < n; at += x.n_q, x.next_k.n = x.next_v.n = 0) {
+        x.n_q = SL_MIN(n - at, (uint32_t)SL_ATTN_QUERIES);
+        for (uint32_t i = 0; i < x.n_q; i++) {
+            uint32_t row = t->row + (at + i) / group, head = kv_head * group + (at + i) % group;
+            uint32_t pos = r->b->pos[row], lo = SL_MAX(sees_from(a, pos), b->from) - b->from;
+            uint32_t hi = pos < b->from ? 0 : SL_MIN(pos - b->from + 1, (uint32_t)SL_ATTN_BLOCK);
+            q[i] = r->b->q + ((size_t)row * a->n_head + head) * a->k_dim;
+            from[i] = (uint8_t)SL_MIN(lo, hi);
+            to[i] = (uint8_t)hi;
         }
+        x.m = s.m + at;
+        x.l = s.l + at;
+        x.acc = s.acc + (size_t)at * a->v_dim;
+        r->d->k.attend(&x);
+    }
 }
 
-static void attend_task(void *arg, uint32_t index, uint32_t thread)
+/* Spans [span, end) of a tile: done(arg, span) behind each with its states in what begin gave, whose queries
+ * lie KV head by KV head. While a head of a block is computed the next one is fetched. */
+static void attend_spans(const struct rows_of *r, const struct tile *t, uint32_t span, uint32_t end, float *scratch,
+                         struct state (*begin)(void *arg, uint32_t span), void (*done)(void *arg, uint32_t span),
+                         void *arg)
+{
+    const sl_attn *a = &r->l->attn;
+    struct block blocks[2], *b = blocks, *next = blocks + 1;
+    uint32_t nq = queries(r, t), from = SL_MAX(span * SL_ATTN_SPAN, t->lo / SL_ATTN_BLOCK * SL_ATTN_BLOCK);
+    uint32_t stop = (uint32_t)SL_MIN((uint64_t)end * SL_ATTN_SPAN - 1, t->hi);
+    struct state s = begin(arg, span);
+    find_block(r, t, from, b);
+    for (;;) {
+        bool last = stop - from < SL_ATTN_BLOCK;
+        if (!last) find_block(r, t, from + SL_ATTN_BLOCK, next);
+        for (uint32_t h = t->h0; h < t->h1; h++) {
+            size_t at = (size_t)(h - t->h0) * nq;
+            const struct block *then = h + 1 < t->h1 ? b : last ? NULL : next;
+            attend_block(r, t, b, h, then, h + 1 < t->h1 ? h + 1 : t->h0,
+                         (struct state){ s.m + at, s.l + at, s.acc + at * a->v_dim }, scratch);
+        }
+        from += SL_ATTN_BLOCK;
+        if (last || from % SL_ATTN_SPAN == 0) done(arg, span++);
+        if (last) return;
+        if (from % SL_ATTN_SPAN == 0) s = begin(arg, span);
+        struct block *other = b;
+        b = next;
+        next = other;
+    }
+}
+
+/* Outputs of a tile's heads from their states. */
+static void end_tile(const struct rows_of *r, const struct tile *t, struct state s)
+{
+    const sl_attn *a = &r->l->attn;
+    uint32_t group = a->n_head / a->n_head_kv, n = queries(r, t) * (t->h1 - t->h0);
+    for (uint32_t i = 0; i < n; i++) {
+        uint32_t row = t->row + i / group % t->n_rows, head = (t->h0 + i / group / t->n_rows) * group + i % group;
+        float *out = r->b->att + ((size_t)row * a->n_head + head) * a->v_dim;
+        r->d->k.attend_end(a->sinks ? a->sinks + head : NULL, s.m[i], s.l[i], s.acc + (size_t)i * a->v_dim,
+                           a->v_dim, out);
+    }
+}
+
+/* A whole tile on one thread: spans merged as they come. */
+struct whole {
+    const struct rows_of *r;
+    struct state span, all;
+    uint32_t n;
+};
+
+static struct state whole_begin(void *arg, uint32_t span)
+{
+    const struct whole *w = arg;
+    (void)span;
+    reset(w->span, w->n, w->r->l->attn.v_dim);
+    return w->span;
+}
+
+static void whole_done(void *arg, uint32_t span)
+{
+    const struct whole *w = arg;
+    (void)span;
+    w->r->d->k.attend_merge(w->n, w->r->l->attn.v_dim, w->span.m, w->span.l, w->span.acc, w->all.m, w->all.l,
+                            w->all.acc);
+}
+
+static void tile_task(void *arg, uint32_t index, uint32_t thread)
 {
     const struct rows_of *r = arg;
     const sl_attn *a = &r->l->attn;
+    uint32_t part = index % r->parts;
+    struct tile t = tile_at(r, index / r->parts, part * a->n_head_kv / r->parts,
+                            (part + 1) * a->n_head_kv / r->parts);
+    float *scratch = cpu_scratch(r->d, thread), *states = scratch + sl_attn_scratch(r->d->w.head_dim,
+                                                                                  r->d->w.head_dim);
+    struct whole w = { .r = r, .n = queries(r, &t) * (t.h1 - t.h0) };
+    assert(w.n <= cpu_attn_queries(&r->d->w));
+    w.span = state_at(states, w.n);
+    w.all = state_at(states + (size_t)w.n * (2 + a->v_dim), w.n);
+    reset(w.all, w.n, a->v_dim);
+    attend_spans(r, &t, t.lo / SL_ATTN_SPAN, t.hi / SL_ATTN_SPAN + 1, scratch, whole_begin, whole_done, &w);
+    end_tile(r, &t, w.all);
+}
+
+/* A long tile on all threads, in rounds of at most n_slots spans: a slot keeps a span's states until they
+ * are merged, in ascending order, into those of slot 0. */
+struct split {
+    struct rows_of *r;
+    struct tile t;
+    uint32_t first, end, n_tasks;   /* spans of this round, and the tasks they are shared out to */
+    size_t n, slot_floats;
+    uint32_t h0;                    /* of one task: its first head */
+};
+
+static struct state split_slot(const struct split *x, uint32_t slot, uint32_t h0)
+{
+    struct state s = state_at(x->r->d->part + slot * x->slot_floats, x->n);
+    size_t at = (size_t)h0 * queries(x->r, &x->t);
+    return (struct state){ s.m + at, s.l + at, s.acc + at * x->r->l->attn.v_dim };
+}
+
+static struct state split_begin(void *arg, uint32_t span)
+{
+    const struct split *x = arg;
+    struct state s = split_slot(x, 1 + span - x->first, x->t.h0);
+    reset(s, (size_t)queries(x->r, &x->t) * (x->t.h1 - x->t.h0), x->r->l->attn.v_dim);
+    return s;
+}
+
+static void split_done(void *arg, uint32_t span)
+{
+    (void)arg;
+    (void)span;
+}
+
+static void split_task(void *arg, uint32_t index, uint32_t thread)
+{
+    struct split x = *(const struct split *)arg;
+    uint32_t part = index % x.r->parts, n = x.end - x.first, heads = x.r->l->attn.n_head_kv;
+    uint32_t at = index / x.r->parts;
+    x.t.h0 = part * heads / x.r->parts;
+    x.t.h1 = (part + 1) * heads / x.r->parts;
+    attend_spans(x.r, &x.t, x.first + at * n / x.n_tasks, x.first + (at + 1) * n / x.n_tasks,
+                 cpu_scratch(x.r->d, thread), split_begin, split_done, &x);
+}
+
+static void merge_task(void *arg, uint32_t head, uint32_t thread)
+{
+    const struct split *x = arg;
+    uint32_t n = queries(x->r, &x->t);
+    struct state all = split_slot(x, 0, head);
+    (void)thread;
+    for (uint32_t i = 0; i < x->end - x->first; i++) {
+        struct state s = split_slot(x, 1 + i, head);
+        x->r->d->k.attend_merge(n, x->r->l->attn.v_dim, s.m, s.l, s.acc, all.m, all.l, all.acc);
+    }
+}
+
+static void attend_split(struct rows_of *r, uint32_t index)
+{
+    const sl_attn *a = &r->l->attn;
     cpu_device *d = r->d;
-    uint32_t group = a->n_head / a->n_head_kv, parts = (group + SL_ATTN_HEADS - 1) / SL_ATTN_HEADS;
-    uint32_t part = index % parts, kv_head = index / parts % a->n_head_kv;
-    uint32_t tile = index / parts / a->n_head_kv;
-    const size_t states = CPU_ATTN_ROWS * SL_ATTN_HEADS;
-    struct tile t = { .row = d->tile_at[tile], .kv_head = kv_head };
-    t.n_rows = d->tile_at[tile + 1] - t.row;
-    t.head = kv_head * group + part * SL_ATTN_HEADS;
-    t.n_q = SL_MIN(group - part * SL_ATTN_HEADS, (uint32_t)SL_ATTN_HEADS);
-    t.k = cpu_scratch(d, thread);
-    t.v = t.k + (size_t)SL_ATTN_BLOCK * d->w.head_dim;
-    t.acc = t.v + (size_t)SL_ATTN_BLOCK * d->w.head_dim;
-    t.m = t.acc + states * d->w.head_dim;
-    t.l = t.m + states;
-    t.t = (sl_attn_tile){ .k_ld = a->k_dim, .v_ld = r->kv->v_bytes ? a->v_dim : a->k_dim, .n_q = t.n_q,
-                          .k_dim = a->k_dim, .v_dim = a->v_dim, .scale = a->scale,
-                          .scratch = t.l + states };
-    attend_tile(r, &t);
+    struct split x = { .r = r, .t = tile_at(r, index, 0, a->n_head_kv) };
+    uint32_t last = x.t.hi / SL_ATTN_SPAN, slots = d->n_slots / x.t.n_rows, tasks = 4 * d->n_threads;
+    x.n = (size_t)x.t.n_rows * a->n_head;
+    x.slot_floats = x.n * (2 + a->v_dim);
+    reset(state_at(d->part, x.n), x.n, a->v_dim);
+    for (x.first = x.t.lo / SL_ATTN_SPAN; x.first <= last; x.first = x.end) {
+        x.end = SL_MIN(x.first + slots - 1, last + 1);
+        x.n_tasks = SL_MIN(x.end - x.first, tasks);
+        r->parts = SL_MIN((tasks + x.n_tasks - 1) / x.n_tasks, a->n_head_kv);
+        cpu_run(d, split_task, &x, x.n_tasks * r->parts);
+        cpu_run(d, merge_task, &x, a->n_head_kv);
+    }
+    end_tile(r, &x.t, state_at(d->part, x.n));
+}
+
+/* Rows of a sequence that follow each other share the keys that they bring to registers. */
+static uint32_t cut_tiles(cpu_device *d, const sl_attn *a, const sl_batch *b)
+{
+    uint32_t n = 0, most = SL_ATTN_QUERIES / (a->n_head / a->n_head_kv);
+    most = SL_MAX(most, 1u);
+    for (uint32_t row = 0; row < b->n_rows; row++) {
+        bool joins = row && b->seq[row] == b->seq[row - 1] && row - d->tile_at[n - 1] < most;
+        if (!joins) d->tile_at[n++] = row;
+    }
+    d->tile_at[n] = b->n_rows;
+    return n;
 }
 
 sl_status cpu_attend(sl_device *dev, const sl_layer *l, const sl_kv_view *kv, sl_batch *b)
@@ -266,18 +470,25 @@ sl_status cpu_attend(sl_device *dev, const sl_layer *l, const sl_kv_view *kv, sl
     cpu_device *d = (cpu_device *)dev;
     const sl_attn *a = &l->attn;
     struct rows_of r = { .d = d, .l = l, .kv = kv, .b = b };
-    uint32_t n_tiles = 0, group = a->n_head / a->n_head_kv;
-    assert(b->n_rows <= d->max_rows && a->n_head % a->n_head_kv == 0);
+    assert(b->n_rows <= d->max_rows && a->n_head % a->n_head_kv == 0 && a->n_head <= d->w.n_head);
     assert(SL_MAX(a->k_dim, a->v_dim) <= d->w.head_dim && (kv->v_bytes || a->v_dim <= a->k_dim));
-    assert(kv->type == SL_F16 || kv->type == SL_F32);
+    assert(sl_attn_type(kv->type));
     cpu_run_rows(d, append_task, &r, b->n_rows);    /* first all, so that rows see rows of this pass */
-    for (uint32_t row = 0; row < b->n_rows; row++) {
-        bool joins = row && b->seq[row] == b->seq[row - 1] &&
-                     row - d->tile_at[n_tiles - 1] < CPU_ATTN_ROWS;
-        if (!joins) d->tile_at[n_tiles++] = row;
+    uint32_t n_tiles = cut_tiles(d, a, b), want = d->n_threads == 1 ? 1 : 4 * d->n_threads;
+    uint32_t most_rows = 0, most_spans = 0;
+    for (uint32_t i = 0; i < n_tiles; i++) {
+        struct tile t = tile_at(&r, i, 0, 0);
+        most_rows = SL_MAX(most_rows, t.n_rows);
+        most_spans = SL_MAX(most_spans, t.hi / SL_ATTN_SPAN - t.lo / SL_ATTN_SPAN + 1);
     }
-    d->tile_at[n_tiles] = b->n_rows;
-    cpu_run(d, attend_task, &r, n_tiles * a->n_head_kv * ((group + SL_ATTN_HEADS - 1) / SL_ATTN_HEADS));
+    if (most_spans > 1 && most_rows <= CPU_ATTN_SPLIT_ROWS && (uint64_t)n_tiles * a->n_head_kv < want) {
+        for (uint32_t i = 0; i < n_tiles; i++) attend_split(&r, i);
+        return SL_OK;
+    }
+    /* Few rows: a task takes all heads of its positions, which lie side by side. */
+    r.parts = SL_MIN((want + n_tiles - 1) / n_tiles, a->n_head_kv);
+    if ((size_t)most_rows * a->n_head > cpu_attn_queries(&d->w)) r.parts = a->n_head_kv;
+    cpu_run(d, tile_task, &r, n_tiles * r.parts);
     return SL_OK;
 }
 

@@ -155,8 +155,7 @@ static size_t tile_floats(const cpu_device *d)
 static size_t thread_floats(const cpu_device *d)
 {
     const sl_widths *w = &d->w;
-    size_t attn = (2 * SL_ATTN_BLOCK + CPU_ATTN_ROWS * SL_ATTN_HEADS + 1) * (size_t)w->head_dim +
-                  SL_ATTN_HEADS * (SL_ATTN_BLOCK + 2 * CPU_ATTN_ROWS);
+    size_t attn = sl_attn_scratch(w->head_dim, w->head_dim) + 2 * cpu_attn_queries(w) * (w->head_dim + 2);
     size_t most = SL_MAX(SL_MAX(2 * d->tile_floats, attn), 3 * (size_t)w->n_expert);
     return (most + 31) / 16 * 16;
 }
@@ -189,6 +188,8 @@ static sl_status take_scratch(cpu_device *d)
     SL_TRY(take(d, rows + 1, 1, sizeof(uint32_t), &d->tile_at));
     SL_TRY(take(d, d->max_runs, 1, sizeof(size_t), &d->run_at));
     SL_TRY(take(d, d->max_runs + 1, 1, sizeof(uint32_t), &d->run_task));
+    d->n_slots = d->n_threads == 1 ? 0 : 16 * d->n_threads + CPU_ATTN_SPLIT_ROWS;
+    SL_TRY(take(d, d->n_slots, (uint64_t)w->n_head * (w->head_dim + 2), sizeof(float), &d->part));
     return take(d, d->n_threads, d->thread_floats, sizeof(float), &d->thread);
 }
 

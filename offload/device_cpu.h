@@ -33,11 +33,19 @@ typedef struct cpu_device {
     char *qx, *qff;             /* quantised activations: of a product's inputs, of the runs in ff */
     size_t qx_bytes, qff_bytes;
     size_t *qff_at;             /* [max_runs] where a run's quantised activations start in qff */
+    float *part;                /* [n_slots]: attention states of a row's heads on one span */
+    uint32_t n_slots;
     float *thread;              /* [n_threads][thread_floats] */
     size_t thread_floats, tile_floats;  /* tile_floats: of one tile of weights */
 } cpu_device;
 
-enum { CPU_ATTN_ROWS = 8 };     /* rows of a sequence that share each key block they convert */
+enum { CPU_ATTN_SPLIT_ROWS = 8 };   /* rows of a tile whose spans are shared out to threads at most */
+
+/* Queries whose attention states a thread has room for, twice: a tile's on one KV head, or a row's. */
+static inline size_t cpu_attn_queries(const sl_widths *w)
+{
+    return SL_MAX((size_t)SL_ATTN_QUERIES, (size_t)w->n_head);
+}
 
 static inline float *cpu_scratch(const cpu_device *d, uint32_t thread)
 {

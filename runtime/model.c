@@ -460,6 +460,7 @@ static bool measure_widths(sl_model *m)
         WIDEN(k, (uint64_t)a->n_head_kv * a->k_dim);
         WIDEN(v, (uint64_t)a->n_head_kv * a->v_dim);
         WIDEN(att, (uint64_t)a->n_head * a->v_dim);
+        WIDEN(n_head, a->n_head);
         WIDEN(head_dim, SL_MAX(a->k_dim, a->v_dim));
         if (a->kind == SL_ATTN_MLA) {
             WIDEN(heads, a->n_head);

@@ -191,7 +191,7 @@ static void make_model(struct model *m, const struct shape *s)
         .d_model = D, .q = s->n_head * s->k_dim, .k = s->n_head_kv * s->k_dim, .v = s->n_head_kv * s->v_dim,
         .att = s->n_head * s->v_dim, .ff_sum = SL_MAX(s->ff, s->n_used * s->ff + s->shared), .n_used = s->n_used,
         .n_expert = s->n_expert, .n_vocab = VOCAB, .n_rot = s->n_rot, .cols = cols,
-        .head_dim = SL_MAX(s->k_dim, s->v_dim),
+        .n_head = s->n_head, .head_dim = SL_MAX(s->k_dim, s->v_dim),
         .mla = s->kind == SL_ATTN_MLA ? SL_MAX(mla, s->n_head * s->v_head) : 0,
     };
 }

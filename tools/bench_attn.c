@@ -56,7 +56,8 @@ static int make(struct attn_bench *b)
     b->isa = k.isa;
     sl_device_params p = { .pool = b->a->pool, .max_rows = PROMPT, .cpu_mask = b->a->mask,
                            .widths = { .d_model = DIM, .q = HEADS * DIM, .k = KV_HEADS * DIM, .v = KV_HEADS * DIM,
-                                       .att = HEADS * DIM, .cols = HEADS * DIM, .head_dim = DIM } };
+                                       .att = HEADS * DIM, .cols = HEADS * DIM, .n_head = HEADS,
+                                       .head_dim = DIM } };
     if (sl_device_create_cpu(b->a->ctx, &p, &b->dev) != SL_OK) return cli_fail_ctx(b->a->ctx);
     size_t row = 2 * HEADS * DIM + 2 * KV_HEADS * DIM, n_acts = PROMPT * row;
     b->pos = calloc(PROMPT, sizeof *b->pos);

@@ -13,6 +13,10 @@
 void sl_f32_set_c(sl_kernels *k);
 void sl_f32_set_avx2(sl_kernels *k);
 void sl_f32_set_avx512(sl_kernels *k);
+/* attention: attn.c */
+void sl_attn_set_c(sl_kernels *k);
+void sl_attn_set_avx2(sl_kernels *k);
+void sl_attn_set_avx512(sl_kernels *k);
 /* dequantisers: dequant_set.c */
 void sl_dequant_set_c(sl_kernels *k);
 void sl_dequant_set_avx2(sl_kernels *k);

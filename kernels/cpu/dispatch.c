@@ -50,12 +50,14 @@ void sl_kernels_init(sl_kernels *k, unsigned cpu)
     *k = (sl_kernels){ .isa = "c" };
     sl_dequant_set_c(k);
     sl_f32_set_c(k);
+    sl_attn_set_c(k);
     sl_quant_set_c(k);
 #if SL_HAVE_X86_SETS
     if (cpu & SL_CPU_AVX2) {
         k->isa = "avx2";
         sl_dequant_set_avx2(k);
         sl_f32_set_avx2(k);
+        sl_attn_set_avx2(k);
         sl_quant_set_avx2(k);
         if (cpu & SL_CPU_AVXVNNI) {
             k->isa = "avxvnni";
@@ -68,6 +70,7 @@ void sl_kernels_init(sl_kernels *k, unsigned cpu)
         k->isa = "avx512";
         sl_dequant_set_avx512(k);
         sl_f32_set_avx512(k);
+        sl_attn_set_avx512(k);
         sl_quant_set_avx512(k);
         if (cpu & SL_CPU_VNNI512) {
             k->isa = "avx512vnni";

@@ -6,7 +6,6 @@
 #include "kernels/cpu/expf.h"
 #include "kernels/cpu/half.h"
 
-#include <assert.h>
 #include <math.h>
 
 #if defined(__AVX512F__)
@@ -197,108 +196,14 @@ static void axpy(float a, const float *x, float *y, size_t n)
     for (size_t i = 0; i < n; i++) y[i] += a * x[i];
 }
 
-/* Round to nearest even: adding 2^(e+13-23)-sized magic lets the float adder round denormal halves;
- * normal ones round by integer arithmetic. */
 static void to_f16(const float *x, uint16_t *ret, size_t n)
 {
-    for (size_t i = 0; i < n; i++) {
-        uint32_t u = kx_bits(x[i]), sign = u >> 16 & 0x8000, a = u & 0x7fffffff;
-        uint32_t normal = (a - 0x38000000 + 0xfff + (a >> 13 & 1)) >> 13;   /* exponent bias 127 -> 15 */
-        uint32_t tiny = kx_bits(kx_from_bits(a) + 0.5f) - 0x3f000000;       /* 0.5's last bit is 2^-24 */
-        uint32_t h = a < 0x38800000 ? tiny : normal;
-        h = a >= 0x477ff000 ? 0x7c00 : h;                                   /* 65520 and above */
-        h = a > 0x7f800000 ? 0x7e00 : h;
-        ret[i] = (uint16_t)(h | sign);
-    }
+    for (size_t i = 0; i < n; i++) ret[i] = sl_f32_to_f16(x[i]);
 }
 
 static void from_f16(const uint16_t *x, float *ret, size_t n)
 {
     for (size_t i = 0; i < n; i++) ret[i] = sl_f16_to_f32(x[i]);
-}
-
-/* ret[d] = sum over j ascending of p[j] * v[j][d]. */
-KX_INLINE void weighted_sum(const float *p, const float *v, size_t ld, uint32_t n, uint32_t dim, float *ret)
-{
-    uint32_t d = 0;
-    for (; d + 4 * KX_W <= dim; d += 4 * KX_W) {
-        vf a0 = { 0 }, a1 = { 0 }, a2 = { 0 }, a3 = { 0 };
-        for (uint32_t j = 0; j < n; j++) {
-            const float *r = v + j * ld + d;
-            a0 += load(r) * p[j];
-            a1 += load(r + KX_W) * p[j];
-            a2 += load(r + 2 * KX_W) * p[j];
-            a3 += load(r + 3 * KX_W) * p[j];
-        }
-        store(ret + d, a0);
-        store(ret + d + KX_W, a1);
-        store(ret + d + 2 * KX_W, a2);
-        store(ret + d + 3 * KX_W, a3);
-    }
-    for (; d + KX_W <= dim; d += KX_W) {
-        vf a = { 0 };
-        for (uint32_t j = 0; j < n; j++) a += load(v + j * ld + d) * p[j];
-        store(ret + d, a);
-    }
-    for (; d < dim; d++) {
-        float a = 0;
-        for (uint32_t j = 0; j < n; j++) a += v[j * ld + d] * p[j];
-        ret[d] = a;
-    }
-}
-
-/* Scores of all heads of the tile, [n_q][SL_ATTN_BLOCK]. */
-static void scores(const sl_attn_tile *t, float *ret)
-{
-    float out[SL_DOTS_TILE * SL_DOTS_TILE];
-    const float *q[SL_DOTS_TILE], *k[SL_DOTS_TILE];
-    for (uint32_t j = 0; j < t->n_keys; j += SL_DOTS_TILE) {
-        uint32_t nk = SL_MIN(t->n_keys - j, (uint32_t)SL_DOTS_TILE);
-        for (uint32_t e = 0; e < nk; e++) k[e] = t->k + (j + e) * t->k_ld;
-        for (uint32_t i = 0; i < t->n_q; i += SL_DOTS_TILE) {
-            uint32_t nq = SL_MIN(t->n_q - i, (uint32_t)SL_DOTS_TILE);
-            for (uint32_t e = 0; e < nq; e++) q[e] = t->q + (size_t)(i + e) * t->k_dim;
-            dots(k, nk, q, nq, t->k_dim, out);
-            for (uint32_t b = 0; b < nq; b++)
-                for (uint32_t a = 0; a < nk; a++)
-                    ret[(i + b) * SL_ATTN_BLOCK + j + a] = out[b * SL_DOTS_TILE + a] * t->scale;
-        }
-    }
-}
-
-static void attend(const sl_attn_tile *t)
-{
-    assert(t->n_q <= SL_ATTN_HEADS && t->n_keys <= SL_ATTN_BLOCK && t->n_keys > 0);
-    float *part = t->scratch + SL_ATTN_HEADS * SL_ATTN_BLOCK;
-    scores(t, t->scratch);
-    for (uint32_t h = 0; h < t->n_q; h++) {
-        float *s = t->scratch + h * SL_ATTN_BLOCK, mb = s[0], lb;
-        for (uint32_t j = 1; j < t->n_keys; j++) mb = s[j] > mb ? s[j] : mb;
-        for (uint32_t j = t->n_keys; j < SL_ATTN_BLOCK; j++) s[j] = -INFINITY;
-        for (uint32_t j = 0; j < SL_ATTN_BLOCK; j++) s[j] = kx_exp(s[j] - mb);
-#define F_SUM(e) s[e]
-        KX_SUM16(lb, SL_ATTN_BLOCK, F_SUM);
-#undef F_SUM
-        weighted_sum(s, t->v, t->v_ld, t->n_keys, t->v_dim, part);
-        float m = t->m[h] > mb ? t->m[h] : mb;
-        float old = kx_exp(t->m[h] - m), now = kx_exp(mb - m);
-        float *acc = t->acc + (size_t)h * t->v_dim;
-        t->m[h] = m;
-        t->l[h] = t->l[h] * old + lb * now;
-        for (uint32_t d = 0; d < t->v_dim; d++) acc[d] = acc[d] * old + part[d] * now;
-    }
-}
-
-static void attend_end(const float *sink, float m, float l, const float *acc, uint32_t v_dim, float *out)
-{
-    float old = 1;
-    if (sink) {
-        float top = m > *sink ? m : *sink;
-        old = kx_exp(m - top);
-        l = l * old + kx_exp(*sink - top);
-    }
-    float f = old / l;
-    for (uint32_t d = 0; d < v_dim; d++) out[d] = acc[d] * f;
 }
 
 void KX_NAME(sl_f32_set, KX_SET)(sl_kernels *k)
@@ -312,6 +217,4 @@ void KX_NAME(sl_f32_set, KX_SET)(sl_kernels *k)
     k->axpy = axpy;
     k->to_f16 = to_f16;
     k->from_f16 = from_f16;
-    k->attend = attend;
-    k->attend_end = attend_end;
 }
