@@ -196,7 +196,8 @@ int main(void)
     T_NEED(want && got && mkdtemp(dir), "a folder %s", dir);
     snprintf(path, sizeof path, "%s/m.gguf", dir);
     for (uint32_t i = 0; i < LONG + TAIL; i++) ids[i] = (int32_t)t_below(N_VOCAB);
-    for (uint32_t i = 0; i < SL_LEN(models); i++) {
+    uint32_t n_models = getenv("SLUICE_SANITIZED") ? 1 : SL_LEN(models);     /* all of them take a minute there */
+    for (uint32_t i = 0; i < n_models; i++) {
         sl_preset p;
         sl_synth_params sp = { .preset = tiny(models[i].like, &p), .quant = models[i].quant, .seed = 3 };
         sl_synth_report report;

@@ -7,7 +7,15 @@
  *   I1  fn, arg, n_tasks change only while state == 0 (closed, nobody inside)
  *   I2  a worker runs tasks only between a successful join and its leave
  *   I3  every join happens before the close, so after it the count inside only falls
- * Workers wait for `gen` to move: they spin for SPIN_NS, then sleep on a futex. */
+ * Workers wait for `gen` to move: they spin for SPIN_NS, then sleep on a futex.
+ *
+ * Workers are bound to physical cores until other programs want one of them. A thread that loses its
+ * core inside a task keeps everybody waiting for milliseconds, where a run takes fractions of one. So
+ * each thread looks now and then how often it was preempted, and how much of the time it got. When it
+ * was crowded, a worker (for the driver, the first that comes by) gives up its core for its NUMA node,
+ * where the kernel finds free ones, and rests while the others do its work: longer each time, until all
+ * is calm again. Short visits by others cost less than a rest, and do not count.
+ */
 #include "runtime/base/sl_pool.h"
 
 #include <assert.h>
@@ -19,35 +27,52 @@
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
 
 #define SPIN_NS 50000       /* a stage of a small model is shorter, a read from disk is longer */
 #define SPIN_BATCH 16       /* pauses between two looks at the clock */
+#define LOOK_NS 20000000    /* between two looks */
+#define CROWDED_N 3         /* preemptions between two looks: time slices are about 3 ms */
+#define CROWDED_SHARE 0.75  /* and less than this of the core's time */
+#define REST_MIN_NS 10000000u
+#define REST_MAX_NS 160000000u
 #define LINE 64
 
 #define OPEN 0x80000000u    /* workers may join */
 #define WAITS 0x40000000u   /* the driver sleeps until the last one leaves */
 #define INSIDE 0x0000ffffu  /* workers inside */
 
+/* A thread's counts at its last look. */
+struct looks {
+    uint64_t at_ns, cpu_ns;
+    long n_preempted;
+};
+
 struct worker {
     sl_pool *pool;
     uint32_t index;
     pthread_t thread;
     hwloc_cpuset_t cpus;    /* where to bind; NULL: nowhere */
+    hwloc_cpuset_t node;    /* and when the core is shared; NULL as cpus */
+    struct looks looks;
+    uint64_t rest_ns, rested_ns;    /* the last rest and its end; 0: none */
 };
 
 struct sl_pool {
     _Alignas(LINE) _Atomic uint32_t gen;    /* moves with every run, and at the end */
     _Atomic uint32_t n_parked;
-    _Atomic bool quit;
+    _Atomic uint32_t quit;
     _Alignas(LINE) _Atomic uint32_t state;
     _Alignas(LINE) _Atomic uint64_t next;   /* 64 bits: late takers cannot wrap it */
     _Alignas(LINE) sl_task_fn fn;
     void *arg;
     uint32_t n_tasks;
     _Atomic bool busy;
+    _Atomic bool crowded;   /* the driver was: one worker should rest */
+    struct looks looks;     /* the driver's */
     uint32_t n_threads, n_started;
     bool spin;              /* false when threads outnumber cores: spinning would starve a peer */
     struct worker *workers; /* [n_threads]; 0 is the driver and has no thread */
@@ -70,10 +95,11 @@ static uint64_t now_ns(void)
     return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
 }
 
-/* Sleeps while *word == seen; may return early. */
-static void futex_wait(_Atomic uint32_t *word, uint32_t seen)
+/* Sleeps while *word == seen, at most for max_ns (0: for ever); may return early. */
+static void futex_wait(_Atomic uint32_t *word, uint32_t seen, uint64_t max_ns)
 {
-    syscall(SYS_futex, (void *)word, FUTEX_WAIT_PRIVATE, seen, NULL, NULL, 0);
+    struct timespec t = { (time_t)(max_ns / 1000000000u), (long)(max_ns % 1000000000u) };
+    syscall(SYS_futex, (void *)word, FUTEX_WAIT_PRIVATE, seen, max_ns ? &t : NULL, NULL, 0);
 }
 
 static void futex_wake(_Atomic uint32_t *word, uint32_t n)
@@ -101,7 +127,7 @@ static uint32_t next_gen(sl_pool *p, uint32_t seen)
 {
     if (!p->spin || !spin_while(&p->gen, seen)) {
         atomic_fetch_add(&p->n_parked, 1);
-        while (atomic_load(&p->gen) == seen) futex_wait(&p->gen, seen);
+        while (atomic_load(&p->gen) == seen) futex_wait(&p->gen, seen, 0);
         atomic_fetch_sub(&p->n_parked, 1);
     }
     return atomic_load_explicit(&p->gen, memory_order_acquire);
@@ -122,6 +148,34 @@ static void leave(sl_pool *p)
     uint32_t before = atomic_fetch_sub_explicit(&p->state, 1, memory_order_acq_rel);
     assert(before & INSIDE);
     if (before == (WAITS | 1)) futex_wake(&p->state, 1);
+}
+
+static uint64_t ns_of(struct timeval t)
+{
+    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_usec * 1000u;
+}
+
+/* Whether the calling thread has been crowded since its last look, if that is some time ago. */
+static bool is_crowded(struct looks *l)
+{
+    struct rusage u;
+    uint64_t now = now_ns(), past = now - l->at_ns;
+    if (past < LOOK_NS || getrusage(RUSAGE_THREAD, &u) != 0) return false;
+    uint64_t cpu = ns_of(u.ru_utime) + ns_of(u.ru_stime);
+    bool ret = past < 2 * LOOK_NS && u.ru_nivcsw - l->n_preempted >= CROWDED_N
+            && (double)(cpu - l->cpu_ns) < CROWDED_SHARE * (double)past;
+    *l = (struct looks){ now, cpu, u.ru_nivcsw };
+    return ret;
+}
+
+static void rest(struct worker *w)
+{
+    sl_pool *p = w->pool;
+    bool again = w->rest_ns && now_ns() - w->rested_ns < 2 * REST_MAX_NS;
+    w->rest_ns = again ? SL_MIN(2 * w->rest_ns, REST_MAX_NS) : REST_MIN_NS;
+    if (w->node) (void)hwloc_set_cpubind(p->topo, w->node, HWLOC_CPUBIND_THREAD);
+    futex_wait(&p->quit, 0, w->rest_ns);
+    w->rested_ns = now_ns();
 }
 
 static void work(sl_pool *p, uint32_t thread)
@@ -147,6 +201,9 @@ static void *worker_main(void *arg)
         if (!join(p)) continue;
         work(p, w->index);
         leave(p);
+        bool for_driver = atomic_load_explicit(&p->crowded, memory_order_relaxed)
+                       && atomic_exchange(&p->crowded, false);
+        if (is_crowded(&w->looks) || for_driver) rest(w);
     }
 }
 
@@ -164,7 +221,7 @@ static void close_run(sl_pool *p)
         if (!s || !sleep) continue;
         s = atomic_fetch_or_explicit(&p->state, WAITS, memory_order_acq_rel) | WAITS;
         while (s & INSIDE) {
-            futex_wait(&p->state, s);
+            futex_wait(&p->state, s, 0);
             s = atomic_load_explicit(&p->state, memory_order_acquire);
         }
         atomic_store_explicit(&p->state, 0, memory_order_relaxed);
@@ -189,6 +246,7 @@ void sl_pool_run(sl_pool *p, sl_task_fn fn, void *arg, uint32_t n_tasks)
         if (atomic_load(&p->n_parked)) futex_wake(&p->gen, SL_MIN(n_tasks - 1, p->n_threads - 1));
         work(p, 0);
         close_run(p);
+        if (is_crowded(&p->looks)) atomic_store_explicit(&p->crowded, true, memory_order_relaxed);
     }
     atomic_store_explicit(&p->busy, false, memory_order_release);
 }
@@ -270,6 +328,18 @@ static void visit_first_core(const struct cpus *c)
         (void)hwloc_set_cpubind(c->topo, c->set, HWLOC_CPUBIND_THREAD);
 }
 
+/* The worker's own core and, for later, its NUMA node, both as far as the process may use them. */
+static void set_places(struct worker *w, hwloc_obj_t core, const struct cpus *c)
+{
+    w->cpus = hwloc_bitmap_dup(core->cpuset);
+    w->node = hwloc_bitmap_dup(c->set);
+    if (w->cpus) hwloc_bitmap_and(w->cpus, w->cpus, c->set);
+    for (hwloc_obj_t o = NULL; w->node
+         && (o = hwloc_get_next_obj_by_type(c->topo, HWLOC_OBJ_NUMANODE, o)) != NULL;)
+        if (hwloc_bitmap_isincluded(core->cpuset, o->cpuset))
+            hwloc_bitmap_and(w->node, w->node, o->cpuset);
+}
+
 /* Workers start with every signal blocked, so that Ctrl-C reaches the caller's thread. */
 static sl_status start_workers(sl_ctx *ctx, sl_pool *p, const struct cpus *c)
 {
@@ -283,8 +353,7 @@ static sl_status start_workers(sl_ctx *ctx, sl_pool *p, const struct cpus *c)
         struct worker *w = &p->workers[i];
         hwloc_obj_t core = bind ? core_at(c, i) : NULL;
         *w = (struct worker){ .pool = p, .index = i };
-        if (core && (w->cpus = hwloc_bitmap_dup(core->cpuset)) != NULL)
-            hwloc_bitmap_and(w->cpus, w->cpus, c->set);
+        if (core) set_places(w, core, c);
         err = pthread_create(&w->thread, NULL, worker_main, w);
         if (!err) p->n_started = i;
     }
@@ -336,12 +405,15 @@ void sl_pool_destroy(sl_pool **pool)
     sl_pool *p = *pool;
     *pool = NULL;
     if (!p) return;
-    atomic_store(&p->quit, true);
+    atomic_store(&p->quit, 1);
     atomic_fetch_add(&p->gen, 1);
     futex_wake(&p->gen, INT_MAX);
+    futex_wake(&p->quit, INT_MAX);
     for (uint32_t i = 1; i <= p->n_started; i++) pthread_join(p->workers[i].thread, NULL);
-    for (uint32_t i = 1; p->workers && i < p->n_threads; i++)
-        if (p->workers[i].cpus) hwloc_bitmap_free(p->workers[i].cpus);
+    for (uint32_t i = 1; p->workers && i < p->n_threads; i++) {
+        hwloc_bitmap_free(p->workers[i].cpus);
+        hwloc_bitmap_free(p->workers[i].node);
+    }
     free(p->workers);
     if (p->topo) hwloc_topology_destroy(p->topo);
     free(p);
