@@ -21,7 +21,7 @@ struct attn_bench {
     const char *isa;
 };
 
-static const sl_type kv_types[] = { SL_F16 };
+static const sl_type kv_types[] = { SL_F16, SL_BF16, SL_Q8_0 };
 
 static uint32_t rnd(uint32_t *state)        /* xorshift32 */
 {
