@@ -168,7 +168,8 @@ static void multiply_task(void *arg, uint32_t index, uint32_t thread)
     const cpu_product *p = m->p + at;
     uint32_t chunks = m->per[at] * p->mat->count;   /* neighbours share activation rows */
     uint32_t rest = (index - m->first[at]) % chunks, c = rest / m->per[at], part = rest % m->per[at];
-    uint32_t x_first = (index - m->first[at]) / chunks * m->x_rows[at], x_end = SL_MIN(x_first + m->x_rows[at], p->n);
+    uint32_t x_first = (index - m->first[at]) / chunks * m->x_rows[at];
+    uint32_t x_end = SL_MIN(x_first + m->x_rows[at], p->n);
     uint32_t end = SL_MIN((part + 1) * m->chunk[at], p->mat->rows);
     uint32_t unit = cpu_tile_rows(m->d, p->mat, p->n);
     for (uint32_t row = part * m->chunk[at]; row < end; row += unit)
