@@ -476,6 +476,17 @@ static bool measure_widths(sl_model *m)
     return true;
 }
 
+/* Activations of a lane, and what the cpu device takes beside them: floats of its own and the same
+ * once more in 8 bits (offload/device_cpu.c, take_scratch). tests/t_engine.c holds them together. */
+static uint64_t row_scratch(const sl_widths *w)
+{
+    uint64_t lane = 3ull * w->d_model + w->q + w->k + w->v + w->att + 2ull * w->n_used + 1;
+    uint64_t device = (uint64_t)w->n_rot + w->mla + w->n_expert + w->ff_sum;
+    uint64_t inputs = SL_MAX(2 * (w->cols * 5ull / 4 + 192),
+                             SL_MAX(w->mla, w->att) * 5ull / 4 + 192ull * w->heads);
+    return sizeof(float) * (lane + device) + inputs + w->ff_sum * 5ull / 4 + 192 * (w->n_used + 1ull);
+}
+
 static void measure_shape(opener *o)
 {
     sl_model *m = o->m;
@@ -490,8 +501,7 @@ static void measure_shape(opener *o)
     for (uint32_t i = 0; i < s->n_layer; i++)
         s->experts_bytes += m->layer_shapes[i].expert_bytes * m->layer_shapes[i].n_expert;
     s->dense_bytes = s->total_bytes - SL_MIN(s->experts_bytes, s->total_bytes);
-    s->row_scratch_bytes = sizeof(float) * (3ull * w->d_model + w->q + w->k + w->v + w->att
-                                            + 2ull * w->n_used + 1 + w->n_rot + w->ff_sum);
+    s->row_scratch_bytes = row_scratch(w);
     for (uint64_t i = 0; i < sl_gguf_n_tensors(m->gguf); i++) {
         const sl_tensor *t = sl_gguf_tensor(m->gguf, i);
         if (o->used[i]) s->n_params += t->ne[0] * t->ne[1] * t->ne[2] * t->ne[3];

@@ -136,6 +136,20 @@ static void check_crowd(void)
     }
 }
 
+/* What the plan says a pass takes is what the engine takes, but for tables that do not grow with rows. */
+static void check_scratch(const char *name)
+{
+    fixture f = open_engine(name, 2048, 1, 2048, 1);
+    sl_mem_report mem;
+    sl_mem_get(f.ctx, &mem);
+    uint64_t got = mem.bytes[SL_ACC_SCRATCH], said = f.plan.scratch_bytes;
+    T_CHECK(got <= said + (1 << 20) && said <= got + got / 4, "%s: scratch of %llu bytes, planned %llu",
+            name, (unsigned long long)got, (unsigned long long)said);
+    T_CHECK(mem.bytes[SL_ACC_KV] == f.plan.kv_bytes, "%s: KV of %llu bytes, planned %llu", name,
+            (unsigned long long)mem.bytes[SL_ACC_KV], (unsigned long long)f.plan.kv_bytes);
+    close_engine(&f);
+}
+
 static void check_limits(void)
 {
     fixture f = open_engine("llama", 40, 2, 8, 1);
@@ -263,6 +277,9 @@ int main(void)
     check_continue();
     check_crowd();
     check_limits();
+    check_scratch("qwen3moe");
+    check_scratch("llama");
+    check_scratch("deepseek2-v3");
     check_stop();
     check_churn();
     check_allocations("qwen3moe");
