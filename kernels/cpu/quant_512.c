@@ -16,18 +16,6 @@ typedef __m512 vf;
 
 enum { TILE_VECTORS = 2, TILE_ROWS = 16 * TILE_VECTORS, MAX_X = 6, BLOCK = 256, MAX_SLOTS = 90 };
 
-/* How a type's blocks are multiplied: constants once inlined. */
-struct kind {
-    int group;
-    int n_sc;       /* scales of a block of 256: 8 or 16; 0 in groups of 32 */
-    bool mins;
-    bool wide;      /* q may exceed 127 */
-};
-
-KX_INLINE int n_mins(struct kind k) { return k.mins ? k.n_sc / 2 : 0; }
-KX_INLINE int slot_d(struct kind k) { return k.group / 4 + k.n_sc + n_mins(k); }
-KX_INLINE int n_slots(struct kind k) { return slot_d(k) + 1 + k.mins; }
-
 /* acc += w x, four products a lane, w unsigned. */
 KX_INLINE vi dot4(vi acc, vi w, vi x, bool wide)
 {
@@ -187,8 +175,6 @@ KX_INLINE void multiply(struct kind k, const uint8_t *w, const struct xblock *x,
 /* What becomes of the slots of a block: either they are stored, the vectors of nv row groups side by side,
  * or they are multiplied on the spot by one activation row. */
 struct sink {
-    struct kind k;
-    bool stores;
     uint8_t *to;                /* the block's place plus 64 times the row group's index */
     int nv;
     const struct xblock *x;
@@ -198,20 +184,19 @@ struct sink {
 };
 
 /* Before a block that is multiplied. */
-KX_INLINE void sink_begin(struct sink *o, int group)
+KX_INLINE void sink_begin(struct sink *o, const struct kind k, int group)
 {
-    const int n = o->k.group == 32 ? 1 : o->k.n_sc;
+    const int n = k.group == 32 ? 1 : k.n_sc;
     o->group = group;
     KX_UNROLL for (int c = 0; c < n; c++)
-        o->sum[c] = o->k.mins ? _mm512_setzero_si512() : bcast(&o->x->z[o->k.group == 32 ? group : c]);
+        o->sum[c] = k.mins ? _mm512_setzero_si512() : bcast(&o->x->z[k.group == 32 ? group : c]);
     o->total = o->summ = _mm512_setzero_si512();
 }
 
-KX_INLINE void sink_put(struct sink *o, const int slot, vi v)
+KX_INLINE void sink_put(SINK, const int slot, vi v)
 {
-    const struct kind k = o->k;
     const int n_w = k.group / 4, chain = k.n_sc ? 64 / k.n_sc : 8, d = slot_d(k);
-    if (o->stores) {
+    if (stores) {
         _mm512_store_si512(o->to + (size_t)slot * 64 * (size_t)o->nv, v);
     } else if (slot < n_w) {
         o->sum[slot / chain] = dot4_at(o->sum[slot / chain], v, o->x->a + o->group * 32 + 4 * slot, k.wide);
@@ -225,11 +210,11 @@ KX_INLINE void sink_put(struct sink *o, const int slot, vi v)
         vf summ = k.n_sc ? _mm512_cvtepi32_ps(o->summ) : _mm512_castsi512_ps(bcast(&o->x->z[o->group]));
         o->u = _mm512_fnmadd_ps(_mm512_castsi512_ps(v), summ, o->u);
     }
-    if (!o->stores && slot == d + k.mins)
+    if (!stores && slot == d + k.mins)
         o->acc = _mm512_fmadd_ps(_mm512_set1_ps(o->x->scale[o->group]), o->u, o->acc);
 }
 
-typedef void (*unpack_fn)(const uint8_t *const *row, size_t off, struct sink *o);
+typedef void (*unpack_fn)(const uint8_t *const *row, size_t off, SINK);
 
 /* Rows of weights times activation rows. */
 struct product {
@@ -308,10 +293,10 @@ KX_INLINE void tile(struct kind k, int zero, unpack_fn fn, pieces_fn pieces, siz
         int n_groups = k.group == 32 ? (int)(SL_MIN(p->n - at, (size_t)BLOCK) / 32) : 1;
         for (int v = 0; v < TILE_VECTORS; v++)
             for (int i = 0; i < n_groups; i++, ahead += 16 * block_bytes) {
-                struct sink o = { .k = k, .stores = true, .nv = TILE_VECTORS };
+                struct sink o = { .nv = TILE_VECTORS };
                 o.to = block + (i * n_slots(k) * TILE_VECTORS + v) * 64;
                 prefetch(ahead, 16 * block_bytes);
-                fn(row[v], first + (size_t)i * block_bytes, &o);
+                fn(row[v], first + (size_t)i * block_bytes, &o, k, true);
             }
         pieces(zero, p, block, at);
     }
@@ -328,7 +313,7 @@ KX_INLINE void rows(struct kind k, int zero, unpack_fn fn, size_t block_bytes, c
     for (uint32_t r = 0; r < n_rows; r += 16) {
         const uint8_t *row[16], *ahead = (const uint8_t *)w + (r + 16) * row_bytes;
         struct xblock xb;
-        struct sink o = { .k = k, .x = &xb, .acc = _mm512_setzero_ps() };
+        struct sink o = { .x = &xb, .acc = _mm512_setzero_ps() };
         row_pointers(w, row_bytes, r, n_rows, row);
         for (size_t at = 0; at < n; at += BLOCK) {
             size_t first = at / (size_t)k.group * block_bytes;
@@ -336,8 +321,8 @@ KX_INLINE void rows(struct kind k, int zero, unpack_fn fn, size_t block_bytes, c
             xblock_init(k, zero, x, n, at, &xb);
             for (int i = 0; i < n_groups; i++, ahead += 16 * block_bytes) {
                 if (ahead < end) prefetch(ahead, 16 * block_bytes);
-                sink_begin(&o, i);
-                fn(row, first + (size_t)i * block_bytes, &o);
+                sink_begin(&o, k, i);
+                fn(row, first + (size_t)i * block_bytes, &o, k, false);
             }
         }
         __mmask16 mask = n_rows - r < 16 ? (__mmask16)((1u << (n_rows - r)) - 1) : 0xffff;

@@ -16,7 +16,7 @@
 
 typedef __m512i vi;
 #define KX_INLINE static inline __attribute__((always_inline))
-#define PUT(slot, v) sink_put(o, slot, v)
+#define PUT(slot, v) sink_put(o, k, stores, slot, v)
 #define PUTF(slot, v) PUT(slot, _mm512_castps_si512(v))
 #ifdef __clang__
 #define KX_UNROLL _Pragma("clang loop unroll(full)")
@@ -24,10 +24,24 @@ typedef __m512i vi;
 #define KX_UNROLL _Pragma("GCC unroll 16")
 #endif
 
+/* How a type's blocks are multiplied: constants once inlined. */
+struct kind {
+    int group;
+    int n_sc;       /* scales of a block of 256: 8 or 16; 0 in groups of 32 */
+    bool mins;
+    bool wide;      /* q may exceed 127 */
+};
+
+KX_INLINE int n_mins(struct kind k) { return k.mins ? k.n_sc / 2 : 0; }
+KX_INLINE int slot_d(struct kind k) { return k.group / 4 + k.n_sc + n_mins(k); }
+KX_INLINE int n_slots(struct kind k) { return slot_d(k) + 1 + k.mins; }
+
 /* Where slots go: quant_512.c stores or multiplies them. Slot numbers are constants once inlined, so
- * every loop around a PUT is unrolled. */
+ * every loop around a PUT is unrolled; k and stores stand beside the struct, because clang leaves a
+ * constant in a struct in memory, and the struct with it. */
 struct sink;
-KX_INLINE void sink_put(struct sink *o, const int slot, vi v);
+#define SINK struct sink *o, const struct kind k, const bool stores
+KX_INLINE void sink_put(SINK, const int slot, vi v);
 
 KX_INLINE vi and8(vi v, int mask) { return _mm512_and_si512(v, _mm512_set1_epi8((char)mask)); }
 KX_INLINE vi and32(vi v, int mask) { return _mm512_and_si512(v, _mm512_set1_epi32(mask)); }
@@ -57,7 +71,7 @@ KX_INLINE void dwords4(const uint8_t *const *row, size_t off, vi *out)
 KX_INLINE void dwords16(const uint8_t *const *row, size_t off, vi *out)
 {
     vi u[4][4];
-    KX_UNROLL for (int q = 0; q < 4; q++) {       /* rows 4q .. 4q + 3: lane l of u[q][c] is dword 4l + c of each */
+    KX_UNROLL for (int q = 0; q < 4; q++) {     /* lane l of u[q][c]: dword 4l + c of rows 4q .. 4q + 3 */
         vi a[4];
         KX_UNROLL for (int c = 0; c < 4; c++) {
             a[c] = _mm512_loadu_si512(row[4 * q + c] + off);
@@ -162,7 +176,7 @@ KX_INLINE vi iq4_levels(void)
     return levels_at(-128, l);      /* + 128 modulo 256 */
 }
 
-KX_INLINE void unpack_q4_0(const uint8_t *const *row, size_t off, struct sink *o)
+KX_INLINE void unpack_q4_0(const uint8_t *const *row, size_t off, SINK)
 {
     vi w[4];
     dwords4(row, off + 2, w);
@@ -175,7 +189,7 @@ KX_INLINE vi negate_f32(__m512 v)
     return _mm512_xor_si512(_mm512_castps_si512(v), _mm512_set1_epi32((int)0x80000000));
 }
 
-KX_INLINE void unpack_q4_1(const uint8_t *const *row, size_t off, struct sink *o)
+KX_INLINE void unpack_q4_1(const uint8_t *const *row, size_t off, SINK)
 {
     vi w[4], d = dwords1(row, off);
     dwords4(row, off + 4, w);
@@ -184,7 +198,7 @@ KX_INLINE void unpack_q4_1(const uint8_t *const *row, size_t off, struct sink *o
     PUT(9, negate_f32(floats(shr(d, 16))));
 }
 
-KX_INLINE void unpack_q5_0(const uint8_t *const *row, size_t off, struct sink *o)
+KX_INLINE void unpack_q5_0(const uint8_t *const *row, size_t off, SINK)
 {
     vi w[4], h = dwords1(row, off + 2);
     dwords4(row, off + 6, w);
@@ -192,7 +206,7 @@ KX_INLINE void unpack_q5_0(const uint8_t *const *row, size_t off, struct sink *o
     PUTF(8, floats(words1(row, off)));
 }
 
-KX_INLINE void unpack_q5_1(const uint8_t *const *row, size_t off, struct sink *o)
+KX_INLINE void unpack_q5_1(const uint8_t *const *row, size_t off, SINK)
 {
     vi w[4], head[4];
     dwords4(row, off, head);
@@ -203,7 +217,7 @@ KX_INLINE void unpack_q5_1(const uint8_t *const *row, size_t off, struct sink *o
     PUT(9, negate_f32(floats(shr(head[0], 16))));
 }
 
-KX_INLINE void unpack_q8_0(const uint8_t *const *row, size_t off, struct sink *o)
+KX_INLINE void unpack_q8_0(const uint8_t *const *row, size_t off, SINK)
 {
     vi w[8];
     dwords4(row, off + 2, w);
@@ -212,7 +226,7 @@ KX_INLINE void unpack_q8_0(const uint8_t *const *row, size_t off, struct sink *o
     PUTF(8, floats(words1(row, off)));
 }
 
-KX_INLINE void unpack_iq4_nl(const uint8_t *const *row, size_t off, struct sink *o)
+KX_INLINE void unpack_iq4_nl(const uint8_t *const *row, size_t off, SINK)
 {
     vi w[4], level = iq4_levels();
     dwords4(row, off + 2, w);
@@ -220,7 +234,7 @@ KX_INLINE void unpack_iq4_nl(const uint8_t *const *row, size_t off, struct sink 
     PUTF(8, floats(words1(row, off)));
 }
 
-KX_INLINE void unpack_mxfp4(const uint8_t *const *row, size_t off, struct sink *o)
+KX_INLINE void unpack_mxfp4(const uint8_t *const *row, size_t off, SINK)
 {
     static const int8_t l[16] = { 0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12 };
     vi w[4], level = levels_at(64, l), one = _mm512_set1_epi32(1), e = and32(words1(row, off), 255);
@@ -238,7 +252,7 @@ KX_INLINE vi byte_of(const vi *w, int i)
 }
 
 /* 6-bit scales and minima of Q4_K and Q5_K (dequant.c), d and dmin: slots from `first`. */
-KX_INLINE void head_k4(const uint8_t *const *row, size_t off, struct sink *o, int first)
+KX_INLINE void head_k4(const uint8_t *const *row, size_t off, SINK, int first)
 {
     vi w[4], m[8];
     dwords4(row, off, w);
@@ -255,7 +269,7 @@ KX_INLINE void head_k4(const uint8_t *const *row, size_t off, struct sink *o, in
     PUTF(first + 13, floats(shr(w[0], 16)));
 }
 
-KX_INLINE void unpack_q4_k(const uint8_t *const *row, size_t off, struct sink *o)
+KX_INLINE void unpack_q4_k(const uint8_t *const *row, size_t off, SINK)
 {
     KX_UNROLL for (int half = 0; half < 2; half++) {
         vi w[16];
@@ -266,10 +280,10 @@ KX_INLINE void unpack_q4_k(const uint8_t *const *row, size_t off, struct sink *o
             PUT(slot + 8, and8(shr(w[i], 4), 15));
         }
     }
-    head_k4(row, off, o, 64);
+    head_k4(row, off, o, k, stores, 64);
 }
 
-KX_INLINE void unpack_q5_k(const uint8_t *const *row, size_t off, struct sink *o)
+KX_INLINE void unpack_q5_k(const uint8_t *const *row, size_t off, SINK)
 {
     vi h[8];
     dwords4(row, off + 16, h);
@@ -284,10 +298,10 @@ KX_INLINE void unpack_q5_k(const uint8_t *const *row, size_t off, struct sink *o
             PUT(slot + 8, pick(shr(w[i], 4), shift(h[i % 8], 3 - bit), 15, 31));
         }
     }
-    head_k4(row, off, o, 64);
+    head_k4(row, off, o, k, stores, 64);
 }
 
-KX_INLINE void unpack_q6_k(const uint8_t *const *row, size_t off, struct sink *o)
+KX_INLINE void unpack_q6_k(const uint8_t *const *row, size_t off, SINK)
 {
     vi h[16], s[4];
     dwords16(row, off + 128, h);
@@ -306,7 +320,7 @@ KX_INLINE void unpack_q6_k(const uint8_t *const *row, size_t off, struct sink *o
     PUTF(80, floats(words1(row, off + 208)));
 }
 
-KX_INLINE void unpack_q2_k(const uint8_t *const *row, size_t off, struct sink *o)
+KX_INLINE void unpack_q2_k(const uint8_t *const *row, size_t off, SINK)
 {
     vi w[16], s[4], d = dwords1(row, off + 80);
     dwords16(row, off + 16, w);
@@ -321,7 +335,7 @@ KX_INLINE void unpack_q2_k(const uint8_t *const *row, size_t off, struct sink *o
     PUTF(89, floats(shr(d, 16)));
 }
 
-KX_INLINE void unpack_q3_k(const uint8_t *const *row, size_t off, struct sink *o)
+KX_INLINE void unpack_q3_k(const uint8_t *const *row, size_t off, SINK)
 {
     vi w[16], h[8], t[4], s[3];
     dwords4(row, off, h);
@@ -342,7 +356,7 @@ KX_INLINE void unpack_q3_k(const uint8_t *const *row, size_t off, struct sink *o
     PUTF(80, floats(shr(t[3], 16)));
 }
 
-KX_INLINE void unpack_iq4_xs(const uint8_t *const *row, size_t off, struct sink *o)
+KX_INLINE void unpack_iq4_xs(const uint8_t *const *row, size_t off, SINK)
 {
     vi level = iq4_levels(), head[4];
     KX_UNROLL for (int half = 0; half < 2; half++) {
@@ -500,13 +514,13 @@ KX_INLINE void book_iq3_s(const uint8_t *b, uint8_t *q, int16_t *sc)
 }
 
 /* The elements, scales and d of 16 rows, apart. Scale j is number j of n_sc. */
-KX_INLINE void put_book(const struct book *k, struct sink *o, const int n_sc)
+KX_INLINE void put_book(const struct book *b, SINK, const int n_sc)
 {
     const uint8_t *q[16], *s[16];
     vi w[16];
     for (int r = 0; r < 16; r++) {
-        q[r] = k->q[r];
-        s[r] = (const uint8_t *)k->sc[r];
+        q[r] = b->q[r];
+        s[r] = (const uint8_t *)b->sc[r];
     }
     KX_UNROLL for (int c = 0; c < 4; c++) {
         dwords16(q, 64 * (size_t)c, w);
@@ -516,18 +530,18 @@ KX_INLINE void put_book(const struct book *k, struct sink *o, const int n_sc)
     if (n_sc == 16) dwords4(s, 16, w + 4);
     KX_UNROLL for (int j = 0; j < n_sc; j++)
         PUT(64 + j, _mm512_srai_epi32(j % 2 ? w[j / 2] : shl(w[j / 2], 16), 16));
-    PUTF(64 + n_sc, _mm512_loadu_ps(k->d));
+    PUTF(64 + n_sc, _mm512_loadu_ps(b->d));
 }
 
 #define BOOK(name, n_sc, d_scale) \
-    KX_INLINE void unpack_##name(const uint8_t *const *row, size_t off, struct sink *o) \
+    KX_INLINE void unpack_##name(const uint8_t *const *row, size_t off, SINK) \
     { \
-        struct book k; \
+        struct book b; \
         for (int r = 0; r < 16; r++) { \
-            book_##name(row[r] + off, k.q[r], k.sc[r]); \
-            k.d[r] = sl_load_f16(row[r] + off) * d_scale; \
+            book_##name(row[r] + off, b.q[r], b.sc[r]); \
+            b.d[r] = sl_load_f16(row[r] + off) * d_scale; \
         } \
-        put_book(&k, o, n_sc); \
+        put_book(&b, o, k, stores, n_sc); \
     }
 BOOK(iq2_xxs, 8, 0.125f)
 BOOK(iq2_xs, 16, 0.125f)
