@@ -9,18 +9,20 @@
 
 /* What the next call reads, a line at each step of an inner loop: memory works while this call multiplies. */
 struct fetch {
-    const char *const *at, *const *end;
-    size_t offset;
+    const char *const *at;
+    size_t left, offset;
 };
 
 static struct fetch fetch_of(const sl_attn_fetch *f)
 {
-    return (struct fetch){ f->line, f->line + f->n, f->offset };
+    return (struct fetch){ f->line, f->n, f->offset };
 }
 
 KX_INLINE void fetch_one(struct fetch *f)
 {
-    if (f->at < f->end) __builtin_prefetch(*f->at++ + f->offset, 0, 2);
+    if (!f->left) return;
+    f->left--;
+    __builtin_prefetch(*f->at++ + f->offset, 0, 2);
 }
 
 KX_INLINE void score_tile(const float *const *q, uint32_t k_dim, const float *panel, float scale, float *s,
