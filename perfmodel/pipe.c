@@ -22,8 +22,8 @@ static uint32_t push(sl_step *steps, uint32_t n, sl_step step)
 static uint32_t push_layer(const sl_shape *s, sl_type kv_type, uint32_t l, sl_step *steps, uint32_t n)
 {
     const sl_layer_shape *ls = &s->layers[l];
-    uint64_t kv_elem = sl_type_get(kv_type)->block_bytes;
-    uint64_t pos_bytes = ((uint64_t)ls->k_elems + ls->v_elems) * kv_elem;
+    const sl_type_info *kv = sl_type_get(kv_type);
+    uint64_t pos_bytes = ((uint64_t)ls->k_elems + ls->v_elems) / kv->block_elems * kv->block_bytes;
     n = push(steps, n, (sl_step){ .kind = SL_STEP_QKV, .layer = l, .needs = { n - 1, SL_STEP_NONE },
                                   .bytes = ls->qkv_bytes, .row_flops = ls->qkv_flops_row,
                                   .row_int_flops = ls->qkv_int_flops_row });

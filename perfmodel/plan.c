@@ -15,10 +15,27 @@ sl_plan_params sl_plan_defaults(void)
 /* Bytes of every layer's keys and values for n_pos positions; false on overflow. */
 static bool kv_bytes(const sl_shape *s, sl_type type, uint64_t n_pos, uint64_t *ret)
 {
-    uint64_t elems = 0, bytes;
-    for (uint32_t l = 0; l < s->n_layer; l++)
-        elems += (uint64_t)s->layers[l].k_elems + s->layers[l].v_elems;
-    return sl_mul_size(elems, sl_type_get(type)->block_bytes, &bytes) && sl_mul_size(bytes, n_pos, ret);
+    uint64_t row = 0, k, v;
+    for (uint32_t l = 0; l < s->n_layer; l++) {
+        const sl_layer_shape *ls = &s->layers[l];
+        if (!sl_type_row_bytes(type, ls->k_elems, &k) || !sl_type_row_bytes(type, ls->v_elems, &v) ||
+            !sl_add_size(row, k, &row) || !sl_add_size(row, v, &row))
+            return false;
+    }
+    return sl_mul_size(row, n_pos, ret);
+}
+
+static sl_status check_kv_type(sl_ctx *ctx, const sl_shape *s, sl_type type)
+{
+    const sl_type_info *t = sl_type_get(type);
+    if (type != SL_F16 && type != SL_F32 && type != SL_BF16 && type != SL_Q8_0)
+        return sl_fail(ctx, SL_E_ARG, "keys and values in %s: expected F16, F32, BF16 or Q8_0",
+                       t->name ? t->name : "an unknown type");
+    for (uint32_t l = 0; l < s->n_layer && t->block_elems > 1; l++)
+        if (s->layers[l].kv_unit % t->block_elems || !s->layers[l].kv_unit)
+            return sl_fail(ctx, SL_E_ARG, "keys and values in %s: it has blocks of %u, and the heads of layer %u "
+                           "are no multiple of that", t->name, t->block_elems, l);
+    return SL_OK;
 }
 
 static sl_status check_params(sl_ctx *ctx, const sl_shape *s, const sl_plan_params *p)
@@ -27,9 +44,7 @@ static sl_status check_params(sl_ctx *ctx, const sl_shape *s, const sl_plan_para
         return sl_fail(ctx, SL_E_ARG, "%u sequences: expected 1 to 4096", p->n_seq);
     if (p->max_rows < 1 || p->max_rows > 65536)
         return sl_fail(ctx, SL_E_ARG, "%u rows a pass: expected 1 to 65536", p->max_rows);
-    if (p->kv_type != SL_F16 && p->kv_type != SL_F32)
-        return sl_fail(ctx, SL_E_ARG, "keys and values in %s: expected F16 or F32",
-                       sl_type_get(p->kv_type)->name ? sl_type_get(p->kv_type)->name : "an unknown type");
+    SL_TRY(check_kv_type(ctx, s, p->kv_type));
     if (!p->n_ctx && !s->n_ctx_train)
         return sl_fail(ctx, SL_E_ARG, "the model names no context length: one must be given");
     return SL_OK;

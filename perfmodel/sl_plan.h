@@ -12,7 +12,7 @@ typedef struct sl_plan_params {
     uint32_t n_seq;         /* sequences alive at once; default 1 */
     uint32_t max_rows;      /* rows of a pass; default 512 */
     uint32_t n_threads;     /* 0: physical cores */
-    sl_type kv_type;        /* SL_F16 (default) or SL_F32 */
+    sl_type kv_type;        /* SL_F16 (default), SL_F32, SL_BF16 or SL_Q8_0 */
     uint64_t ram_bytes;     /* budget; 0: no limit given */
     uint32_t cpu_mask;      /* instructions kernels may use: sl_cpu_from_isa's; default ~0u: all there are */
     bool float_acts;        /* multiply quantised weights by float32 activations: slower, for comparing */
@@ -37,9 +37,9 @@ typedef struct sl_plan {
 
 SL_API sl_plan_params sl_plan_defaults(void);
 
-/* Errors: SL_E_ARG (a context above what the model was made for is allowed; zero rows or sequences are
- * not; a KV type other than F16, F32), SL_E_NOMEM (the plan's bytes are above ram_bytes: the message
- * prints the floor and what would lower it). */
+/* Errors: SL_E_ARG (zero rows or sequences; another KV type, or blocks of it that heads cannot hold; a
+ * context above what the model was made for is allowed), SL_E_NOMEM (the plan's bytes are above ram_bytes:
+ * the message prints the floor and what would lower it). */
 SL_API SL_NODISCARD sl_status sl_plan_make(sl_ctx *ctx, const sl_shape *shape, const sl_plan_params *p,
                                            sl_plan *ret);
 

@@ -12,20 +12,21 @@ static uint64_t round64(uint64_t n)
 /* Per layer all keys, then all values; each starts a cache line. */
 static sl_status place_layers(kv_cache *kv, const sl_shape *shape, const sl_plan *plan)
 {
-    uint64_t elem = sl_type_get(plan->kv_type)->block_bytes;
+    const sl_type_info *type = sl_type_get(plan->kv_type);
+    uint64_t elems = type->block_elems, bytes = type->block_bytes;  /* the plan saw that blocks divide heads */
     uint64_t rows = (uint64_t)plan->n_kv_blocks * plan->kv_block_rows, total = 0;
     for (uint32_t l = 0; l < shape->n_layer; l++) {
         const sl_layer_shape *ls = &shape->layers[l];
-        total += round64(rows * ls->k_elems * elem) + round64(rows * ls->v_elems * elem);
+        total += round64(rows * (ls->k_elems / elems * bytes)) + round64(rows * (ls->v_elems / elems * bytes));
     }
     SL_TRY(kv->dev->ops->alloc(kv->dev, SL_ACC_KV, total, &kv->bytes));
     char *at = kv->bytes;
     for (uint32_t l = 0; l < shape->n_layer; l++) {
         const sl_layer_shape *ls = &shape->layers[l];
         sl_kv_view *v = &kv->views[l];
-        *v = (sl_kv_view){ .k_bytes = ls->k_elems * elem, .v_bytes = ls->v_elems * elem, .k = at,
-                           .blocks = kv->tables, .block_rows = plan->kv_block_rows,
-                           .type = plan->kv_type };
+        *v = (sl_kv_view){ .k_bytes = ls->k_elems / elems * bytes, .k = at,
+                           .v_bytes = ls->v_elems / elems * bytes, .blocks = kv->tables,
+                           .block_rows = plan->kv_block_rows, .type = plan->kv_type };
         at += round64(rows * v->k_bytes);
         v->v = at;
         at += round64(rows * v->v_bytes);

@@ -272,6 +272,7 @@ static sl_status read_attn(opener *o)
     count_into(o, &o->ls->post_bytes, &o->ls->post_flops_row, &o->ls->post_int_flops_row);
     SL_TRY(mat(o, BLK("attn_output"), NEED_YES, ar->o_bias, o_in, h->d_model, 1, &a->o));
     o->ls->k_elems = a->n_head_kv * a->k_dim;
+    o->ls->kv_unit = (a->k_dim | a->v_dim) & -(a->k_dim | a->v_dim);    /* their lowest common bit */
     o->ls->v_elems = ar->attn == SL_ATTN_MLA ? 0 : a->n_head_kv * a->v_dim;
     o->ls->window = a->window;
     o->ls->ctx_flops_row = 2 * (uint64_t)a->n_head * (a->k_dim + a->v_dim);

@@ -375,6 +375,21 @@ class Eval(unittest.TestCase):
         code, out, err = sluice("eval", "-f", "-", "-c", "64", stdin=text)
         self.assertRegex(out, rb"^perplexity \d+\.\d{4} over \d+ scored of \d+ tokens")
 
+    def test_kv_types(self):
+        """Perplexity hardly feels how keys and values are stored; each type is a result of its own."""
+        text, nll = read(TEXT, 6000), {}
+        for kv in ("f32", "f16", "bf16", "q8_0"):
+            code, out, err = sluice("eval", "-f", "-", "-ctk", kv, "--json", stdin=text)
+            self.assertEqual(code, 0, err)
+            self.assertIn("KV " + kv, err)
+            nll[kv] = json.loads(out)["nll"]
+        self.assertEqual(len(set(nll.values())), 4)
+        for kv, value in nll.items():
+            self.assertLess(abs(value - nll["f32"]), 0.003, kv)     # 0.3 % of the perplexity
+        code, out, err = sluice("eval", "-m", os.path.join(ARCH, "qwen3moe.gguf"), "--tokens", "1,2", "-ctv", "q8_0")
+        self.assertEqual(code, 1)
+        self.assertIn("blocks of 32", err)
+
     def test_logits(self):
         model = os.path.join(ARCH, "qwen3moe.gguf")
         with tempfile.TemporaryDirectory() as d:

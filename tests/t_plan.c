@@ -53,6 +53,25 @@ static void plan_counts_by_hand(void **state)
     assert_int_equal(plan.kv_bytes, 32 * (16 + 8 + 24) * 4);
 }
 
+/* Hand-computed: a position of 64 + 32 elements in Q8_0 is 3 blocks of 34 bytes, in BF16 192 bytes. */
+static void plan_counts_stored_types(void **state)
+{
+    sl_layer_shape layer = { .k_elems = 64, .v_elems = 32, .kv_unit = 32 };
+    sl_shape s = { .n_layer = 1, .d_model = 8, .n_vocab = 10, .n_ctx_train = 64, .layers = &layer };
+    sl_plan_params p = sl_plan_defaults();
+    sl_plan plan;
+    p.kv_type = SL_Q8_0;
+    assert_int_equal(sl_plan_make(*state, &s, &p, &plan), SL_OK);
+    assert_int_equal(plan.kv_bytes, 64 * 3 * 34);
+    p.kv_type = SL_BF16;
+    assert_int_equal(sl_plan_make(*state, &s, &p, &plan), SL_OK);
+    assert_int_equal(plan.kv_bytes, 64 * 192);
+    layer.kv_unit = 16;
+    assert_int_equal(sl_plan_make(*state, &s, &p, &plan), SL_OK);
+    p.kv_type = SL_Q8_0;
+    assert_int_equal(sl_plan_make(*state, &s, &p, &plan), SL_E_ARG);
+}
+
 static void plan_refuses(void **state)
 {
     sl_plan_params p = sl_plan_defaults();
@@ -63,7 +82,9 @@ static void plan_refuses(void **state)
     p.max_rows = 0;
     assert_int_equal(sl_plan_make(*state, &shape, &p, &plan), SL_E_ARG);
     p = sl_plan_defaults();
-    p.kv_type = SL_Q8_0;
+    p.kv_type = SL_Q8_0;                                /* heads of 16 hold no block of 32 */
+    assert_int_equal(sl_plan_make(*state, &shape, &p, &plan), SL_E_ARG);
+    p.kv_type = SL_Q4_0;
     assert_int_equal(sl_plan_make(*state, &shape, &p, &plan), SL_E_ARG);
     p = sl_plan_defaults();
     p.n_ctx = UINT32_MAX;
@@ -127,7 +148,8 @@ static void pipe_costs(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(plan_counts_by_hand), cmocka_unit_test(plan_refuses),
+        cmocka_unit_test(plan_counts_by_hand), cmocka_unit_test(plan_counts_stored_types),
+        cmocka_unit_test(plan_refuses),
         cmocka_unit_test(pipe_is_in_order), cmocka_unit_test(pipe_costs),
     };
     return cmocka_run_group_tests(tests, make_ctx, drop_ctx);

@@ -23,10 +23,10 @@ static const cli_option engine_options[] = {
     { "-t,--threads", CLI_U32, "N", "threads (default: physical cores)", AT(n_threads), 1, 4096 },
     { "-b,--batch-size", CLI_U32, "N", "rows of a pass: prompt tokens at a time (default: 512)",
       AT(max_rows), 1, 65536 },
-    { "-ctk,--cache-type-k", CLI_CHOICE, "f16|f32",
+    { "-ctk,--cache-type-k", CLI_CHOICE, "f16|f32|bf16|q8_0",
       "type of the KV cache, K and V alike (default: f16)",
       AT(kv_k), 0, 0 },
-    { "-ctv,--cache-type-v", CLI_CHOICE, "f16|f32", "the same", AT(kv_v), 0, 0 },
+    { "-ctv,--cache-type-v", CLI_CHOICE, "f16|f32|bf16|q8_0", "the same", AT(kv_v), 0, 0 },
     { "--ram", CLI_BYTES, "SIZE", "memory budget, 8G or auto (default: auto, what is available)",
       AT(ram_bytes), 0, 0 },
     { "--device", CLI_CHOICE, "auto|cpu", "what computes (default: auto)", AT(device), 0, 0 },
@@ -146,6 +146,14 @@ int cli_check_threads(uint32_t n)
     return code;
 }
 
+/* Choices of -ctk and -ctv. */
+static const sl_type kv_types[] = { SL_F16, SL_F32, SL_BF16, SL_Q8_0 };
+
+static const char *kv_name(sl_type type)
+{
+    return type == SL_F16 ? "f16" : type == SL_F32 ? "f32" : type == SL_BF16 ? "bf16" : "q8_0";
+}
+
 /* The plan's parameters from the flags and the model; -1 after one line. */
 static int make_plan(const cli_engine_args *a, const cli_group *g, uint32_t cpu_mask, uint32_t n_seq,
                      cli_session *s, sl_plan *ret_plan)
@@ -161,7 +169,7 @@ static int make_plan(const cli_engine_args *a, const cli_group *g, uint32_t cpu_
     bool both = cli_given(g, "-ctk") && cli_given(g, "-ctv");
     if (both && a->kv_k != a->kv_v)
         return cli_fail("-ctk and -ctv differ: the K and V caches have one type");
-    p.kv_type = a->kv_k || a->kv_v ? SL_F32 : SL_F16;
+    p.kv_type = kv_types[cli_given(g, "-ctk") ? a->kv_k : a->kv_v];
     p.ram_bytes = a->ram_bytes;
     p.cpu_mask = cpu_mask;
     p.float_acts = a->activations != 0;
@@ -188,7 +196,7 @@ static void banner(const cli_session *s)
     cli_note("%s (%s, %s): %s; %" PRIu32 " thread%s, %s; context %" PRIu32 ", KV %s %s",
              sl_model_name(s->model), sl_model_arch(s->model), cli_bytes(p->weights_bytes, w),
              p->mode, p->n_threads, p->n_threads == 1 ? "" : "s", k.isa, p->n_ctx,
-             p->kv_type == SL_F32 ? "f32" : "f16", cli_bytes(p->kv_bytes, kv));
+             kv_name(p->kv_type), cli_bytes(p->kv_bytes, kv));
 }
 
 int cli_session_open(const cli_engine_args *a, const cli_group *g, uint32_t n_seq, cli_session *ret)
