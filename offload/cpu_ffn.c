@@ -90,7 +90,7 @@ static void gate_up_tile(const struct ffn *f, uint32_t run, uint32_t row, uint32
     const sl_expert_run *r = f->runs + run;
     const cpu_device *d = f->d;
     const sl_mat *g = &r->ffn.gate, *u = &r->ffn.up;
-    float og[CPU_TILE_X * CPU_TILE_ROWS], ou[CPU_TILE_X * CPU_TILE_ROWS];
+    float og[CPU_TILE_FLOATS], ou[CPU_TILE_FLOATS];
     const void *xg[CPU_TILE_X], *xu[CPU_TILE_X];
     uint32_t n_rows = run_rows(r, f->b);
     cpu_tile tg, tu;
@@ -152,7 +152,7 @@ static void down_tile(const struct ffn *f, uint32_t run, uint32_t col, uint32_t 
     const cpu_device *d = f->d;
     const sl_mat *m = &r->ffn.down;
     const void *x[CPU_TILE_X];
-    float out[CPU_TILE_X * CPU_TILE_ROWS];
+    float out[CPU_TILE_FLOATS];
     uint32_t n_rows = run_rows(r, f->b), group = cpu_group(d, m);
     const char *base = group ? d->qff + d->qff_at[run] : (const char *)(d->ff + d->run_at[run]);
     size_t stride = group ? sl_qx_bytes(group, m->cols) : m->cols * sizeof(float);
@@ -240,7 +240,8 @@ static void activate_runs(struct ffn *f)
         rows += r->ffn.gate.rows;
         work += (uint64_t)r->ffn.gate.rows * run_rows(r, f->b);
         pairs += run_rows(r, f->b);
-        unit = SL_MAX(unit, gate_up_unit(f, r));
+        unit = SL_MAX(unit, SL_MAX(cpu_tile_grain(d, &r->ffn.gate, run_rows(r, f->b)),
+                                   cpu_tile_grain(d, &r->ffn.up, run_rows(r, f->b))));
         quantised |= cpu_group(d, &r->ffn.down) != 0;
     }
     f->work = work;
@@ -258,7 +259,7 @@ static void run_phases(cpu_device *d, struct ffn *f)
     uint32_t unit = SL_DOTS_TILE;
     if (f->n_runs) activate_runs(f);
     for (uint32_t i = 0; i < f->n_runs; i++)
-        unit = SL_MAX(unit, cpu_tile_rows(d, &f->runs[i].ffn.down, run_rows(&f->runs[i], f->b)));
+        unit = SL_MAX(unit, cpu_tile_grain(d, &f->runs[i].ffn.down, run_rows(&f->runs[i], f->b)));
     f->chunk = cpu_chunk(d, d->w.d_model, f->work, unit);
     cpu_run(d, down_task, f, (d->w.d_model + f->chunk - 1) / f->chunk);
 }

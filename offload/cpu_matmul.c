@@ -47,13 +47,21 @@ uint32_t cpu_chunk(const cpu_device *d, uint64_t rows, uint64_t work, uint32_t u
 
 /* ---- tiles of weights ---- */
 
-enum { FEW_X = 4 };     /* up to here rows are multiplied where they lie: unpacking costs about as much */
+/* Up to FEW_X activation rows weights are multiplied where they lie: unpacking costs about as much. Each call
+ * waits for its first rows from memory, so it gets many; kernels take 16 of them at a time. */
+enum { FEW_X = 4, FEW_X_ROWS = 256, FEW_X_GRAIN = 16 };
+_Static_assert(FEW_X * FEW_X_ROWS <= CPU_TILE_FLOATS, "results of a call on few activation rows");
 
 uint32_t cpu_tile_rows(const cpu_device *d, const sl_mat *m, uint32_t n_x)
 {
     const sl_qmul *q = &d->k.qmul[m->type];
     if (!q->group) return SL_DOTS_TILE;
-    return n_x <= FEW_X ? CPU_TILE_ROWS : q->tile_rows;
+    return n_x <= FEW_X ? FEW_X_ROWS : q->tile_rows;
+}
+
+uint32_t cpu_tile_grain(const cpu_device *d, const sl_mat *m, uint32_t n_x)
+{
+    return d->k.qmul[m->type].group && n_x <= FEW_X ? FEW_X_GRAIN : cpu_tile_rows(d, m, n_x);
 }
 
 void cpu_tile_load(const cpu_device *d, const sl_mat *m, uint32_t c, uint32_t row, uint32_t n,
@@ -65,6 +73,7 @@ void cpu_tile_load(const cpu_device *d, const sl_mat *m, uint32_t c, uint32_t ro
     if (q->group && n_x <= FEW_X) {
         ret->w = data;
     } else if (q->group) {
+        assert(n * CPU_TILE_X <= CPU_TILE_FLOATS);
         q->unpack(data, m->row_bytes, n, m->cols, buf);
         ret->packed = buf;
     } else {
@@ -220,7 +229,7 @@ void cpu_multiply(cpu_device *d, const cpu_product *p, uint32_t n)
         place_acts(&m, i, &used);
     }
     for (uint32_t i = 0; i < n; i++) {
-        uint32_t unit = cpu_tile_rows(d, p[i].mat, p[i].n);
+        uint32_t unit = cpu_tile_grain(d, p[i].mat, p[i].n);
         /* F32 weights cost nothing to load again, while all activations as floats outgrow the cache. */
         m.x_rows[i] = p[i].mat->type == SL_F32 ? F32_X_ROWS : p[i].n;
         m.x_per[i] = (p[i].n + m.x_rows[i] - 1) / m.x_rows[i];

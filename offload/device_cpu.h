@@ -69,8 +69,10 @@ void cpu_multiply(cpu_device *d, const cpu_product *p, uint32_t n);
 /* Some rows of a matrix, brought into the form in which they are multiplied: where they lie (integer
  * kernels, few activation rows), unpacked (integer kernels, many), or as floats (types without integer
  * kernels). Activation rows are quantised for the integer kernels, floats otherwise: cpu_group says. */
-enum { CPU_TILE_ROWS = 64, CPU_TILE_X = 128 };  /* rows of a tile at most; activation rows of a call:
-                                                 * a tile may be unpacked anew in each */
+enum {
+    CPU_TILE_FLOATS = 8192,     /* results of a call at most: rows of the tile times activation rows */
+    CPU_TILE_X = 128            /* activation rows of a call: a tile may be unpacked anew in each */
+};
 typedef struct cpu_tile {
     const sl_qmul *mul;         /* NULL: floats */
     const void *w;              /* rows where they lie, or NULL when unpacked */
@@ -86,8 +88,9 @@ static inline uint32_t cpu_group(const cpu_device *d, const sl_mat *m)
     return d->k.qmul[m->type].group;
 }
 
-/* Rows that a tile of m holds at most when n_x activation rows come. */
+/* Rows that a tile of m holds at most when n_x activation rows come, and of which a task takes a multiple. */
 uint32_t cpu_tile_rows(const cpu_device *d, const sl_mat *m, uint32_t n_x);
+uint32_t cpu_tile_grain(const cpu_device *d, const sl_mat *m, uint32_t n_x);
 /* Rows [row, row + n) of matrix c of m, for n_x activation rows in all. buf: d->tile_floats floats. */
 void cpu_tile_load(const cpu_device *d, const sl_mat *m, uint32_t c, uint32_t row, uint32_t n,
                    uint32_t n_x, float *buf, cpu_tile *ret);
