@@ -332,7 +332,10 @@ class Chat(unittest.TestCase):
 
     def test_terminal(self):
         """Ctrl-C stops an answer, comes back to the prompt, and ends there."""
-        master, slave = pty.openpty()
+        try:
+            master, slave = pty.openpty()
+        except OSError as e:    # a container without /dev/pts
+            self.skipTest(str(e))
         p = subprocess.Popen([SLUICE, "chat", "--chat-template", "chatml", "-c", "30000", "-n", "-1", "--ignore-eos"],
                              stdin=slave, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         os.close(slave)
