@@ -1,6 +1,7 @@
-/* kernels/sl_ops.h - the stage structs: numbers and pointers that runtime fills and devices consume.
- * They describe weights, rows and key/value memory; they own nothing. Everything a layer does is said
- * here as numbers, so a device knows no architecture's name.
+/* kernels/sl_ops.h - the stage structs: numbers and pointers that runtime fills and devices
+ * consume.
+ * They describe weights, rows and key/value memory; they own nothing. Everything a layer does is
+ * said here as numbers, so a device knows no architecture's name.
  * Threads: const after the model is open. Units: elements, floats in [row][column] order.
  * Tested through offload/device_cpu.c by tests/t_device.c and, end to end, by tests/t_arch.c. */
 #ifndef SL_OPS_H
@@ -45,14 +46,16 @@ typedef struct sl_rope {
 
 typedef enum sl_attn_kind {
     SL_ATTN_GQA,            /* n_head query heads share n_head_kv key/value heads */
-    SL_ATTN_MLA             /* latent attention, absorbed: one key = [latent | rope], value = latent */
+    /* latent attention, absorbed: one key = [latent | rope], value = latent */
+    SL_ATTN_MLA
 } sl_attn_kind;
 
 typedef enum sl_qk_norm { SL_QK_NORM_NONE, SL_QK_NORM_HEAD, SL_QK_NORM_FULL } sl_qk_norm;
 
 /* GQA: q [n_head*k_dim][d], k [n_head_kv*k_dim][d], v [n_head_kv*v_dim][d], o [d][n_head*v_dim].
  * MLA (DeepSeek-V2, arXiv 2405.04434, 2.1.2), with R = k_dim - n_rot the latent width (v_dim = R):
- *   q: either q [n_head*(nope+n_rot)][d], or q_a [r][d] then q_a_norm then q [n_head*(nope+n_rot)][r]
+ *   q: either q [n_head*(nope+n_rot)][d], or q_a [r][d] then q_a_norm then q
+ *     [n_head*(nope+n_rot)][r]
  *   kv_a [R + n_rot][d], kv_a_norm over the first R; the cached key is [norm(latent) | rope(rest)]
  *   k_b  n_head x [R][nope]: q' = [k_b q_nope | rope(q_rest)], so that q'.key is the score
  *   v_b  n_head x [v_head][R]: applied to the attended latent in `post`; o [d][n_head*v_head] */
@@ -64,7 +67,8 @@ typedef struct sl_attn {
     uint32_t nope, v_head;      /* MLA only */
     uint32_t window;            /* a row sees keys at position > pos - window; 0: all */
     float scale;                /* multiplies q.k */
-    const float *sinks;         /* [n_head]: a score that only adds to the softmax's sum; NULL: none */
+    /* [n_head]: a score that only adds to the softmax's sum; NULL: none */
+    const float *sinks;
     sl_norm norm;               /* in front of the projections */
     sl_norm q_norm, k_norm;     /* over k_dim (HEAD) or over all heads at once (FULL) */
     sl_norm q_a_norm, kv_a_norm;
@@ -81,7 +85,8 @@ typedef enum sl_act_kind {
 
 typedef struct sl_act { sl_act_kind kind; float alpha, limit; } sl_act;
 
-/* y = down (act(gate x, up x)). The dense FFN, a shared expert, or the template of a layer's experts. */
+/* y = down (act(gate x, up x)). The dense FFN, a shared expert, or the template of a layer's
+ * experts. */
 typedef struct sl_ffn { sl_mat gate, up, down; } sl_ffn;
 
 typedef enum sl_score {
@@ -112,7 +117,8 @@ typedef struct sl_layer {
     sl_routing routing;
     sl_ffn expert;          /* types and shapes; data and biases come with each sl_expert_run */
     sl_ffn shared;          /* gate.rows 0: none */
-    sl_mat shared_gate;     /* [1][d]: the shared output is multiplied by its sigmoid; rows 0: none */
+    /* [1][d]: the shared output is multiplied by its sigmoid; rows 0: none */
+    sl_mat shared_gate;
     sl_act act;
 } sl_layer;
 
@@ -128,16 +134,19 @@ typedef struct sl_weights {
 
 /* Widest buffers that any layer of a model needs, per row: what a lane allocates. */
 typedef struct sl_widths {
-    uint32_t d_model, q, k, v, att, ff_sum;  /* ff_sum: n_used * expert width + shared or dense width */
+    /* ff_sum: n_used * expert width + shared or dense width */
+    uint32_t d_model, q, k, v, att, ff_sum;
     uint32_t n_used, n_expert, n_vocab, n_rot;
     uint32_t cols;      /* columns of the widest matrix, router and head included */
     uint32_t n_head;    /* most query heads of a layer */
     uint32_t head_dim;  /* largest k_dim or v_dim of a layer */
     uint32_t heads;     /* query heads of MLA layers; else 0 */
-    uint32_t mla;       /* max(q_a.rows + n_head * (nope + n_rot), n_head * v_head) of MLA layers; else 0 */
+    /* max(q_a.rows + n_head * (nope + n_rot), n_head * v_head) of MLA layers; else 0 */
+    uint32_t mla;
 } sl_widths;
 
-/* The rows of one pass. Activations are [n_rows][width] in memory of the device, owned by the lane. */
+/* The rows of one pass. Activations are [n_rows][width] in memory of the device, owned by the
+ * lane. */
 typedef struct sl_batch {
     uint32_t n_rows;
     const int32_t *token;       /* [n_rows] */
@@ -158,8 +167,9 @@ typedef struct sl_batch {
 
 /* Paged keys and values of one layer. Row of position p of sequence s:
  *   base + (blocks[s][p / block_rows] * block_rows + p % block_rows) * bytes
- * with base, bytes = k, k_bytes or v, v_bytes. v_bytes 0: the value is the first v_dim elements of the
- * key (the MLA latent). A row holds n_head_kv vectors of the layer's k_dim or v_dim, head by head. */
+ * with base, bytes = k, k_bytes or v, v_bytes. v_bytes 0: the value is the first v_dim elements of
+ * the key (the MLA latent). A row holds n_head_kv vectors of the layer's k_dim or v_dim, head by
+ * head. */
 typedef struct sl_kv_view {
     char *k, *v;
     uint64_t k_bytes, v_bytes;

@@ -1,10 +1,10 @@
-/* kernels/sl_quant.h - products of quantised weights with 8-bit activations: one integer formula for
- * every type, so that each ISA and each shape of kernel gives the same bits.
+/* kernels/sl_quant.h - products of quantised weights with 8-bit activations: one integer formula
+ * for every type, so that each ISA and each shape of kernel gives the same bits.
  *
- * A weight row is a run of groups of G elements (G = 256 for the types with super-blocks, 32 for the
- * others). Element i of a group is  d * sc[i/16] * (q[i] - zero) - dmin * mn[i/16]  with q unsigned,
- * sc and mn small integers, zero a constant of the type; types without minima have dmin = 0. An
- * activation row is quantised in the same groups: x[i] ~ dA * a[i], a signed 8-bit, and
+ * A weight row is a run of groups of G elements (G = 256 for the types with super-blocks, 32 for
+ * the others). Element i of a group is  d * sc[i/16] * (q[i] - zero) - dmin * mn[i/16]  with q
+ * unsigned, sc and mn small integers, zero a constant of the type; types without minima have dmin =
+ * 0. An activation row is quantised in the same groups: x[i] ~ dA * a[i], a signed 8-bit, and
  * s[j] = sum of a over elements 16j .. 16j+15. The product of a row is, group by group in k order,
  *     sumi = sum_j sc[j] * (sum_{i in j} q[i] a[i] - zero * s[j])           exact in int32
  *     summ = sum_j mn[j] * s[j]                                             exact in int32
@@ -21,9 +21,10 @@
 
 /* A quantised activation row of n elements (a multiple of G), 64-byte aligned:
  *   int8_t a[n], padded to 64 bytes; float dA[n / G], padded to 64 bytes; int16_t s[n / 16]
- * dA = max|x| / 127 of the group; a = x * (127 / max|x|) rounded to nearest, ties to even; a group so
- * small that 127 / max|x| overflows counts as zeros, and a group of zeros has a = 0 and dA = 0. A group
- * that holds NaN or infinity has a = 0 and dA = NaN. The padding is never written nor used. */
+ * dA = max|x| / 127 of the group; a = x * (127 / max|x|) rounded to nearest, ties to even; a group
+ * so small that 127 / max|x| overflows counts as zeros, and a group of zeros has a = 0 and dA = 0.
+ * A group that holds NaN or infinity has a = 0 and dA = NaN. The padding is never written nor
+ * used. */
 static inline size_t sl_qx_scales(size_t n) { return (n + 63) / 64 * 64; }
 static inline size_t sl_qx_sums(uint32_t group, size_t n)
 {
@@ -37,13 +38,17 @@ static inline size_t sl_qx_bytes(uint32_t group, size_t n)
 /* Integer kernels of one weight type. group 0: there are none, the row is dequantised instead. */
 typedef struct sl_qmul {
     uint32_t group;         /* G: 256 or 32 */
-    /* ret[r] = row r (at w + r * row_bytes) times x, n_rows rows. For few activation rows: streams the
-     * weights once, at the speed of memory; the more rows in a call (64 or more), the fewer starts. */
-    void (*rows)(const void *w, size_t row_bytes, uint32_t n_rows, const void *x, size_t n, float *ret);
-    /* For many activation rows: `unpack` prepares n_rows <= tile_rows rows in the kernel's own form of
-     * tile_bytes(n), 64-byte aligned; it may keep the address w, whose bytes must stay until the last use.
-     * `tile` multiplies them with each of n_x activation rows: ret[j * ld + r] is row r times x_j = x[j],
-     * n_rows at most that of unpack. A call may unpack weights anew: hand it all activation rows at once. */
+    /* ret[r] = row r (at w + r * row_bytes) times x, n_rows rows. For few activation rows: streams
+     * the weights once, at the speed of memory; the more rows in a call (64 or more), the fewer
+     * starts. */
+    void (*rows)(const void *w, size_t row_bytes, uint32_t n_rows, const void *x, size_t n,
+                 float *ret);
+    /* For many activation rows: `unpack` prepares n_rows <= tile_rows rows in the kernel's own form
+     * of tile_bytes(n), 64-byte aligned; it may keep the address w, whose bytes must stay until the
+     * last use.
+     * `tile` multiplies them with each of n_x activation rows: ret[j * ld + r] is row r times x_j =
+     * x[j], n_rows at most that of unpack. A call may unpack weights anew: hand it all activation
+     * rows at once. */
     uint32_t tile_rows;
     size_t (*tile_bytes)(size_t n);
     void (*unpack)(const void *w, size_t row_bytes, uint32_t n_rows, size_t n, void *ret_tile);

@@ -1,6 +1,6 @@
 /* offload/cpu_attn.c - attention of the cpu device: projections, paged keys and values, output.
- * Blocks and spans of keys and their order are those of kernels/sl_attn.h, whatever rows and sequences
- * share the pass, and however a long row's spans are shared out to threads. */
+ * Blocks and spans of keys and their order are those of kernels/sl_attn.h, whatever rows and
+ * sequences share the pass, and however a long row's spans are shared out to threads. */
 #include "offload/device_cpu.h"
 
 #include <assert.h>
@@ -60,9 +60,27 @@ static void gqa_qkv(cpu_device *d, struct rows_of *r)
     assert(a->q.rows == a->n_head * a->k_dim && a->k.rows == a->n_head_kv * a->k_dim);
     assert(a->v.rows == a->n_head_kv * a->v_dim && r->w->rope.n_rot <= a->k_dim);
     cpu_product p[3] = {
-        { .mat = &a->q, .x = r->b->h, .ldx = dm, .y = r->b->q, .ldy = a->q.rows, .n = n, .scale = 1 },
-        { .mat = &a->k, .x = r->b->h, .ldx = dm, .y = r->b->k, .ldy = a->k.rows, .n = n, .scale = 1 },
-        { .mat = &a->v, .x = r->b->h, .ldx = dm, .y = r->b->v, .ldy = a->v.rows, .n = n, .scale = 1 },
+        { .mat = &a->q,
+          .x = r->b->h,
+          .ldx = dm,
+          .y = r->b->q,
+          .ldy = a->q.rows,
+          .n = n,
+          .scale = 1 },
+        { .mat = &a->k,
+          .x = r->b->h,
+          .ldx = dm,
+          .y = r->b->k,
+          .ldy = a->k.rows,
+          .n = n,
+          .scale = 1 },
+        { .mat = &a->v,
+          .x = r->b->h,
+          .ldx = dm,
+          .y = r->b->v,
+          .ldy = a->v.rows,
+          .n = n,
+          .scale = 1 },
     };
     cpu_multiply(d, p, 3);
     cpu_run_rows(d, gqa_row_task, r, n);
@@ -81,7 +99,8 @@ static void mla_key_task(void *arg, uint32_t row, uint32_t thread)
     if (r->mla_q_a) r->d->k.norm(&a->q_a_norm, qa, qa, r->mla_q_a);
 }
 
-/* One row of MLA behind q: each head's last n_rot elements move behind its latent part, and turn. */
+/* One row of MLA behind q: each head's last n_rot elements move behind its latent part, and
+ * turn. */
 static void mla_query_task(void *arg, uint32_t row, uint32_t thread)
 {
     const struct rows_of *r = arg;
@@ -107,12 +126,16 @@ static void mla_qkv(cpu_device *d, struct rows_of *r)
     assert(a->n_head_kv == 1 && a->kv_a.rows == a->k_dim && a->q.rows == a->n_head * head);
     assert(a->k_b.count == a->n_head && a->k_b.cols == a->nope);
     assert(r->mla_q_a + a->q.rows <= width && a->k_b.rows == a->k_dim - r->w->rope.n_rot);
-    cpu_product kv = { .mat = &a->kv_a, .x = r->b->h, .ldx = dm, .y = r->b->k, .ldy = a->k_dim, .n = n,
-                       .scale = 1 };
-    cpu_product q = { .mat = &a->q, .x = r->b->h, .ldx = dm, .y = full, .ldy = width, .n = n, .scale = 1 };
+    cpu_product kv = {
+        .mat = &a->kv_a, .x = r->b->h, .ldx = dm, .y = r->b->k, .ldy = a->k_dim, .n = n, .scale = 1
+    };
+    cpu_product q = {
+        .mat = &a->q, .x = r->b->h, .ldx = dm, .y = full, .ldy = width, .n = n, .scale = 1
+    };
     if (r->mla_q_a) {
-        cpu_product q_a = { .mat = &a->q_a, .x = r->b->h, .ldx = dm, .y = d->mla, .ldy = width, .n = n,
-                            .scale = 1 };
+        cpu_product q_a = {
+            .mat = &a->q_a, .x = r->b->h, .ldx = dm, .y = d->mla, .ldy = width, .n = n, .scale = 1
+        };
         cpu_multiply(d, (cpu_product[]){ kv, q_a }, 2);
         cpu_run_rows(d, mla_key_task, r, n);
         q.x = d->mla;
@@ -122,8 +145,15 @@ static void mla_qkv(cpu_device *d, struct rows_of *r)
         cpu_multiply(d, (cpu_product[]){ kv, q }, 2);
         cpu_run_rows(d, mla_key_task, r, n);
     }
-    cpu_product k_b = { .mat = &a->k_b, .x = full, .ldx = width, .xstep = head, .y = r->b->q,
-                        .ldy = (size_t)a->n_head * a->k_dim, .ystep = a->k_dim, .n = n, .scale = 1 };
+    cpu_product k_b = { .mat = &a->k_b,
+                        .x = full,
+                        .ldx = width,
+                        .xstep = head,
+                        .y = r->b->q,
+                        .ldy = (size_t)a->n_head * a->k_dim,
+                        .ystep = a->k_dim,
+                        .n = n,
+                        .scale = 1 };
     cpu_multiply(d, &k_b, 1);
     cpu_run_rows(d, mla_query_task, r, n);
 }
@@ -205,29 +235,35 @@ static uint32_t queries(const struct rows_of *r, const struct tile *t)
     return t->n_rows * (r->l->attn.n_head / r->l->attn.n_head_kv);
 }
 
-enum { MAX_LINES = 20 };    /* of a vector that are fetched ahead: 1280 bytes, the latent of MLA in float16 */
+/* of a vector that are fetched ahead: 1280 bytes, the latent of MLA in float16 */
+enum { MAX_LINES = 20 };
 
-/* One block of keys: where the rows of all KV heads lie, and the cache lines of head 0's vectors. */
+/* One block of keys: where the rows of all KV heads lie, and the cache lines of head 0's
+ * vectors. */
 struct block {
     const char *k[SL_ATTN_BLOCK], *v[SL_ATTN_BLOCK];
-    uint32_t from, first, end;              /* from: its first position; keys [first, end) are there */
+    /* from: its first position; keys [first, end) are there */
+    uint32_t from, first, end;
     const char *k_line[SL_ATTN_BLOCK * MAX_LINES], *v_line[SL_ATTN_BLOCK * MAX_LINES];
     uint32_t k_lines, v_lines;
 };
 
 /* Rows [first, end) of a block that starts at position `from`. */
-static void find_rows(const sl_kv_view *kv, const uint32_t *blocks, const char *base, uint64_t bytes,
-                      const struct block *b, const char **ret)
+static void find_rows(const sl_kv_view *kv, const uint32_t *blocks, const char *base,
+                      uint64_t bytes, const struct block *b, const char **ret)
 {
     for (uint32_t j = b->first; j < b->end; ) {
-        uint32_t pos = b->from + j, at = pos % kv->block_rows, n = SL_MIN(kv->block_rows - at, b->end - j);
-        const char *row = base + ((uint64_t)blocks[pos / kv->block_rows] * kv->block_rows + at) * bytes;
+        uint32_t pos = b->from + j, at = pos % kv->block_rows,
+                 n = SL_MIN(kv->block_rows - at, b->end - j);
+        const char *row = base
+                          + ((uint64_t)blocks[pos / kv->block_rows] * kv->block_rows + at) * bytes;
         for (uint32_t i = 0; i < n; i++) ret[j++] = row + i * bytes;
     }
 }
 
 /* The lines of vectors of n bytes, wherever in a line they start. */
-static uint32_t find_lines(const struct block *b, const char *const *row, size_t n, bool aligned, const char **ret)
+static uint32_t find_lines(const struct block *b, const char *const *row, size_t n, bool aligned,
+                           const char **ret)
 {
     uint32_t lines = (uint32_t)SL_MIN((n + 63) / 64, (size_t)MAX_LINES - 1), count = 0;
     for (uint32_t j = b->first; j < b->end; j++) {
@@ -243,7 +279,8 @@ static size_t vector_bytes(const sl_kv_view *kv, uint32_t dim)
     return (size_t)dim / type->block_elems * type->block_bytes;
 }
 
-static void find_block(const struct rows_of *r, const struct tile *t, uint32_t from, struct block *b)
+static void find_block(const struct rows_of *r, const struct tile *t, uint32_t from,
+                       struct block *b)
 {
     const sl_attn *a = &r->l->attn;
     const sl_kv_view *kv = r->kv;
@@ -253,16 +290,20 @@ static void find_block(const struct rows_of *r, const struct tile *t, uint32_t f
     b->first = SL_MAX(from, t->lo) - from;
     b->end = SL_MIN(t->hi - from + 1, (uint32_t)SL_ATTN_BLOCK);
     find_rows(kv, blocks, kv->k, kv->k_bytes, b, b->k);
-    b->k_lines = find_lines(b, b->k, k_bytes, k_bytes % 64 == 0 && (uintptr_t)kv->k % 64 == 0, b->k_line);
+    b->k_lines =
+        find_lines(b, b->k, k_bytes, k_bytes % 64 == 0 && (uintptr_t)kv->k % 64 == 0, b->k_line);
     b->v_lines = 0;
     if (!kv->v_bytes) return;
     find_rows(kv, blocks, kv->v, kv->v_bytes, b, b->v);
-    b->v_lines = find_lines(b, b->v, v_bytes, v_bytes % 64 == 0 && (uintptr_t)kv->v % 64 == 0, b->v_line);
+    b->v_lines =
+        find_lines(b, b->v, v_bytes, v_bytes % 64 == 0 && (uintptr_t)kv->v % 64 == 0, b->v_line);
 }
 
-/* All queries of the tile on one block of one KV head; s: their states; next, next_head: what comes then. */
-static void attend_block(const struct rows_of *r, const struct tile *t, const struct block *b, uint32_t kv_head,
-                         const struct block *next, uint32_t next_head, struct state s, float *scratch)
+/* All queries of the tile on one block of one KV head; s: their states; next, next_head: what comes
+ * then. */
+static void attend_block(const struct rows_of *r, const struct tile *t, const struct block *b,
+                         uint32_t kv_head, const struct block *next, uint32_t next_head,
+                         struct state s, float *scratch)
 {
     const sl_attn *a = &r->l->attn;
     const float *q[SL_ATTN_QUERIES];
@@ -270,11 +311,21 @@ static void attend_block(const struct rows_of *r, const struct tile *t, const st
     uint8_t from[SL_ATTN_QUERIES], to[SL_ATTN_QUERIES];
     uint32_t group = a->n_head / a->n_head_kv, n = t->n_rows * group;
     size_t k_bytes = vector_bytes(r->kv, a->k_dim), v_bytes = vector_bytes(r->kv, a->v_dim);
-    sl_attn_tile x = { .type = r->kv->type, .k_dim = a->k_dim, .v_dim = a->v_dim, .q = q, .k = k,
-                       .v = r->kv->v_bytes ? v : k, .first = b->first, .end = b->end, .from = from, .to = to,
-                       .scale = a->scale, .scratch = scratch };
+    sl_attn_tile x = { .type = r->kv->type,
+                       .k_dim = a->k_dim,
+                       .v_dim = a->v_dim,
+                       .q = q,
+                       .k = k,
+                       .v = r->kv->v_bytes ? v : k,
+                       .first = b->first,
+                       .end = b->end,
+                       .from = from,
+                       .to = to,
+                       .scale = a->scale,
+                       .scratch = scratch };
     for (uint32_t j = b->first; j < b->end; j++) k[j] = b->k[j] + kv_head * k_bytes;
-    for (uint32_t j = b->first; r->kv->v_bytes && j < b->end; j++) v[j] = b->v[j] + kv_head * v_bytes;
+    for (uint32_t j = b->first; r->kv->v_bytes && j < b->end; j++)
+        v[j] = b->v[j] + kv_head * v_bytes;
     if (next) x.next_k = (sl_attn_fetch){ next->k_line, next->k_lines, next_head * k_bytes };
     if (next) x.next_v = (sl_attn_fetch){ next->v_line, next->v_lines, next_head * v_bytes };
     for (uint32_t at = 0; at < n; at += x.n_q, x.next_k.n = x.next_v.n = 0) {
@@ -294,15 +345,17 @@ static void attend_block(const struct rows_of *r, const struct tile *t, const st
     }
 }
 
-/* Spans [span, end) of a tile: done(arg, span) behind each with its states in what begin gave, whose queries
- * lie KV head by KV head. While a head of a block is computed the next one is fetched. */
-static void attend_spans(const struct rows_of *r, const struct tile *t, uint32_t span, uint32_t end, float *scratch,
-                         struct state (*begin)(void *arg, uint32_t span), void (*done)(void *arg, uint32_t span),
-                         void *arg)
+/* Spans [span, end) of a tile: done(arg, span) behind each with its states in what begin gave,
+ * whose queries lie KV head by KV head. While a head of a block is computed the next one is
+ * fetched. */
+static void attend_spans(const struct rows_of *r, const struct tile *t, uint32_t span, uint32_t end,
+                         float *scratch, struct state (*begin)(void *arg, uint32_t span),
+                         void (*done)(void *arg, uint32_t span), void *arg)
 {
     const sl_attn *a = &r->l->attn;
     struct block blocks[2], *b = blocks, *next = blocks + 1;
-    uint32_t nq = queries(r, t), from = SL_MAX(span * SL_ATTN_SPAN, t->lo / SL_ATTN_BLOCK * SL_ATTN_BLOCK);
+    uint32_t nq = queries(r, t),
+             from = SL_MAX(span * SL_ATTN_SPAN, t->lo / SL_ATTN_BLOCK * SL_ATTN_BLOCK);
     uint32_t stop = (uint32_t)SL_MIN((uint64_t)end * SL_ATTN_SPAN - 1, t->hi);
     struct state s = begin(arg, span);
     find_block(r, t, from, b);
@@ -331,10 +384,11 @@ static void end_tile(const struct rows_of *r, const struct tile *t, struct state
     const sl_attn *a = &r->l->attn;
     uint32_t group = a->n_head / a->n_head_kv, n = queries(r, t) * (t->h1 - t->h0);
     for (uint32_t i = 0; i < n; i++) {
-        uint32_t row = t->row + i / group % t->n_rows, head = (t->h0 + i / group / t->n_rows) * group + i % group;
+        uint32_t row = t->row + i / group % t->n_rows,
+                 head = (t->h0 + i / group / t->n_rows) * group + i % group;
         float *out = r->b->att + ((size_t)row * a->n_head + head) * a->v_dim;
-        r->d->k.attend_end(a->sinks ? a->sinks + head : NULL, s.m[i], s.l[i], s.acc + (size_t)i * a->v_dim,
-                           a->v_dim, out);
+        r->d->k.attend_end(a->sinks ? a->sinks + head : NULL, s.m[i], s.l[i],
+                           s.acc + (size_t)i * a->v_dim, a->v_dim, out);
     }
 }
 
@@ -357,8 +411,8 @@ static void whole_done(void *arg, uint32_t span)
 {
     const struct whole *w = arg;
     (void)span;
-    w->r->d->k.attend_merge(w->n, w->r->l->attn.v_dim, w->span.m, w->span.l, w->span.acc, w->all.m, w->all.l,
-                            w->all.acc);
+    w->r->d->k.attend_merge(w->n, w->r->l->attn.v_dim, w->span.m, w->span.l, w->span.acc, w->all.m,
+                            w->all.l, w->all.acc);
 }
 
 static void tile_task(void *arg, uint32_t index, uint32_t thread)
@@ -368,19 +422,20 @@ static void tile_task(void *arg, uint32_t index, uint32_t thread)
     uint32_t part = index % r->parts;
     struct tile t = tile_at(r, index / r->parts, part * a->n_head_kv / r->parts,
                             (part + 1) * a->n_head_kv / r->parts);
-    float *scratch = cpu_scratch(r->d, thread), *states = scratch + sl_attn_scratch(r->d->w.head_dim,
-                                                                                  r->d->w.head_dim);
+    float *scratch = cpu_scratch(r->d, thread),
+          *states = scratch + sl_attn_scratch(r->d->w.head_dim, r->d->w.head_dim);
     struct whole w = { .r = r, .n = queries(r, &t) * (t.h1 - t.h0) };
     assert(w.n <= cpu_attn_queries(&r->d->w));
     w.span = state_at(states, w.n);
     w.all = state_at(states + (size_t)w.n * (2 + a->v_dim), w.n);
     reset(w.all, w.n, a->v_dim);
-    attend_spans(r, &t, t.lo / SL_ATTN_SPAN, t.hi / SL_ATTN_SPAN + 1, scratch, whole_begin, whole_done, &w);
+    attend_spans(r, &t, t.lo / SL_ATTN_SPAN, t.hi / SL_ATTN_SPAN + 1, scratch, whole_begin,
+                 whole_done, &w);
     end_tile(r, &t, w.all);
 }
 
-/* A long tile on all threads, in rounds of at most n_slots spans: a slot keeps a span's states until they
- * are merged, in ascending order, into those of slot 0. */
+/* A long tile on all threads, in rounds of at most n_slots spans: a slot keeps a span's states
+ * until they are merged, in ascending order, into those of slot 0. */
 struct split {
     struct rows_of *r;
     struct tile t;
@@ -438,7 +493,8 @@ static void attend_split(struct rows_of *r, uint32_t index)
     const sl_attn *a = &r->l->attn;
     cpu_device *d = r->d;
     struct split x = { .r = r, .t = tile_at(r, index, 0, a->n_head_kv) };
-    uint32_t last = x.t.hi / SL_ATTN_SPAN, slots = d->n_slots / x.t.n_rows, tasks = 4 * d->n_threads;
+    uint32_t last = x.t.hi / SL_ATTN_SPAN, slots = d->n_slots / x.t.n_rows,
+             tasks = 4 * d->n_threads;
     x.n = (size_t)x.t.n_rows * a->n_head;
     x.slot_floats = x.n * (2 + a->v_dim);
     reset(state_at(d->part, x.n), x.n, a->v_dim);
@@ -473,7 +529,8 @@ sl_status cpu_attend(sl_device *dev, const sl_layer *l, const sl_kv_view *kv, sl
     assert(b->n_rows <= d->max_rows && a->n_head % a->n_head_kv == 0 && a->n_head <= d->w.n_head);
     assert(SL_MAX(a->k_dim, a->v_dim) <= d->w.head_dim && (kv->v_bytes || a->v_dim <= a->k_dim));
     assert(sl_attn_type(kv->type));
-    cpu_run_rows(d, append_task, &r, b->n_rows);    /* first all, so that rows see rows of this pass */
+    /* first all, so that rows see rows of this pass */
+    cpu_run_rows(d, append_task, &r, b->n_rows);
     uint32_t n_tiles = cut_tiles(d, a, b), want = d->n_threads == 1 ? 1 : 4 * d->n_threads;
     uint32_t most_rows = 0, most_spans = 0;
     for (uint32_t i = 0; i < n_tiles; i++) {
@@ -481,7 +538,8 @@ sl_status cpu_attend(sl_device *dev, const sl_layer *l, const sl_kv_view *kv, sl
         most_rows = SL_MAX(most_rows, t.n_rows);
         most_spans = SL_MAX(most_spans, t.hi / SL_ATTN_SPAN - t.lo / SL_ATTN_SPAN + 1);
     }
-    if (most_spans > 1 && most_rows <= CPU_ATTN_SPLIT_ROWS && (uint64_t)n_tiles * a->n_head_kv < want) {
+    if (most_spans > 1 && most_rows <= CPU_ATTN_SPLIT_ROWS
+        && (uint64_t)n_tiles * a->n_head_kv < want) {
         for (uint32_t i = 0; i < n_tiles; i++) attend_split(&r, i);
         return SL_OK;
     }

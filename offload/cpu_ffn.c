@@ -1,7 +1,7 @@
 /* offload/cpu_ffn.c - the router and the experts of the cpu device.
- * Two parallel phases: activations of all runs, cut by (run, chunk of the expert's width); then y, cut by
- * columns of d_model, where each task adds the runs in the order given. So a row's sum has one order,
- * whatever the threads. */
+ * Two parallel phases: activations of all runs, cut by (run, chunk of the expert's width); then y,
+ * cut by columns of d_model, where each task adds the runs in the order given. So a row's sum has
+ * one order, whatever the threads. */
 #include "offload/device_cpu.h"
 
 #include <assert.h>
@@ -57,7 +57,8 @@ struct ffn {
     uint32_t chunk;         /* rows of gate and up of a task of phase 1; columns of y in phase 2 */
     uint64_t work;          /* multiply-adds of phase 2 for each column of y */
     bool add;               /* phase 2 ends with x += residual_scale * y */
-    struct acts h[3];       /* the batch's h: as floats, in groups of 32, of 256; NULL: nobody asks */
+    /* the batch's h: as floats, in groups of 32, of 256; NULL: nobody asks */
+    struct acts h[3];
 };
 
 static uint32_t run_rows(const sl_expert_run *r, const sl_batch *b)
@@ -188,7 +189,8 @@ static void down_task(void *arg, uint32_t index, uint32_t thread)
 }
 
 /* Lays the activations of as many runs as fit into ff; returns how many. */
-static uint32_t place_runs(cpu_device *d, const sl_expert_run *runs, uint32_t n_runs, const sl_batch *b)
+static uint32_t place_runs(cpu_device *d, const sl_expert_run *runs, uint32_t n_runs,
+                           const sl_batch *b)
 {
     size_t at = 0, q_at = 0;
     uint32_t n = 0;
@@ -273,7 +275,8 @@ sl_status cpu_experts(sl_device *dev, const sl_layer *l, const sl_expert_run *ru
         struct ffn f = { .d = d, .l = l, .runs = runs + done, .b = b };
         f.n_runs = place_runs(d, f.runs, n_runs - done, b);
         if (!f.n_runs && done < n_runs)
-            return sl_fail(d->ctx, SL_E_ARG, "experts: layer %u, a run of %u rows of width %u exceeds ff_sum",
+            return sl_fail(d->ctx, SL_E_ARG,
+                           "experts: layer %u, a run of %u rows of width %u exceeds ff_sum",
                            l->index, run_rows(f.runs, b), f.runs->ffn.gate.rows);
         done += f.n_runs;
         f.add = last && done == n_runs;

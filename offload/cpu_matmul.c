@@ -1,6 +1,7 @@
-/* offload/cpu_matmul.c - matrix products of the cpu device. A tile of weight rows is multiplied with every
- * row of activations: by the integer kernels where the type has them, as floats otherwise. One output
- * element is one sum of one fixed order, so its bits depend neither on the cut nor on the tile's form. */
+/* offload/cpu_matmul.c - matrix products of the cpu device. A tile of weight rows is multiplied
+ * with every row of activations: by the integer kernels where the type has them, as floats
+ * otherwise. One output element is one sum of one fixed order, so its bits depend neither on the
+ * cut nor on the tile's form. */
 #include "offload/device_cpu.h"
 
 #include <assert.h>
@@ -47,8 +48,9 @@ uint32_t cpu_chunk(const cpu_device *d, uint64_t rows, uint64_t work, uint32_t u
 
 /* ---- tiles of weights ---- */
 
-/* Up to FEW_X activation rows weights are multiplied where they lie: unpacking costs about as much. Each call
- * waits for its first rows from memory, so it gets many; kernels take 16 of them at a time. */
+/* Up to FEW_X activation rows weights are multiplied where they lie: unpacking costs about as much.
+ * Each call waits for its first rows from memory, so it gets many; kernels take 16 of them at a
+ * time. */
 enum { FEW_X = 4, FEW_X_ROWS = 256, FEW_X_GRAIN = 16 };
 _Static_assert(FEW_X * FEW_X_ROWS <= CPU_TILE_FLOATS, "results of a call on few activation rows");
 
@@ -69,7 +71,9 @@ void cpu_tile_load(const cpu_device *d, const sl_mat *m, uint32_t c, uint32_t ro
 {
     const char *data = (const char *)m->data + ((uint64_t)c * m->rows + row) * m->row_bytes;
     const sl_qmul *q = &d->k.qmul[m->type];
-    *ret = (cpu_tile){ .mul = q->group ? q : NULL, .row_bytes = m->row_bytes, .n = n, .cols = m->cols };
+    *ret = (cpu_tile){
+        .mul = q->group ? q : NULL, .row_bytes = m->row_bytes, .n = n, .cols = m->cols
+    };
     if (q->group && n_x <= FEW_X) {
         ret->w = data;
     } else if (q->group) {
@@ -127,17 +131,23 @@ static void quantise_task(void *arg, uint32_t row, uint32_t thread)
     q->d->k.quantise(q->group, q->x + row * q->ldx, q->cols, q->ret + row * q->stride);
 }
 
-void cpu_quantise(cpu_device *d, uint32_t group, const float *x, size_t ldx, uint32_t cols, uint32_t n,
-                  char *ret)
+void cpu_quantise(cpu_device *d, uint32_t group, const float *x, size_t ldx, uint32_t cols,
+                  uint32_t n, char *ret)
 {
-    struct quantise q = { .d = d, .x = x, .ret = ret, .ldx = ldx, .stride = sl_qx_bytes(group, cols),
-                          .group = group, .cols = cols };
+    struct quantise q = { .d = d,
+                          .x = x,
+                          .ret = ret,
+                          .ldx = ldx,
+                          .stride = sl_qx_bytes(group, cols),
+                          .group = group,
+                          .cols = cols };
     cpu_run_rows(d, quantise_task, &q, n);
 }
 
 /* ---- products ---- */
 
-enum { F32_X_ROWS = 32 };   /* activation rows of a task on F32 weights: a quarter MiB at 2048 columns */
+/* activation rows of a task on F32 weights: a quarter MiB at 2048 columns */
+enum { F32_X_ROWS = 32 };
 
 struct multiply {
     cpu_device *d;
@@ -150,8 +160,8 @@ struct multiply {
 };
 
 /* Rows [row, row + n) of matrix c of product `at`, against activation rows [j, end). */
-static void multiply_tile(const struct multiply *m, uint32_t at, uint32_t c, uint32_t row, uint32_t n,
-                          uint32_t j, uint32_t end, float *buf)
+static void multiply_tile(const struct multiply *m, uint32_t at, uint32_t c, uint32_t row,
+                          uint32_t n, uint32_t j, uint32_t end, float *buf)
 {
     const cpu_product *p = m->p + at;
     const float *bias = p->mat->bias ? p->mat->bias + (size_t)c * p->mat->rows + row : NULL;
@@ -176,13 +186,15 @@ static void multiply_task(void *arg, uint32_t index, uint32_t thread)
     while (index >= m->first[at + 1]) at++;
     const cpu_product *p = m->p + at;
     uint32_t chunks = m->per[at] * p->mat->count;   /* neighbours share activation rows */
-    uint32_t rest = (index - m->first[at]) % chunks, c = rest / m->per[at], part = rest % m->per[at];
+    uint32_t rest = (index - m->first[at]) % chunks, c = rest / m->per[at],
+             part = rest % m->per[at];
     uint32_t x_first = (index - m->first[at]) / chunks * m->x_rows[at];
     uint32_t x_end = SL_MIN(x_first + m->x_rows[at], p->n);
     uint32_t end = SL_MIN((part + 1) * m->chunk[at], p->mat->rows);
     uint32_t unit = cpu_tile_rows(m->d, p->mat, p->n);
     for (uint32_t row = part * m->chunk[at]; row < end; row += unit)
-        multiply_tile(m, at, c, row, SL_MIN(end - row, unit), x_first, x_end, cpu_scratch(m->d, thread));
+        multiply_tile(m, at, c, row, SL_MIN(end - row, unit), x_first, x_end,
+                      cpu_scratch(m->d, thread));
 }
 
 static bool same_acts(const cpu_product *a, const cpu_product *b)
@@ -224,16 +236,19 @@ void cpu_multiply(cpu_device *d, const cpu_product *p, uint32_t n)
     size_t used = 0;
     assert(n <= 4);
     for (uint32_t i = 0; i < n; i++) {
-        assert(p[i].n && p[i].mat->cols <= d->w.cols && d->k.dequant[p[i].mat->type] && p[i].mat->data);
+        assert(p[i].n && p[i].mat->cols <= d->w.cols && d->k.dequant[p[i].mat->type]
+               && p[i].mat->data);
         rows += (uint64_t)p[i].mat->rows * p[i].mat->count;
         place_acts(&m, i, &used);
     }
     for (uint32_t i = 0; i < n; i++) {
         uint32_t unit = cpu_tile_grain(d, p[i].mat, p[i].n);
-        /* F32 weights cost nothing to load again, while all activations as floats outgrow the cache. */
+        /* F32 weights cost nothing to load again, while all activations as floats outgrow the
+         * cache. */
         m.x_rows[i] = p[i].mat->type == SL_F32 ? F32_X_ROWS : p[i].n;
         m.x_per[i] = (p[i].n + m.x_rows[i] - 1) / m.x_rows[i];
-        m.chunk[i] = SL_MIN(cpu_chunk(d, rows, (uint64_t)p[i].mat->cols * p[i].n, unit), p[i].mat->rows);
+        m.chunk[i] =
+            SL_MIN(cpu_chunk(d, rows, (uint64_t)p[i].mat->cols * p[i].n, unit), p[i].mat->rows);
         m.per[i] = (p[i].mat->rows + m.chunk[i] - 1) / m.chunk[i];
         m.first[i + 1] = m.first[i] + m.per[i] * m.x_per[i] * p[i].mat->count;
     }

@@ -1,6 +1,7 @@
 /* offload/device_cpu.c - the cpu device: memory, creation, embed and head.
- * Invariants: every stage is finished when it returns; nothing allocates in a stage; a scratch buffer
- * is used by one stage at a time, and only the rope angles live from `embed` to the end of a pass. */
+ * Invariants: every stage is finished when it returns; nothing allocates in a stage; a scratch
+ * buffer is used by one stage at a time, and only the rope angles live from `embed` to the end of a
+ * pass. */
 #include "offload/device_cpu.h"
 
 #include <assert.h>
@@ -64,8 +65,8 @@ struct embed {
     const sl_batch *b;
 };
 
-/* One row: the token's embedding, and the angles of its position. Angles are taken in double, so that
- * they hold at any position. */
+/* One row: the token's embedding, and the angles of its position. Angles are taken in double, so
+ * that they hold at any position. */
 static void embed_task(void *arg, uint32_t row, uint32_t thread)
 {
     const struct embed *e = arg;
@@ -93,8 +94,8 @@ static sl_status cpu_embed(sl_device *dev, const sl_weights *w, sl_batch *b)
     assert(b->n_rows <= d->max_rows && w->rope.n_rot <= d->w.n_rot && w->d_model == w->embed.cols);
     for (uint32_t i = 0; i < b->n_rows; i++)
         if (b->token[i] < 0 || (uint32_t)b->token[i] >= w->embed.rows)
-            return sl_fail(d->ctx, SL_E_ARG, "embed: row %u has token %d, the model has %u", i, b->token[i],
-                           w->embed.rows);
+            return sl_fail(d->ctx, SL_E_ARG, "embed: row %u has token %d, the model has %u", i,
+                           b->token[i], w->embed.rows);
     struct embed e = { d, w, b };
     cpu_run_rows(d, embed_task, &e, b->n_rows);
     return SL_OK;
@@ -150,17 +151,19 @@ static size_t tile_floats(const cpu_device *d)
     return (bytes + 63) / 64 * 16;
 }
 
-/* Floats of one thread: two tiles (gate and up), one block of attention, or a row's routing; whichever
- * is largest, in whole cache lines. */
+/* Floats of one thread: two tiles (gate and up), one block of attention, or a row's routing;
+ * whichever is largest, in whole cache lines. */
 static size_t thread_floats(const cpu_device *d)
 {
     const sl_widths *w = &d->w;
-    size_t attn = sl_attn_scratch(w->head_dim, w->head_dim) + 2 * cpu_attn_queries(w) * (w->head_dim + 2);
+    size_t attn = sl_attn_scratch(w->head_dim, w->head_dim)
+                  + 2 * cpu_attn_queries(w) * (w->head_dim + 2);
     size_t most = SL_MAX(SL_MAX(2 * d->tile_floats, attn), 3 * (size_t)w->n_expert);
     return (most + 31) / 16 * 16;
 }
 
-/* Bytes of n quantised elements in `parts` rows, whatever their group: sl_qx_bytes in the worst case. */
+/* Bytes of n quantised elements in `parts` rows, whatever their group: sl_qx_bytes in the worst
+ * case. */
 static uint64_t qx_most(uint64_t n, uint64_t parts)
 {
     return n + n / 8 + n / 8 + 192 * parts;
@@ -206,7 +209,8 @@ sl_status sl_device_create_cpu(sl_ctx *ctx, const sl_device_params *p, sl_device
     d->max_rows = p->max_rows;
     d->w = p->widths;
     sl_kernels_init(&d->k, sl_cpu_detect() & p->cpu_mask);
-    if (p->float_acts) memset(d->k.qmul, 0, sizeof d->k.qmul);  /* no type has integer kernels then */
+    /* no type has integer kernels then */
+    if (p->float_acts) memset(d->k.qmul, 0, sizeof d->k.qmul);
     sl_status st = take_scratch(d);
     if (st != SL_OK) {
         cpu_destroy(&d->base);

@@ -24,13 +24,15 @@ typedef struct cpu_device {
     float *cos, *sin;           /* [max_rows][n_rot / 2]: angles of the pass in flight */
     float *mla;                 /* [max_rows][w.mla] */
     float *router;              /* [max_rows][n_expert] */
-    float *ff;                  /* [max_rows * ff_sum]: activations of the runs of one `experts` step */
+    /* [max_rows * ff_sum]: activations of the runs of one `experts` step */
+    float *ff;
     size_t ff_floats;
     uint32_t *tile_at;          /* [max_rows + 1] first row of each tile of attention */
     size_t *run_at;             /* [max_runs] where a run's activations start in ff */
     uint32_t *run_task;         /* [max_runs + 1] first task of a run */
     uint32_t max_runs;
-    char *qx, *qff;             /* quantised activations: of a product's inputs, of the runs in ff */
+    /* quantised activations: of a product's inputs, of the runs in ff */
+    char *qx, *qff;
     size_t qx_bytes, qff_bytes;
     size_t *qff_at;             /* [max_runs] where a run's quantised activations start in qff */
     float *part;                /* [n_slots]: attention states of a row's heads on one span */
@@ -39,9 +41,11 @@ typedef struct cpu_device {
     size_t thread_floats, tile_floats;  /* tile_floats: of one tile of weights */
 } cpu_device;
 
-enum { CPU_ATTN_SPLIT_ROWS = 8 };   /* rows of a tile whose spans are shared out to threads at most */
+/* rows of a tile whose spans are shared out to threads at most */
+enum { CPU_ATTN_SPLIT_ROWS = 8 };
 
-/* Queries whose attention states a thread has room for, twice: a tile's on one KV head, or a row's. */
+/* Queries whose attention states a thread has room for, twice: a tile's on one KV head, or a
+ * row's. */
 static inline size_t cpu_attn_queries(const sl_widths *w)
 {
     return SL_MAX((size_t)SL_ATTN_QUERIES, (size_t)w->n_head);
@@ -66,11 +70,13 @@ typedef struct cpu_product {
 /* All products at once, cut into chunks of matrix rows. n <= 4. */
 void cpu_multiply(cpu_device *d, const cpu_product *p, uint32_t n);
 
-/* Some rows of a matrix, brought into the form in which they are multiplied: where they lie (integer
- * kernels, few activation rows), unpacked (integer kernels, many), or as floats (types without integer
- * kernels). Activation rows are quantised for the integer kernels, floats otherwise: cpu_group says. */
+/* Some rows of a matrix, brought into the form in which they are multiplied: where they lie
+ * (integer kernels, few activation rows), unpacked (integer kernels, many), or as floats (types
+ * without integer kernels). Activation rows are quantised for the integer kernels, floats
+ * otherwise: cpu_group says. */
 enum {
-    CPU_TILE_FLOATS = 8192,     /* results of a call at most: rows of the tile times activation rows */
+    /* results of a call at most: rows of the tile times activation rows */
+    CPU_TILE_FLOATS = 8192,
     CPU_TILE_X = 128            /* activation rows of a call: a tile may be unpacked anew in each */
 };
 typedef struct cpu_tile {
@@ -88,19 +94,22 @@ static inline uint32_t cpu_group(const cpu_device *d, const sl_mat *m)
     return d->k.qmul[m->type].group;
 }
 
-/* Rows that a tile of m holds at most when n_x activation rows come, and of which a task takes a multiple. */
+/* Rows that a tile of m holds at most when n_x activation rows come, and of which a task takes a
+ * multiple. */
 uint32_t cpu_tile_rows(const cpu_device *d, const sl_mat *m, uint32_t n_x);
 uint32_t cpu_tile_grain(const cpu_device *d, const sl_mat *m, uint32_t n_x);
-/* Rows [row, row + n) of matrix c of m, for n_x activation rows in all. buf: d->tile_floats floats. */
+/* Rows [row, row + n) of matrix c of m, for n_x activation rows in all. buf: d->tile_floats
+ * floats. */
 void cpu_tile_load(const cpu_device *d, const sl_mat *m, uint32_t c, uint32_t row, uint32_t n,
                    uint32_t n_x, float *buf, cpu_tile *ret);
 /* ret[j * ld + i] = row i times x[j]; any n_x. */
 void cpu_tile_mul(const cpu_device *d, const cpu_tile *t, const void *const *x, uint32_t n_x,
                   float *ret, size_t ld);
 
-/* Quantises n rows of cols floats at x + j * ldx into ret + j * sl_qx_bytes(group, cols), in parallel. */
-void cpu_quantise(cpu_device *d, uint32_t group, const float *x, size_t ldx, uint32_t cols, uint32_t n,
-                  char *ret);
+/* Quantises n rows of cols floats at x + j * ldx into ret + j * sl_qx_bytes(group, cols), in
+ * parallel. */
+void cpu_quantise(cpu_device *d, uint32_t group, const float *x, size_t ldx, uint32_t cols,
+                  uint32_t n, char *ret);
 
 /* sl_pool_run, but one task runs on the caller without waking anybody. */
 void cpu_run(cpu_device *d, sl_task_fn fn, void *arg, uint32_t n_tasks);

@@ -18,15 +18,16 @@ static sl_status read_hardware(const sl_json *root, sl_machine_id *id)
     return sl_json_u64(&j, "ram_bytes", 0, (uint64_t)1 << 60, &id->ram_bytes);
 }
 
-static sl_status read_points(const sl_json *root, const char *key, const char *value, sl_machine_point *p,
-                             uint32_t *ret_n)
+static sl_status read_points(const sl_json *root, const char *key, const char *value,
+                             sl_machine_point *p, uint32_t *ret_n)
 {
     sl_json list, j;
     size_t n;
     SL_TRY(sl_json_array(root, key, 1, SL_MACHINE_POINTS, &list, &n));
     for (size_t i = 0; i < n; i++) {
         sl_json_at(&list, i, &j);
-        SL_TRY(sl_json_u32(&j, "threads", i ? p[i - 1].threads + 1 : 1, SL_MACHINE_MAX_THREADS, &p[i].threads));
+        SL_TRY(sl_json_u32(&j, "threads", i ? p[i - 1].threads + 1 : 1, SL_MACHINE_MAX_THREADS,
+                           &p[i].threads));
         SL_TRY(sl_json_f64(&j, value, 0, 1e18, &p[i].value));
     }
     *ret_n = (uint32_t)n;
@@ -55,7 +56,8 @@ sl_status sl_machine_read(const sl_json *root, sl_machine *ret)
     SL_TRY(sl_json_u32(root, "sluice_machine", VERSION, VERSION, &version));
     SL_TRY(sl_json_get(root, "source", &j));
     const char *name = json_string_value(j.v);
-    while (source <= SL_MACHINE_MEASURED && (!name || strcmp(name, sl_machine_source_name(source)))) source++;
+    while (source <= SL_MACHINE_MEASURED && (!name || strcmp(name, sl_machine_source_name(source))))
+        source++;
     if (source > SL_MACHINE_MEASURED) return sl_json_expected(&j, "datasheet, quick or measured");
     m.source = (sl_machine_source)source;
     SL_TRY(read_hardware(root, &m.id));
@@ -84,8 +86,8 @@ static json_t *points(const sl_machine_point *p, uint32_t n, const char *value)
 {
     json_t *list = json_array();
     for (uint32_t i = 0; i < n; i++)
-        json_array_append_new(list, json_pack("{s:I, s:f}", "threads", (json_int_t)p[i].threads, value,
-                                              p[i].value));
+        json_array_append_new(list, json_pack("{s:I, s:f}", "threads", (json_int_t)p[i].threads,
+                                              value, p[i].value));
     return list;
 }
 
@@ -95,14 +97,16 @@ json_t *sl_machine_to_json(const sl_machine *m)
     for (int i = 0; i < SL_N_PEAKS; i++)
         if (m->peak_core[i] > 0)
             json_object_set_new(peaks, sl_peak_name((sl_peak)i),
-                                json_pack("{s:f, s:f}", "core", m->peak_core[i], "all", m->peak_all[i]));
-    return json_pack("{s:i, s:s, s:{s:s, s:s, s:I, s:I, s:I, s:I}, s:o, s:o, s:o}", "sluice_machine", VERSION,
-                     "source", sl_machine_source_name(m->source),
-                     "hardware", "cpu", m->id.cpu, "isa", m->id.isa, "cores", (json_int_t)m->id.cores,
-                     "hw_threads", (json_int_t)m->id.hw_threads, "l3_bytes", (json_int_t)m->id.l3_bytes,
-                     "ram_bytes", (json_int_t)m->id.ram_bytes,
-                     "dram_read", points(m->dram_read, m->n_dram, "bytes_s"),
-                     "barrier", points(m->barrier, m->n_barrier, "s"), "peaks", peaks);
+                                json_pack("{s:f, s:f}", "core", m->peak_core[i], "all",
+                                          m->peak_all[i]));
+    return json_pack("{s:i, s:s, s:{s:s, s:s, s:I, s:I, s:I, s:I}, s:o, s:o, s:o}",
+                     "sluice_machine", VERSION, "source", sl_machine_source_name(m->source),
+                     "hardware", "cpu", m->id.cpu, "isa", m->id.isa, "cores",
+                     (json_int_t)m->id.cores, "hw_threads", (json_int_t)m->id.hw_threads,
+                     "l3_bytes", (json_int_t)m->id.l3_bytes, "ram_bytes",
+                     (json_int_t)m->id.ram_bytes, "dram_read",
+                     points(m->dram_read, m->n_dram, "bytes_s"), "barrier",
+                     points(m->barrier, m->n_barrier, "s"), "peaks", peaks);
 }
 
 sl_status sl_machine_save(sl_ctx *ctx, const sl_machine *m, const char *file)

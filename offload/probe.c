@@ -1,4 +1,5 @@
-/* offload/probe.c - what this machine is, and how fast it can read, multiply and meet at a barrier. */
+/* offload/probe.c - what this machine is, and how fast it can read, multiply and meet at a
+ * barrier. */
 #include "offload/sl_probe.h"
 
 #include <assert.h>
@@ -18,7 +19,8 @@
 
 enum {
     MIN_BUFFER = 256 << 20,     /* also where no cache is known: eight times 32 MiB */
-    PIECES = 8                  /* tasks per thread, so that a late thread leaves its share to others */
+    /* tasks per thread, so that a late thread leaves its share to others */
+    PIECES = 8
 };
 
 static double now_s(void)
@@ -77,7 +79,8 @@ static uint64_t last_cache_bytes(void)
     for (int cpu = 0; cpu < SL_MACHINE_MAX_THREADS; cpu++) {
         long kib = sysfs_number(cpu, last, "size");
         if (kib < 0 && cpu >= sysconf(_SC_NPROCESSORS_CONF)) break;
-        if (kib > 0 && sysfs_number(cpu, last, "shared_cpu_list") == cpu) sum += (uint64_t)kib * 1024;
+        if (kib > 0 && sysfs_number(cpu, last, "shared_cpu_list") == cpu)
+            sum += (uint64_t)kib * 1024;
     }
     return sum;
 }
@@ -94,7 +97,8 @@ sl_status sl_probe_identify(sl_ctx *ctx, sl_machine_id *ret)
     cpu_name(id.cpu, sizeof id.cpu);
     for (size_t i = 0; i < SL_LEN(isas); i++) {
         size_t n = strlen(id.isa);
-        if (cpu & isas[i].bit) snprintf(id.isa + n, sizeof id.isa - n, "%s%s", n ? " " : "", isas[i].name);
+        if (cpu & isas[i].bit)
+            snprintf(id.isa + n, sizeof id.isa - n, "%s%s", n ? " " : "", isas[i].name);
     }
     id.hw_threads = SL_MAX(hw > 0 ? (uint32_t)hw : 1, id.cores);
     id.ram_bytes = pages > 0 ? (uint64_t)pages * (uint64_t)sysconf(_SC_PAGESIZE) : 0;
@@ -118,7 +122,8 @@ bool sl_probe_has(sl_peak peak)
 double sl_probe_peak(sl_peak peak, double seconds)
 {
     assert(sl_probe_has(peak));
-    /* A first short run says how many rounds fill the time; 1e9 rounds/s of 24 instructions do not exist. */
+    /* A first short run says how many rounds fill the time; 1e9 rounds/s of 24 instructions do not
+     * exist. */
     const uint64_t first = 4000;
     double t = now_s();
     probe_peak_loop(peak, first);
@@ -172,8 +177,8 @@ static double peak_of_all(sl_pool *pool, struct peak_run *r)
     return (double)n * (double)r->rounds * probe_peak_ops(r->peak) / (end - start);
 }
 
-/* Best of some slices, first of one core, then of all threads of the pool. Slices are short, so that some
- * fall between whatever else the cores have to do. */
+/* Best of some slices, first of one core, then of all threads of the pool. Slices are short, so
+ * that some fall between whatever else the cores have to do. */
 static void measure_peak(sl_machine *m, sl_pool *pool, sl_peak peak, double *times)
 {
     enum { SLICES = 8 };
@@ -181,10 +186,15 @@ static void measure_peak(sl_machine *m, sl_pool *pool, sl_peak peak, double *tim
     for (int i = 0; i < SLICES; i++)
         m->peak_core[peak] = fmax(m->peak_core[peak], sl_probe_peak(peak, slice_s));
     uint32_t n = sl_pool_threads(pool);
-    struct peak_run r = { .peak = peak, .start_s = times, .end_s = times + n,
-                          .rounds = (uint64_t)(slice_s * m->peak_core[peak] / probe_peak_ops(peak)) + 1 };
-    for (int i = 0; i < SLICES; i++) m->peak_all[peak] = fmax(m->peak_all[peak], peak_of_all(pool, &r));
-    if (n == 1) m->peak_all[peak] = m->peak_core[peak] = fmax(m->peak_all[peak], m->peak_core[peak]);
+    struct peak_run r = { .peak = peak,
+                          .start_s = times,
+                          .end_s = times + n,
+                          .rounds = (uint64_t)(slice_s * m->peak_core[peak] / probe_peak_ops(peak))
+                                    + 1 };
+    for (int i = 0; i < SLICES; i++)
+        m->peak_all[peak] = fmax(m->peak_all[peak], peak_of_all(pool, &r));
+    if (n == 1)
+        m->peak_all[peak] = m->peak_core[peak] = fmax(m->peak_all[peak], m->peak_core[peak]);
 }
 
 /* ---- reads ---- */
@@ -235,7 +245,8 @@ static size_t buffer_bytes(void)
 }
 
 /* buf NULL: an own one. */
-static sl_status reader_create(sl_ctx *ctx, uint32_t n_threads, char *buf, size_t bytes, sl_probe_reader **ret)
+static sl_status reader_create(sl_ctx *ctx, uint32_t n_threads, char *buf, size_t bytes,
+                               sl_probe_reader **ret)
 {
     sl_probe_reader *r = calloc(1, sizeof *r);
     if (!r) return sl_fail(ctx, SL_E_NOMEM, "reader");
@@ -245,7 +256,8 @@ static sl_status reader_create(sl_ctx *ctx, uint32_t n_threads, char *buf, size_
         void *p = NULL;
         st = sl_mem_alloc(ctx, SL_ACC_SCRATCH, bytes, &p);
         r->buf = p;
-        if (st == SL_OK) (void)madvise(p, bytes, MADV_HUGEPAGE);    /* a wish; before the first touch */
+        /* a wish; before the first touch */
+        if (st == SL_OK) (void)madvise(p, bytes, MADV_HUGEPAGE);
     }
     if (st == SL_OK) {
         r->n_pieces = PIECES * sl_pool_threads(r->pool);
@@ -290,8 +302,8 @@ double sl_probe_read(sl_probe_reader *r)
     return read_for(r, r->best_way, 0);
 }
 
-/* The best rate that held for a while: a shared host lets single passes of some 10 ms run at several
- * times what it gives for longer, and no model is read in 10 ms. */
+/* The best rate that held for a while: a shared host lets single passes of some 10 ms run at
+ * several times what it gives for longer, and no model is read in 10 ms. */
 static double measure_read(sl_probe_reader *r, double seconds)
 {
     const double window_s = 0.2;
@@ -352,8 +364,8 @@ static void report(const sl_probe_params *p, const char *what, double share)
     if (p->progress) p->progress(p->user, what, share);
 }
 
-static sl_status measure_threads(sl_ctx *ctx, const sl_probe_params *p, uint32_t max, sl_probe_reader *whole,
-                                 sl_machine *m)
+static sl_status measure_threads(sl_ctx *ctx, const sl_probe_params *p, uint32_t max,
+                                 sl_probe_reader *whole, sl_machine *m)
 {
     uint32_t counts[SL_MACHINE_POINTS], n = thread_counts(max, p->quick, counts);
     double seconds = p->quick ? 0.5 : SL_MIN(4.0, 30.0 / n);
@@ -364,7 +376,8 @@ static sl_status measure_threads(sl_ctx *ctx, const sl_probe_params *p, uint32_t
         report(p, what, 0.7 * i / n);
         SL_TRY(reader_create(ctx, counts[i], whole->buf, whole->bytes, &r));
         double rate = measure_read(r, seconds);
-        /* More threads can leave the reading to fewer: where they seem slower, something disturbed them. */
+        /* More threads can leave the reading to fewer: where they seem slower, something disturbed
+         * them. */
         if (i) rate = fmax(rate, m->dram_read[i - 1].value);
         m->dram_read[i] = (sl_machine_point){ counts[i], rate };
         m->barrier[i] = (sl_machine_point){ counts[i], measure_barrier(r->pool) };
@@ -386,7 +399,8 @@ sl_status sl_probe_run(sl_ctx *ctx, const sl_probe_params *p, sl_machine *ret)
     sl_status st = measure_threads(ctx, p, max, whole, &m);
     double *times = st == SL_OK ? calloc(2 * sl_pool_threads(whole->pool), sizeof *times) : NULL;
     if (st == SL_OK && !times) st = sl_fail(ctx, SL_E_NOMEM, "times of %u threads", max);
-    int rounds = p->quick ? 5 : 60;     /* all peaks in turn: a busy second hits none of them alone */
+    /* all peaks in turn: a busy second hits none of them alone */
+    int rounds = p->quick ? 5 : 60;
     for (int i = 0; st == SL_OK && i < rounds * SL_N_PEAKS; i++) {
         sl_peak peak = (sl_peak)(i % SL_N_PEAKS);
         report(p, "instruction peaks", 0.7 + 0.3 * i / (rounds * SL_N_PEAKS));

@@ -1,8 +1,9 @@
 /* offload/probe_peak_x86.c - loops in assembly: instruction peaks and reads of memory.
- * A peak loop keeps 12 accumulators (6 for the AVX2 triple, each with its temporary), more than latency
- * times issue width of any x86 CPU (4 cycles x 2), so that only the number of execution ports binds.
- * Operands are arbitrary numbers, since zeros would draw less power and clock higher. Other CPUs have no
- * peaks here and read by a plain loop. */
+ * A peak loop keeps 12 accumulators (6 for the AVX2 triple, each with its temporary), more than
+ * latency times issue width of any x86 CPU (4 cycles x 2), so that only the number of execution
+ * ports binds.
+ * Operands are arbitrary numbers, since zeros would draw less power and clock higher. Other CPUs
+ * have no peaks here and read by a plain loop. */
 #include "offload/probe.h"
 
 #include <assert.h>
@@ -13,7 +14,8 @@
 #define R6(I) I(0, 6) I(1, 7) I(2, 8) I(3, 9) I(4, 10) I(5, 11)
 
 #define VNNI512(n) "vpdpbusd %%zmm13, %%zmm12, %%zmm" #n "\n\t"
-/* The VEX form: without the prefix an assembler may choose the EVEX one, which AVX-512 machines only have. */
+/* The VEX form: without the prefix an assembler may choose the EVEX one, which AVX-512 machines
+ * only have. */
 #define AVXVNNI(n) "%{vex%} vpdpbusd %%ymm13, %%ymm12, %%ymm" #n "\n\t"
 #define MADDUBS(n, t) "vpmaddubsw %%ymm13, %%ymm12, %%ymm" #t "\n\t" \
     "vpmaddwd %%ymm14, %%ymm" #t ", %%ymm" #t "\n\t" \
@@ -47,9 +49,11 @@ typedef union operands {
 static void fill(sl_peak peak, operands_t *o)
 {
     bool floats = peak == SL_PEAK_F32_AVX2 || peak == SL_PEAK_F32_AVX512;
-    for (int i = 0; i < 64; i++) o->u8[0][i] = (uint8_t)(37 * i + 11), o->u8[1][i] = (uint8_t)(91 * i + 5);
+    for (int i = 0; i < 64; i++)
+        o->u8[0][i] = (uint8_t)(37 * i + 11), o->u8[1][i] = (uint8_t)(91 * i + 5);
     for (int i = 0; i < 32; i++) o->u16[2][i] = 1;
-    for (int i = 0; floats && i < 16; i++) o->f32[0][i] = 1.0f / (float)(3 + i), o->f32[1][i] = 1e-4f * (float)i;
+    for (int i = 0; floats && i < 16; i++)
+        o->f32[0][i] = 1.0f / (float)(3 + i), o->f32[1][i] = 1e-4f * (float)i;
 }
 
 void probe_peak_loop(sl_peak peak, uint64_t rounds)

@@ -28,17 +28,22 @@ typedef struct sl_device_ops {
     sl_status (*sync)(sl_device *d, sl_event ev);
 
     /* Stages. Errors: SL_E_DEVICE, with the message in the context given to create. */
-    sl_status (*embed)(sl_device *d, const sl_weights *w, sl_batch *b);     /* x; rope angles of the pass */
-    sl_status (*qkv)(sl_device *d, const sl_weights *w, const sl_layer *l, sl_batch *b); /* x -> q, k, v */
-    sl_status (*attend)(sl_device *d, const sl_layer *l, const sl_kv_view *kv, sl_batch *b); /* -> att */
+    /* x; rope angles of the pass */
+    sl_status (*embed)(sl_device *d, const sl_weights *w, sl_batch *b);
+    /* x -> q, k, v */
+    sl_status (*qkv)(sl_device *d, const sl_weights *w, const sl_layer *l, sl_batch *b);
+    /* -> att */
+    sl_status (*attend)(sl_device *d, const sl_layer *l, const sl_kv_view *kv, sl_batch *b);
     sl_status (*post)(sl_device *d, const sl_layer *l, sl_batch *b);    /* att -> x, h; y = 0 */
-    /* The router of any layer on any hidden state h [n_rows][d_model]: ids and weights [n_rows][n_used],
-     * and the shared expert's weight [n_rows] when the layer has a shared gate (else untouched). */
+    /* The router of any layer on any hidden state h [n_rows][d_model]: ids and weights
+     * [n_rows][n_used], and the shared expert's weight [n_rows] when the layer has a shared gate
+     * (else untouched). */
     sl_status (*route)(sl_device *d, const sl_layer *l, const float *h, uint32_t n_rows,
                        uint32_t *ret_id, float *ret_w, float *ret_shared_w);
-    /* y += the runs' weighted outputs, added in the order given; last: then x += residual_scale * y. */
-    sl_status (*experts)(sl_device *d, const sl_layer *l, const sl_expert_run *runs, uint32_t n_runs,
-                         bool last, sl_batch *b);
+    /* y += the runs' weighted outputs, added in the order given; last: then x += residual_scale *
+     * y. */
+    sl_status (*experts)(sl_device *d, const sl_layer *l, const sl_expert_run *runs,
+                         uint32_t n_runs, bool last, sl_batch *b);
     sl_status (*head)(sl_device *d, const sl_weights *w, sl_batch *b);      /* x -> logits */
     void (*destroy)(sl_device *d);
 } sl_device_ops;
@@ -56,7 +61,8 @@ typedef struct sl_device_params {
 } sl_device_params;
 
 /* Errors: SL_E_ARG, SL_E_NOMEM. The caller owns *ret and destroys it with sl_device_destroy. */
-SL_API SL_NODISCARD sl_status sl_device_create_cpu(sl_ctx *ctx, const sl_device_params *p, sl_device **ret);
+SL_API SL_NODISCARD sl_status sl_device_create_cpu(sl_ctx *ctx, const sl_device_params *p,
+                                                   sl_device **ret);
 SL_API void sl_device_destroy(sl_device **d);
 
 #endif

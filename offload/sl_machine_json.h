@@ -1,5 +1,5 @@
-/* offload/sl_machine_json.h - a machine as a JSON file: every field is checked, and named when it is
- * wrong. Fields that this version does not know are left alone. Format:
+/* offload/sl_machine_json.h - a machine as a JSON file: every field is checked, and named when it
+ * is wrong. Fields that this version does not know are left alone. Format:
  *   { "sluice_machine": 1, "source": "measured",
  *     "hardware": { "cpu", "isa", "cores", "hw_threads", "l3_bytes", "ram_bytes" },
  *     "dram_read": [ { "threads": 1, "bytes_s": 1.2e10 }, ... ],

@@ -1,7 +1,7 @@
 /* offload/sl_probe.h - measures this machine: DRAM reads by threads, instruction peaks, barriers.
- * The loops are written in assembly: compilers insert register copies that hide up to 40 % of an int8
- * peak, and a bound must not depend on who compiled it. Bests are reported, since whatever else the
- * machine does only takes away; barriers are medians, since they are costs.
+ * The loops are written in assembly: compilers insert register copies that hide up to 40 % of an
+ * int8 peak, and a bound must not depend on who compiled it. Bests are reported, since whatever
+ * else the machine does only takes away; barriers are medians, since they are costs.
  * Owns its buffers and threads while it runs. Must not print. Threads: one probe at a time.
  * Units: bytes/s, operations/s, seconds. Tested by tests/t_probe.c. */
 #ifndef SL_PROBE_H
@@ -12,7 +12,8 @@
 typedef struct sl_probe_params {
     bool quick;                 /* about 2 s instead of some 15 */
     uint32_t max_threads;       /* 0: physical cores of the process */
-    void (*progress)(void *user, const char *what, double share);   /* may be NULL; share done, 0 to 1 */
+    /* may be NULL; share done, 0 to 1 */
+    void (*progress)(void *user, const char *what, double share);
     void *user;
 } sl_probe_params;
 
@@ -30,10 +31,12 @@ SL_API bool sl_probe_has(sl_peak peak);         /* this CPU has the instructions
 SL_API double sl_probe_peak(sl_peak peak, double seconds);
 
 typedef struct sl_probe_reader sl_probe_reader;
-/* Threads and a buffer of at least eight times the last cache level, in huge pages where they are to be
- * had; n_threads 0: physical cores. Errors: as sl_probe_run. */
-SL_API SL_NODISCARD sl_status sl_probe_reader_create(sl_ctx *ctx, uint32_t n_threads, sl_probe_reader **ret);
-SL_API void sl_probe_reader_destroy(sl_probe_reader **r);   /* *r may be NULL, and is NULL afterwards */
+/* Threads and a buffer of at least eight times the last cache level, in huge pages where they are
+ * to be had; n_threads 0: physical cores. Errors: as sl_probe_run. */
+SL_API SL_NODISCARD sl_status sl_probe_reader_create(sl_ctx *ctx, uint32_t n_threads,
+                                                     sl_probe_reader **ret);
+/* *r may be NULL, and is NULL afterwards */
+SL_API void sl_probe_reader_destroy(sl_probe_reader **r);
 /* One pass of all threads over the buffer, in the way (streams, prefetch) that was best at create:
  * bytes/s. A shared host may let one pass burst: compare medians of passes. */
 SL_API double sl_probe_read(sl_probe_reader *r);

@@ -43,7 +43,8 @@ sl_status sl_store_create(sl_ctx *ctx, const int *fds, const uint64_t *file_byte
         f->path = strdup(paths[i]);
         f->fd = fcntl(fds[i], F_DUPFD_CLOEXEC, 0);
         if (f->fd < 0)
-            st = sl_fail(ctx, SL_E_IO, "duplicate the descriptor of %s: %s", paths[i], strerror(errno));
+            st = sl_fail(ctx, SL_E_IO, "duplicate the descriptor of %s: %s", paths[i],
+                         strerror(errno));
         else if (!f->path)
             st = sl_fail(ctx, SL_E_NOMEM, "path %s", paths[i]);
     }
@@ -90,8 +91,9 @@ static sl_status check_slice(sl_ctx *ctx, const sl_store *s, sl_slice slice)
                        s->n_files);
     const struct file *f = &s->file[slice.file];
     if (slice.offset > f->bytes || slice.bytes > f->bytes - slice.offset)
-        return sl_fail(ctx, SL_E_ARG, "%s: slice of %llu bytes at offset %llu leaves its %llu bytes",
-                       f->path, (ull)slice.bytes, (ull)slice.offset, (ull)f->bytes);
+        return sl_fail(ctx, SL_E_ARG,
+                       "%s: slice of %llu bytes at offset %llu leaves its %llu bytes", f->path,
+                       (ull)slice.bytes, (ull)slice.offset, (ull)f->bytes);
     return SL_OK;
 }
 
@@ -100,8 +102,9 @@ static sl_status map_file(sl_ctx *ctx, sl_store *s, struct file *f)
     struct stat info;
     if (fstat(f->fd, &info)) return sl_fail(ctx, SL_E_IO, "stat %s: %s", f->path, strerror(errno));
     if ((uint64_t)info.st_size != f->bytes)
-        return sl_fail(ctx, SL_E_IO, "map %s: expected the %llu bytes it had when opened, found %llu",
-                       f->path, (ull)f->bytes, (ull)info.st_size);
+        return sl_fail(ctx, SL_E_IO,
+                       "map %s: expected the %llu bytes it had when opened, found %llu", f->path,
+                       (ull)f->bytes, (ull)info.st_size);
     void *p = mmap(NULL, (size_t)f->bytes, PROT_READ, MAP_SHARED, f->fd, 0);
     if (p == MAP_FAILED)
         return sl_fail(ctx, SL_E_IO, "map %llu bytes of %s: %s", (ull)f->bytes, f->path,
@@ -137,8 +140,10 @@ sl_status sl_store_read(sl_ctx *ctx, const sl_store *store, sl_slice slice, void
             return sl_fail(ctx, SL_E_IO, "read %s: %zu bytes at offset %llu: %s", f->path, want,
                            (ull)(slice.offset + done), strerror(errno));
         if (!got)
-            return sl_fail(ctx, SL_E_IO, "read %s: expected %llu bytes at offset %llu, found the end of "
-                           "the file after %llu", f->path, (ull)slice.bytes, (ull)slice.offset, (ull)done);
+            return sl_fail(ctx, SL_E_IO,
+                           "read %s: expected %llu bytes at offset %llu, found the end of "
+                           "the file after %llu",
+                           f->path, (ull)slice.bytes, (ull)slice.offset, (ull)done);
         done += (uint64_t)got;
     }
     return SL_OK;

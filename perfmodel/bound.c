@@ -8,7 +8,8 @@
 static double attended(const sl_pass *p, uint32_t window)
 {
     double n = p->n_rows, first = p->first;
-    double growing = window ? fmin(fmax((double)window - first, 0), n) : n;   /* rows that see all before them */
+    /* rows that see all before them */
+    double growing = window ? fmin(fmax((double)window - first, 0), n) : n;
     return growing * first + growing * (growing + 1) / 2 + (n - growing) * window;
 }
 
@@ -25,7 +26,8 @@ static double distinct_experts(const sl_layer_shape *l, const sl_pass *p)
     return l->n_expert * (1 - pow(1 - (double)l->n_used / l->n_expert, p->n_rows));
 }
 
-sl_work sl_bound_work(const sl_shape *shape, const sl_step *steps, uint32_t n_steps, const sl_pass *p)
+sl_work sl_bound_work(const sl_shape *shape, const sl_step *steps, uint32_t n_steps,
+                      const sl_pass *p)
 {
     sl_work w = { .bytes = 0 };
     for (uint32_t i = 0; i < n_steps; i++) {
@@ -60,8 +62,8 @@ double sl_bound_s(const sl_work *w, const sl_rates *r, sl_limit *ret_limit)
     return s[most];
 }
 
-double sl_bound_decode(const sl_shape *shape, const sl_step *steps, uint32_t n_steps, uint32_t n_gen,
-                       const sl_rates *rates)
+double sl_bound_decode(const sl_shape *shape, const sl_step *steps, uint32_t n_steps,
+                       uint32_t n_gen, const sl_rates *rates)
 {
     double seconds = 0;
     for (uint32_t i = 0; i < n_gen; i++) {

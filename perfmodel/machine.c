@@ -43,7 +43,8 @@ static sl_status check_points(sl_ctx *ctx, const char *field, const sl_machine_p
         snprintf(name, sizeof name, "%s[%u]", field, i);
         SL_TRY(check_number(ctx, name, p[i].value, min, max));
         snprintf(name, sizeof name, "%s[%u].threads", field, i);
-        SL_TRY(check_number(ctx, name, p[i].threads, i ? p[i - 1].threads + 1 : 1, SL_MACHINE_MAX_THREADS));
+        SL_TRY(check_number(ctx, name, p[i].threads, i ? p[i - 1].threads + 1 : 1,
+                            SL_MACHINE_MAX_THREADS));
     }
     return SL_OK;
 }
@@ -51,9 +52,11 @@ static sl_status check_points(sl_ctx *ctx, const char *field, const sl_machine_p
 sl_status sl_machine_check(sl_ctx *ctx, const sl_machine *m)
 {
     char name[64];
-    if (!m->id.cpu[0]) return sl_fail(ctx, SL_E_FORMAT, "machine: hardware.cpu is empty, expected a name");
+    if (!m->id.cpu[0])
+        return sl_fail(ctx, SL_E_FORMAT, "machine: hardware.cpu is empty, expected a name");
     SL_TRY(check_number(ctx, "hardware.cores", m->id.cores, 1, SL_MACHINE_MAX_THREADS));
-    SL_TRY(check_number(ctx, "hardware.hw_threads", m->id.hw_threads, m->id.cores, SL_MACHINE_MAX_THREADS));
+    SL_TRY(check_number(ctx, "hardware.hw_threads", m->id.hw_threads, m->id.cores,
+                        SL_MACHINE_MAX_THREADS));
     SL_TRY(check_number(ctx, "hardware.ram_bytes", (double)m->id.ram_bytes, 1e8, 1e15));
     SL_TRY(check_points(ctx, "dram_read", m->dram_read, m->n_dram, dram_min, dram_max));
     SL_TRY(check_points(ctx, "barrier", m->barrier, m->n_barrier, barrier_min, barrier_max));
@@ -79,8 +82,8 @@ bool sl_machine_same(const sl_machine_id *kept, const sl_machine_id *now, char w
         snprintf(why, 200, "it had %u cores and %u hardware threads, now %u and %u", kept->cores,
                  kept->hw_threads, now->cores, now->hw_threads);
     else if (!(fabs(ram - 1) <= 0.05))
-        snprintf(why, 200, "it had %.1f GiB of memory, now %.1f GiB", (double)kept->ram_bytes / 0x1p30,
-                 (double)now->ram_bytes / 0x1p30);
+        snprintf(why, 200, "it had %.1f GiB of memory, now %.1f GiB",
+                 (double)kept->ram_bytes / 0x1p30, (double)now->ram_bytes / 0x1p30);
     return !why[0];
 }
 

@@ -1,6 +1,7 @@
-/* perfmodel/sl_machine.h - numbers that describe a machine: what its parts can do at most, measured by
- * offload/sl_probe.h or written down from data sheets. Kept as JSON (offload/sl_machine_json.h).
- * Must not read a clock, file or device. Threads: plain data. Units: bytes/s, operations/s, seconds.
+/* perfmodel/sl_machine.h - numbers that describe a machine: what its parts can do at most, measured
+ * by offload/sl_probe.h or written down from data sheets. Kept as JSON (offload/sl_machine_json.h).
+ * Must not read a clock, file or device. Threads: plain data. Units: bytes/s, operations/s,
+ * seconds.
  * Tested by tests/t_machine.c. */
 #ifndef SL_MACHINE_H
 #define SL_MACHINE_H
@@ -50,17 +51,20 @@ typedef struct sl_machine {
 /* Errors: SL_E_FORMAT naming the field, what was expected and what was found. */
 SL_API SL_NODISCARD sl_status sl_machine_check(sl_ctx *ctx, const sl_machine *m);
 
-/* Is the kept identity that of this machine? If not, why holds the first difference in one line. Memory
- * may differ by 5 %: firmware and kernels take their share. */
+/* Is the kept identity that of this machine? If not, why holds the first difference in one line.
+ * Memory may differ by 5 %: firmware and kernels take their share. */
 SL_API bool sl_machine_same(const sl_machine_id *kept, const sl_machine_id *now, char why[200]);
 
-/* Bytes/s that n threads read: between measured points linear in threads, beyond them the nearest. */
+/* Bytes/s that n threads read: between measured points linear in threads, beyond them the
+ * nearest. */
 SL_API double sl_machine_dram_s(const sl_machine *m, uint32_t threads);
 SL_API double sl_machine_barrier_s(const sl_machine *m, uint32_t threads);
 /* Operations/s of n cores: n times one core, at most peak_all. 0: no such instructions. */
 SL_API double sl_machine_peak_s(const sl_machine *m, sl_peak peak, uint32_t threads);
 
-SL_API const char *sl_peak_name(sl_peak peak);      /* "int8_avx512vnni": also the field in the file */
-SL_API const char *sl_machine_source_name(sl_machine_source s);    /* "datasheet", "quick", "measured" */
+/* "int8_avx512vnni": also the field in the file */
+SL_API const char *sl_peak_name(sl_peak peak);
+/* "datasheet", "quick", "measured" */
+SL_API const char *sl_machine_source_name(sl_machine_source s);
 
 #endif

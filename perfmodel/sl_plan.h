@@ -14,8 +14,10 @@ typedef struct sl_plan_params {
     uint32_t n_threads;     /* 0: physical cores */
     sl_type kv_type;        /* SL_F16 (default), SL_F32, SL_BF16 or SL_Q8_0 */
     uint64_t ram_bytes;     /* budget; 0: no limit given */
-    uint32_t cpu_mask;      /* instructions kernels may use: sl_cpu_from_isa's; default ~0u: all there are */
-    bool float_acts;        /* multiply quantised weights by float32 activations: slower, for comparing */
+    /* instructions kernels may use: sl_cpu_from_isa's; default ~0u: all there are */
+    uint32_t cpu_mask;
+    /* multiply quantised weights by float32 activations: slower, for comparing */
+    bool float_acts;
 } sl_plan_params;
 
 #define SL_KV_BLOCK_ROWS 32u    /* positions of a KV block; divides the attention key block of 64 */
@@ -37,10 +39,10 @@ typedef struct sl_plan {
 
 SL_API sl_plan_params sl_plan_defaults(void);
 
-/* Errors: SL_E_ARG (zero rows or sequences; another KV type, or blocks of it that heads cannot hold; a
- * context above what the model was made for is allowed), SL_E_NOMEM (the plan's bytes are above ram_bytes:
- * the message prints the floor and what would lower it). */
-SL_API SL_NODISCARD sl_status sl_plan_make(sl_ctx *ctx, const sl_shape *shape, const sl_plan_params *p,
-                                           sl_plan *ret);
+/* Errors: SL_E_ARG (zero rows or sequences; another KV type, or blocks of it that heads cannot
+ * hold; a context above what the model was made for is allowed), SL_E_NOMEM (the plan's bytes are
+ * above ram_bytes: the message prints the floor and what would lower it). */
+SL_API SL_NODISCARD sl_status sl_plan_make(sl_ctx *ctx, const sl_shape *shape,
+                                           const sl_plan_params *p, sl_plan *ret);
 
 #endif

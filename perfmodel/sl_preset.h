@@ -1,8 +1,9 @@
 /* perfmodel/sl_preset.h - the one table of public Mixture-of-Experts models: what their config.json
- * says, as numbers. The planner and `sluice synth` both read it, so a forecast and a synthetic file of
- * one name describe the same shape.
+ * says, as numbers. The planner and `sluice synth` both read it, so a forecast and a synthetic file
+ * of one name describe the same shape.
  * Owns constants only. Must not read a clock, file or device. Threads: constant. Units: elements,
- * positions. Tested by tests/t_preset.c (parameter counts against the ones that the makers publish). */
+ * positions. Tested by tests/t_preset.c (parameter counts against the ones that the makers
+ * publish). */
 #ifndef SL_PRESET_H
 #define SL_PRESET_H
 
@@ -18,7 +19,8 @@ typedef struct sl_preset {
     uint32_t n_rot;             /* dimensions of a head that turn; MLA: of the shared rope key */
     uint32_t n_expert, n_used, d_expert;
     uint32_t d_shared;          /* width of all shared experts together; 0: none */
-    uint32_t n_shared;          /* how many experts the file says they are; 0 where it names the width */
+    /* how many experts the file says they are; 0 where it names the width */
+    uint32_t n_shared;
     uint32_t n_dense, d_dense;  /* the first n_dense layers have one FFN of this width */
     /* MLA (kv_lora > 0) */
     uint32_t q_lora, kv_lora, nope, v_head;
@@ -41,7 +43,8 @@ typedef struct sl_preset {
 } sl_preset;
 
 SL_API const sl_preset *sl_preset_at(uint32_t i);               /* NULL past the end */
-SL_API const sl_preset *sl_preset_find(const char *name);       /* any case of letters; NULL: none */
+/* any case of letters; NULL: none */
+SL_API const sl_preset *sl_preset_find(const char *name);
 
 /* Weights of the model: matrices, biases and norms, without MTP layers. */
 SL_API uint64_t sl_preset_params(const sl_preset *p);

@@ -15,8 +15,10 @@ typedef struct sl_layer_shape {
     uint64_t ffn_bytes;         /* dense FFN or shared expert */
     uint64_t ffn_flops_row;
     uint32_t n_expert, n_used;
-    uint32_t k_elems, v_elems;  /* one cached position, all KV heads; v_elems 0: V is a prefix of K */
-    uint32_t kv_unit;           /* a power of two that divides each head's key and value; 0: not known */
+    /* one cached position, all KV heads; v_elems 0: V is a prefix of K */
+    uint32_t k_elems, v_elems;
+    /* a power of two that divides each head's key and value; 0: not known */
+    uint32_t kv_unit;
     uint32_t window;            /* 0: all positions */
     uint64_t ctx_flops_row;     /* scores and values: one row on one position */
     /* What of the flops is on quantised weights, which are multiplied as 8-bit integers. */

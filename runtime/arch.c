@@ -1,4 +1,5 @@
-/* runtime/arch.c - the table. Fields that are not named are "no", GQA, RMS norm, softmax and SILU. */
+/* runtime/arch.c - the table. Fields that are not named are "no", GQA, RMS norm, softmax and
+ * SILU. */
 #include "runtime/arch.h"
 
 #include <string.h>

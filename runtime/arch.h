@@ -1,5 +1,5 @@
-/* runtime/arch.h - the table of architectures: what a GGUF's general.architecture implies and its keys
- * do not say. Adding an architecture is adding a row. Private to runtime/.
+/* runtime/arch.h - the table of architectures: what a GGUF's general.architecture implies and its
+ * keys do not say. Adding an architecture is adding a row. Private to runtime/.
  * Facts: tests/golden/ARCH.md, where each row's source is named. */
 #ifndef ARCH_H
 #define ARCH_H
@@ -11,7 +11,8 @@ typedef enum need { NEED_NO, NEED_MAYBE, NEED_YES } need;
 
 typedef enum window_pattern {
     WINDOW_NONE,
-    WINDOW_EVEN             /* layers 0, 2, 4, ... unless attention.sliding_window_pattern says otherwise */
+    /* layers 0, 2, 4, ... unless attention.sliding_window_pattern says otherwise */
+    WINDOW_EVEN
 } window_pattern;
 
 typedef struct arch {

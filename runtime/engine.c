@@ -168,8 +168,8 @@ static sl_status check_request(sl_engine *e, const sl_request *r, const seq *s)
     if (!r->tokens || !r->n_tokens) return sl_fail(e->ctx, SL_E_ARG, "a request without tokens");
     for (uint32_t i = 0; i < r->n_tokens; i++)
         if (r->tokens[i] < 0 || (uint32_t)r->tokens[i] >= e->weights.n_vocab)
-            return sl_fail(e->ctx, SL_E_ARG, "token %d at %u, the vocabulary has %u", r->tokens[i], i,
-                           e->weights.n_vocab);
+            return sl_fail(e->ctx, SL_E_ARG, "token %d at %u, the vocabulary has %u", r->tokens[i],
+                           i, e->weights.n_vocab);
     if (r->n_tokens > e->plan.n_ctx - known)
         return sl_fail(e->ctx, SL_E_NOMEM, "%u tokens behind %u do not fit a context of %u (-c)",
                        r->n_tokens, known, e->plan.n_ctx);
@@ -182,8 +182,10 @@ sl_status sl_engine_submit(sl_engine *e, const sl_request *r, sl_seq *ret)
     sl_sampler *sampler = NULL;
     seq *s = r->seq ? find_seq(e, r->seq) : free_seq(e);
     if (!s && r->seq) return sl_fail(e->ctx, SL_E_ARG, "there is no sequence %u", r->seq);
-    if (!s) return sl_fail(e->ctx, SL_E_NOMEM, "all %u sequences of the plan are alive", e->plan.n_seq);
-    if (s->state == SEQ_RUNNING) return sl_fail(e->ctx, SL_E_ARG, "sequence %u is not idle", r->seq);
+    if (!s)
+        return sl_fail(e->ctx, SL_E_NOMEM, "all %u sequences of the plan are alive", e->plan.n_seq);
+    if (s->state == SEQ_RUNNING)
+        return sl_fail(e->ctx, SL_E_ARG, "sequence %u is not idle", r->seq);
     SL_TRY(check_request(e, r, s));
     if (r->n_predict) SL_TRY(sl_sampler_create(e->ctx, &r->sampler, e->weights.n_vocab, &sampler));
 
@@ -201,7 +203,8 @@ sl_status sl_engine_submit(sl_engine *e, const sl_request *r, sl_seq *ret)
     s->stopped = false;
     s->order = e->next_order++;
     s->state = SEQ_RUNNING;
-    for (uint32_t i = 0; s->sampler && i < s->n_known; i++) sl_sampler_accept(s->sampler, s->tokens[i]);
+    for (uint32_t i = 0; s->sampler && i < s->n_known; i++)
+        sl_sampler_accept(s->sampler, s->tokens[i]);
     *ret = s->id;
     return SL_OK;
 }
@@ -241,13 +244,15 @@ static bool decoding(const seq *s)
     return s->n_past >= s->n_prompt_end;
 }
 
-/* Rows that sequence slot i adds; its last row's logits are wanted when the next token is to be drawn. */
+/* Rows that sequence slot i adds; its last row's logits are wanted when the next token is to be
+ * drawn. */
 static sl_status add_rows(sl_engine *e, uint32_t i)
 {
     lane *n = &e->lane;
     sl_batch *b = &n->batch;
     seq *s = &e->seqs[i];
-    uint32_t rows = SL_MIN(s->n_known - s->n_past, SL_MIN(s->max_chunk, e->plan.max_rows - b->n_rows));
+    uint32_t rows =
+        SL_MIN(s->n_known - s->n_past, SL_MIN(s->max_chunk, e->plan.max_rows - b->n_rows));
     uint32_t room = e->plan.max_logits - b->n_logits;
     if (s->want_logits) rows = SL_MIN(rows, room);
     bool last = s->n_past + rows == s->n_known;
@@ -310,7 +315,8 @@ static void emit(sl_engine *e, sl_engine_event ev)
 static void finish(sl_engine *e, seq *s, sl_done reason)
 {
     s->state = SEQ_IDLE;
-    emit(e, (sl_engine_event){ .kind = SL_EV_DONE, .seq = s->id, .pos = s->n_known, .reason = reason });
+    emit(e, (sl_engine_event){
+                .kind = SL_EV_DONE, .seq = s->id, .pos = s->n_known, .reason = reason });
 }
 
 static bool is_eog(const sl_engine *e, int32_t id)
@@ -365,7 +371,8 @@ sl_status sl_engine_step(sl_engine *e, const sl_engine_event **ret_ev, uint32_t 
     bool prompt = false;
     e->n_events = 0;
     for (uint32_t s = 0; s < e->plan.n_seq; s++)
-        if (e->seqs[s].state == SEQ_RUNNING && e->seqs[s].stopped) finish(e, &e->seqs[s], SL_DONE_STOPPED);
+        if (e->seqs[s].state == SEQ_RUNNING && e->seqs[s].stopped)
+            finish(e, &e->seqs[s], SL_DONE_STOPPED);
     SL_TRY(build_pass(e, &prompt));
     if (e->lane.batch.n_rows) {
         double start_s = now_s();

@@ -1,5 +1,5 @@
-/* runtime/engine.h - the engine behind its handle. engine.c keeps sequences and schedules passes, exec.c
- * walks the pipe for one pass. Private to runtime/. */
+/* runtime/engine.h - the engine behind its handle. engine.c keeps sequences and schedules passes,
+ * exec.c walks the pipe for one pass. Private to runtime/. */
 #ifndef ENGINE_H
 #define ENGINE_H
 
@@ -9,8 +9,8 @@
 
 typedef enum seq_state { SEQ_FREE, SEQ_IDLE, SEQ_RUNNING } seq_state;
 
-/* tokens[0 .. n_past) are in the KV cache, tokens[n_past .. n_known) are still to be processed: the rest
- * of a prompt, or the one token that was drawn last. */
+/* tokens[0 .. n_past) are in the KV cache, tokens[n_past .. n_known) are still to be processed: the
+ * rest of a prompt, or the one token that was drawn last. */
 typedef struct seq {
     sl_seq id;
     seq_state state;
@@ -25,8 +25,8 @@ typedef struct seq {
     sl_sampler *sampler;        /* made at the first request that draws */
 } seq;
 
-/* The rows of a pass and everything the stages write: "two lanes own all their activation buffers" - here
- * one of them. Host arrays are the lane's too. */
+/* The rows of a pass and everything the stages write: "two lanes own all their activation buffers"
+ * - here one of them. Host arrays are the lane's too. */
 typedef struct lane {
     sl_batch batch;
     int32_t *token;

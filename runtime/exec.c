@@ -1,6 +1,6 @@
-/* runtime/exec.c - one pass: walks the pipe and fills in the router's answer. It knows stages and rows, no
- * architecture. Each step's needs stand before it in the list, and one device runs in submission order, so
- * submitting in list order keeps them. */
+/* runtime/exec.c - one pass: walks the pipe and fills in the router's answer. It knows stages and
+ * rows, no architecture. Each step's needs stand before it in the list, and one device runs in
+ * submission order, so submitting in list order keeps them. */
 #include "runtime/engine.h"
 
 #include <assert.h>
@@ -42,8 +42,8 @@ sl_status lane_init(sl_engine *e)
     n->run_rows = calloc(pairs + 1, sizeof *n->run_rows);
     n->run_weights = calloc(pairs + 1, sizeof *n->run_weights);
     n->run_start = calloc(w->n_expert + 1ull, sizeof *n->run_start);
-    if (!n->token || !n->pos || !n->seq || !n->logit_row || !n->runs || !n->run_rows || !n->run_weights
-        || !n->run_start)
+    if (!n->token || !n->pos || !n->seq || !n->logit_row || !n->runs || !n->run_rows
+        || !n->run_weights || !n->run_start)
         return sl_fail(e->ctx, SL_E_NOMEM, "tables of a pass of %u rows", e->plan.max_rows);
     n->batch.token = n->token;
     n->batch.pos = n->pos;
@@ -86,7 +86,8 @@ static sl_ffn expert_ffn(const sl_engine *e, const sl_layer *l, uint32_t expert)
     return f;
 }
 
-/* (row, expert) pairs sorted by expert, rows ascending inside: a counting sort. Runs ascend by expert. */
+/* (row, expert) pairs sorted by expert, rows ascending inside: a counting sort. Runs ascend by
+ * expert. */
 static uint32_t group_by_expert(sl_engine *e, const sl_layer *l)
 {
     lane *n = &e->lane;
@@ -135,9 +136,11 @@ static sl_status run_experts(sl_engine *e, const sl_step *step, const sl_layer *
     }
     const sl_ffn *all_rows = l->moe ? &l->shared : &l->ffn;
     if (all_rows->gate.rows)
-        n->runs[n_runs++] = (sl_expert_run){ .ffn = *all_rows, .n_rows = n->batch.n_rows,
-                                             .weights = l->shared_gate.rows ? n->batch.shared_w : NULL,
-                                             .index = l->moe ? l->routing.n_expert : 0 };
+        n->runs[n_runs++] =
+            (sl_expert_run){ .ffn = *all_rows,
+                             .n_rows = n->batch.n_rows,
+                             .weights = l->shared_gate.rows ? n->batch.shared_w : NULL,
+                             .index = l->moe ? l->routing.n_expert : 0 };
     return e->dev->ops->experts(e->dev, l, n->runs, n_runs, true, &n->batch);
 }
 

@@ -36,7 +36,8 @@ static sl_status read_magic(gguf_shard *s, uint64_t *ret_n_kv)
     SL_TRY(gguf_u32(s, &s->version));
     uint32_t swapped = __builtin_bswap32(s->version);
     if (swapped == 2 || swapped == 3)
-        return gguf_bad(s, SL_E_UNSUPPORTED, "a big-endian GGUF file, expected a little-endian one");
+        return gguf_bad(s, SL_E_UNSUPPORTED,
+                        "a big-endian GGUF file, expected a little-endian one");
     if (s->version != 2 && s->version != 3)
         return gguf_bad(s, SL_E_UNSUPPORTED, "GGUF version %u, expected 2 or 3", s->version);
     SL_TRY(gguf_u64(s, &s->n_tensors));
@@ -101,9 +102,10 @@ static sl_status place_tensor(gguf_shard *s, sl_tensor *t, uint64_t data_offset)
                         (ull)t->offset, (ull)s->alignment);
     if (!sl_add_size(data_offset, t->offset, &at) || !sl_add_size(at, t->bytes, &end) ||
         end > s->file_bytes)
-        return gguf_bad(s, SL_E_FORMAT, "%llu bytes at offset %llu of the data (which starts at byte "
-                        "%llu) go beyond the file's %llu bytes", (ull)t->bytes,
-                        (ull)t->offset, (ull)data_offset, (ull)s->file_bytes);
+        return gguf_bad(s, SL_E_FORMAT,
+                        "%llu bytes at offset %llu of the data (which starts at byte "
+                        "%llu) go beyond the file's %llu bytes",
+                        (ull)t->bytes, (ull)t->offset, (ull)data_offset, (ull)s->file_bytes);
     t->offset = at;
     return SL_OK;
 }
@@ -165,12 +167,15 @@ static sl_status check_shard(gguf_shard *s, uint64_t want_no, uint64_t want_coun
 {
     uint64_t no = 0, count = 0;
     if (!gguf_shard_u64(s, "split.no", &no) || !gguf_shard_u64(s, "split.count", &count))
-        return gguf_bad(s, SL_E_FORMAT, "shard %llu of %llu by its name, but without the keys split.no "
-                        "and split.count", (ull)want_no + 1, (ull)want_count);
+        return gguf_bad(s, SL_E_FORMAT,
+                        "shard %llu of %llu by its name, but without the keys split.no "
+                        "and split.count",
+                        (ull)want_no + 1, (ull)want_count);
     if (no != want_no || count != want_count)
-        return gguf_bad(s, SL_E_FORMAT, "expected shard %llu of %llu (split.no %llu), found split.no "
-                        "%llu and split.count %llu", (ull)want_no + 1, (ull)want_count,
-                        (ull)want_no, (ull)no, (ull)count);
+        return gguf_bad(s, SL_E_FORMAT,
+                        "expected shard %llu of %llu (split.no %llu), found split.no "
+                        "%llu and split.count %llu",
+                        (ull)want_no + 1, (ull)want_count, (ull)want_no, (ull)no, (ull)count);
     return SL_OK;
 }
 

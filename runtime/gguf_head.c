@@ -123,8 +123,10 @@ static sl_status read_to(gguf_shard *s, uint64_t goal)
 sl_status gguf_fill(gguf_shard *s, uint64_t n)
 {
     if (n > s->file_bytes - s->pos)
-        return gguf_bad(s, SL_E_FORMAT, "expected %llu more bytes at byte %llu, found the end of the "
-                        "file at %llu", (ull)n, (ull)s->pos, (ull)s->file_bytes);
+        return gguf_bad(s, SL_E_FORMAT,
+                        "expected %llu more bytes at byte %llu, found the end of the "
+                        "file at %llu",
+                        (ull)n, (ull)s->pos, (ull)s->file_bytes);
     if (n > GGUF_HEADER_MAX - s->pos)
         return gguf_bad(s, SL_E_FORMAT, "expected %llu more bytes at byte %llu: a header may have "
                         "%llu", (ull)n, (ull)s->pos, (ull)GGUF_HEADER_MAX);

@@ -67,7 +67,8 @@ static inline uint32_t gguf_load_u32(const uint8_t *p) { uint32_t v; memcpy(&v, 
 static inline uint64_t gguf_load_u64(const uint8_t *p) { uint64_t v; memcpy(&v, p, 8); return v; }
 
 SL_NODISCARD sl_status gguf_table_init(sl_ctx *ctx, gguf_table *t, uint64_t n);
-const sl_str *gguf_table_put(gguf_table *t, const sl_str *s);   /* an equal one put before, or NULL */
+/* an equal one put before, or NULL */
+const sl_str *gguf_table_put(gguf_table *t, const sl_str *s);
 const sl_str *gguf_table_get(const gguf_table *t, const char *p, size_t n);
 
 /* Room for one more in an array that grows by doubling; n of the elements are used. */

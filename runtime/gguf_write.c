@@ -1,5 +1,5 @@
-/* runtime/gguf_write.c - the header of a new GGUF. Numbers are little-endian, as on every machine that
- * the reader supports. */
+/* runtime/gguf_write.c - the header of a new GGUF. Numbers are little-endian, as on every machine
+ * that the reader supports. */
 #include "runtime/gguf_write.h"
 
 #include <stdlib.h>
@@ -91,8 +91,8 @@ void gguf_out_elem_i32(gguf_out *o, int32_t v)
     put(&o->kv, &v, sizeof v);
 }
 
-uint64_t gguf_out_tensor(gguf_out *o, const char *name, uint32_t n_dims, const uint64_t *ne, sl_type type,
-                         uint64_t bytes)
+uint64_t gguf_out_tensor(gguf_out *o, const char *name, uint32_t n_dims, const uint64_t *ne,
+                         sl_type type, uint64_t bytes)
 {
     uint64_t offset = o->data_bytes;
     o->n_tensors++;

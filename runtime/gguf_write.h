@@ -1,7 +1,7 @@
-/* runtime/gguf_write.h - the header of a new GGUF (version 3), built in memory: metadata, then the tensor
- * table with offsets that leave every tensor aligned. Private to runtime/.
- * Calls: gguf_out_init, gguf_out_* in any order, gguf_out_finish, gguf_out_fini. Memory that runs out is
- * noted and reported by finish. Source: the GGUF specification (ggml docs/gguf.md). */
+/* runtime/gguf_write.h - the header of a new GGUF (version 3), built in memory: metadata, then the
+ * tensor table with offsets that leave every tensor aligned. Private to runtime/.
+ * Calls: gguf_out_init, gguf_out_* in any order, gguf_out_finish, gguf_out_fini. Memory that runs
+ * out is noted and reported by finish. Source: the GGUF specification (ggml docs/gguf.md). */
 #ifndef GGUF_WRITE_H
 #define GGUF_WRITE_H
 
@@ -30,10 +30,11 @@ void gguf_out_elem_str(gguf_out *o, const char *v, size_t n);
 void gguf_out_elem_i32(gguf_out *o, int32_t v);
 
 /* ne [n_dims], ne[0] is the row. Returns the tensor's offset behind the header. */
-uint64_t gguf_out_tensor(gguf_out *o, const char *name, uint32_t n_dims, const uint64_t *ne, sl_type type,
-                         uint64_t bytes);
+uint64_t gguf_out_tensor(gguf_out *o, const char *name, uint32_t n_dims, const uint64_t *ne,
+                         sl_type type, uint64_t bytes);
 
-/* The header, padded to GGUF_OUT_ALIGN: the tensors' bytes begin behind it. malloc'ed, the caller frees.
+/* The header, padded to GGUF_OUT_ALIGN: the tensors' bytes begin behind it. malloc'ed, the caller
+ * frees.
  * Errors: SL_E_NOMEM. */
 sl_status gguf_out_finish(sl_ctx *ctx, const gguf_out *o, unsigned char **ret, size_t *ret_n);
 

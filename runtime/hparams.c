@@ -10,7 +10,8 @@
 #define MAX_WIDTH (1u << 20)
 #define MAX_EXPERTS 65536u
 
-static const sl_gguf_kv *find(const sl_gguf *g, const arch *a, const char *key, char *full, size_t n)
+static const sl_gguf_kv *find(const sl_gguf *g, const arch *a, const char *key, char *full,
+                              size_t n)
 {
     snprintf(full, n, "%s.%s", a->name, key);
     return sl_gguf_kv_find(g, full);
@@ -71,25 +72,30 @@ static sl_status read_scaling(sl_ctx *ctx, const sl_gguf *g, const arch *a, rope
     const sl_gguf_kv *kv = find(g, a, "rope.scaling.type", full, sizeof full);
     sl_str s;
     if (!kv) return SL_OK;
-    if (!sl_gguf_get_str(g, kv, 0, &s)) return sl_fail(ctx, SL_E_FORMAT, "key %s: expected a text", full);
+    if (!sl_gguf_get_str(g, kv, 0, &s))
+        return sl_fail(ctx, SL_E_FORMAT, "key %s: expected a text", full);
     for (size_t i = 0; i < SL_LEN(kinds); i++) {
         if (strlen(kinds[i].name) != s.n || memcmp(kinds[i].name, s.p, s.n)) continue;
         r->scaling = kinds[i].scaling;
         return SL_OK;
     }
-    return sl_fail(ctx, SL_E_UNSUPPORTED, "key %s is \"%.*s\", expected none, linear, yarn or longrope",
-                   full, (int)SL_MIN(s.n, 64), s.p);
+    return sl_fail(ctx, SL_E_UNSUPPORTED,
+                   "key %s is \"%.*s\", expected none, linear, yarn or longrope", full,
+                   (int)SL_MIN(s.n, 64), s.p);
 }
 
-static sl_status read_rope(sl_ctx *ctx, const sl_gguf *g, const arch *a, uint32_t head_dim, rope_keys *r)
+static sl_status read_rope(sl_ctx *ctx, const sl_gguf *g, const arch *a, uint32_t head_dim,
+                           rope_keys *r)
 {
     const uint32_t zero = 0;
     bool finetuned = true;
     *r = (rope_keys){ 0 };
     SL_TRY(hparams_u32(ctx, g, a, "rope.dimension_count", 0, &head_dim, 2, MAX_WIDTH, &r->n_rot));
     if (r->n_rot % 2 || (a->attn == SL_ATTN_GQA && r->n_rot > head_dim))
-        return sl_fail(ctx, SL_E_FORMAT, "key %s.rope.dimension_count is %u, expected an even number up to "
-                       "the key length %u", a->name, r->n_rot, head_dim);
+        return sl_fail(ctx, SL_E_FORMAT,
+                       "key %s.rope.dimension_count is %u, expected an even number up to "
+                       "the key length %u",
+                       a->name, r->n_rot, head_dim);
     SL_TRY(get_f64(ctx, g, a, "rope.freq_base", 10000, &r->base));
     SL_TRY(read_scaling(ctx, g, a, r));
     SL_TRY(get_f64(ctx, g, a, "rope.scaling.factor", 1, &r->factor));
@@ -104,13 +110,17 @@ static sl_status read_rope(sl_ctx *ctx, const sl_gguf *g, const arch *a, uint32_
     SL_TRY(get_bool(ctx, g, a, "rope.scaling.finetuned", true, &finetuned));
     r->off = a->scales && !finetuned;
     if (!(r->base > 1))
-        return sl_fail(ctx, SL_E_FORMAT, "key %s.rope.freq_base is %g, expected more than 1", a->name, r->base);
+        return sl_fail(ctx, SL_E_FORMAT, "key %s.rope.freq_base is %g, expected more than 1",
+                       a->name, r->base);
     if (r->scaling != SCALING_NONE && !(r->factor > 0))
-        return sl_fail(ctx, SL_E_FORMAT, "key %s.rope.scaling.factor is %g, expected more than 0", a->name,
-                       r->factor);
-    if (r->scaling == SCALING_YARN && (!r->n_ctx_orig || !(r->beta_fast > 0) || !(r->beta_slow > 0)))
-        return sl_fail(ctx, SL_E_FORMAT, "YaRN needs %s.rope.scaling.original_context_length and positive "
-                       "yarn_beta keys, found %u, %g, %g", a->name, r->n_ctx_orig, r->beta_fast, r->beta_slow);
+        return sl_fail(ctx, SL_E_FORMAT, "key %s.rope.scaling.factor is %g, expected more than 0",
+                       a->name, r->factor);
+    if (r->scaling == SCALING_YARN
+        && (!r->n_ctx_orig || !(r->beta_fast > 0) || !(r->beta_slow > 0)))
+        return sl_fail(ctx, SL_E_FORMAT,
+                       "YaRN needs %s.rope.scaling.original_context_length and positive "
+                       "yarn_beta keys, found %u, %g, %g",
+                       a->name, r->n_ctx_orig, r->beta_fast, r->beta_slow);
     return SL_OK;
 }
 
@@ -125,7 +135,8 @@ static sl_status read_routing(sl_ctx *ctx, const sl_gguf *g, const arch *a, hpar
     if (!h->n_expert) return SL_OK;
     SL_TRY(hparams_u32(ctx, g, a, "expert_used_count", 0, NULL, 1, h->n_expert, &h->n_used));
     SL_TRY(hparams_u32(ctx, g, a, "expert_group_count", 0, &one, 0, h->n_expert, &h->n_group));
-    SL_TRY(hparams_u32(ctx, g, a, "expert_group_used_count", 0, &one, 0, h->n_expert, &h->n_group_used));
+    SL_TRY(hparams_u32(ctx, g, a, "expert_group_used_count", 0, &one, 0, h->n_expert,
+                       &h->n_group_used));
     SL_TRY(hparams_u32(ctx, g, a, "expert_gating_func", 0, &zero, 0, SL_LEN(by_key) - 1, &gating));
     SL_TRY(get_f64(ctx, g, a, "expert_weights_scale", 1, &scale));
     SL_TRY(get_bool(ctx, g, a, "expert_weights_norm", a->normalise, &h->normalise));
@@ -134,12 +145,15 @@ static sl_status read_routing(sl_ctx *ctx, const sl_gguf *g, const arch *a, hpar
     if (h->n_group <= 1) return SL_OK;
     if (h->n_expert % h->n_group || h->n_group_used < 1 || h->n_group_used > h->n_group
         || h->n_expert / h->n_group * h->n_group_used < h->n_used)
-        return sl_fail(ctx, SL_E_FORMAT, "%u experts in %u groups, %u of them used: no way to choose %u "
-                       "experts", h->n_expert, h->n_group, h->n_group_used, h->n_used);
+        return sl_fail(ctx, SL_E_FORMAT,
+                       "%u experts in %u groups, %u of them used: no way to choose %u "
+                       "experts",
+                       h->n_expert, h->n_group, h->n_group_used, h->n_used);
     return SL_OK;
 }
 
-/* Old files give the unabsorbed lengths as key_length and value_length; newer ones have *_mla keys. */
+/* Old files give the unabsorbed lengths as key_length and value_length; newer ones have *_mla
+ * keys. */
 static sl_status read_mla(sl_ctx *ctx, const sl_gguf *g, const arch *a, hparams *h)
 {
     const uint32_t zero = 0;
@@ -147,10 +161,13 @@ static sl_status read_mla(sl_ctx *ctx, const sl_gguf *g, const arch *a, hparams 
     SL_TRY(hparams_u32(ctx, g, a, "attention.q_lora_rank", 0, &zero, 0, MAX_WIDTH, &h->q_lora));
     SL_TRY(hparams_u32(ctx, g, a, "attention.kv_lora_rank", 0, NULL, 1, MAX_WIDTH, &h->kv_lora));
     SL_TRY(hparams_u32(ctx, g, a, "attention.key_length_mla", 0, &h->k_dim, 1, MAX_WIDTH, &key));
-    SL_TRY(hparams_u32(ctx, g, a, "attention.value_length_mla", 0, &h->v_dim, 1, MAX_WIDTH, &h->v_head));
+    SL_TRY(hparams_u32(ctx, g, a, "attention.value_length_mla", 0, &h->v_dim, 1, MAX_WIDTH,
+                       &h->v_head));
     if (key <= h->rope.n_rot)
-        return sl_fail(ctx, SL_E_FORMAT, "%s: a key of %u dimensions, %u of which turn: expected more than "
-                       "those", a->name, key, h->rope.n_rot);
+        return sl_fail(ctx, SL_E_FORMAT,
+                       "%s: a key of %u dimensions, %u of which turn: expected more than "
+                       "those",
+                       a->name, key, h->rope.n_rot);
     h->nope = key - h->rope.n_rot;
     h->attn_scale = 1 / sqrtf((float)key);
     if (h->rope.scaling == SCALING_YARN && h->rope.log_multiplier != 0 && h->rope.factor > 1) {
@@ -192,9 +209,11 @@ sl_status hparams_read(sl_ctx *ctx, const sl_gguf *g, const arch *a, hparams *re
     SL_TRY(hparams_u32(ctx, g, a, "attention.key_length", 0, &head_dim, 1, MAX_WIDTH, &h.k_dim));
     SL_TRY(hparams_u32(ctx, g, a, "attention.value_length", 0, &h.k_dim, 1, MAX_WIDTH, &h.v_dim));
     SL_TRY(get_f64(ctx, g, a, "attention.layer_norm_rms_epsilon", 1e-5, &eps));
-    if (a->norm == SL_NORM_LAYER) SL_TRY(get_f64(ctx, g, a, "attention.layer_norm_epsilon", eps, &eps));
+    if (a->norm == SL_NORM_LAYER)
+        SL_TRY(get_f64(ctx, g, a, "attention.layer_norm_epsilon", eps, &eps));
     if (a->window != WINDOW_NONE)
-        SL_TRY(hparams_u32(ctx, g, a, "attention.sliding_window", 0, &zero, 0, UINT32_MAX, &h.window));
+        SL_TRY(
+            hparams_u32(ctx, g, a, "attention.sliding_window", 0, &zero, 0, UINT32_MAX, &h.window));
     h.eps = (float)eps;
     h.attn_scale = 1 / sqrtf((float)h.k_dim);
     SL_TRY(read_rope(ctx, g, a, h.k_dim, &h.rope));

@@ -28,10 +28,12 @@ typedef struct hparams {
     rope_keys rope;
 } hparams;
 
-/* Numbers that every layer shares. Errors: SL_E_FORMAT naming the key, what was expected and found. */
+/* Numbers that every layer shares. Errors: SL_E_FORMAT naming the key, what was expected and
+ * found. */
 sl_status hparams_read(sl_ctx *ctx, const sl_gguf *g, const arch *a, hparams *ret);
 
-/* One key, in this layer when it is an array per layer. def NULL: it must be there. [min, max] checked. */
+/* One key, in this layer when it is an array per layer. def NULL: it must be there. [min, max]
+ * checked. */
 sl_status hparams_u32(sl_ctx *ctx, const sl_gguf *g, const arch *a, const char *key, uint32_t layer,
                       const uint32_t *def, uint32_t min, uint32_t max, uint32_t *ret);
 /* Whether the layer attends to a window only. */

@@ -13,11 +13,13 @@ static uint64_t round64(uint64_t n)
 static sl_status place_layers(kv_cache *kv, const sl_shape *shape, const sl_plan *plan)
 {
     const sl_type_info *type = sl_type_get(plan->kv_type);
-    uint64_t elems = type->block_elems, bytes = type->block_bytes;  /* the plan saw that blocks divide heads */
+    /* the plan saw that blocks divide heads */
+    uint64_t elems = type->block_elems, bytes = type->block_bytes;
     uint64_t rows = (uint64_t)plan->n_kv_blocks * plan->kv_block_rows, total = 0;
     for (uint32_t l = 0; l < shape->n_layer; l++) {
         const sl_layer_shape *ls = &shape->layers[l];
-        total += round64(rows * (ls->k_elems / elems * bytes)) + round64(rows * (ls->v_elems / elems * bytes));
+        total += round64(rows * (ls->k_elems / elems * bytes))
+                 + round64(rows * (ls->v_elems / elems * bytes));
     }
     SL_TRY(kv->dev->ops->alloc(kv->dev, SL_ACC_KV, total, &kv->bytes));
     char *at = kv->bytes;
@@ -34,11 +36,17 @@ static sl_status place_layers(kv_cache *kv, const sl_shape *shape, const sl_plan
     return SL_OK;
 }
 
-sl_status kv_init(sl_ctx *ctx, sl_device *dev, const sl_shape *shape, const sl_plan *plan, kv_cache *kv)
+sl_status kv_init(sl_ctx *ctx, sl_device *dev, const sl_shape *shape, const sl_plan *plan,
+                  kv_cache *kv)
 {
-    *kv = (kv_cache){ .dev = dev, .ctx = ctx, .n_layer = shape->n_layer, .n_seq = plan->n_seq,
-                      .n_blocks = plan->n_kv_blocks, .block_rows = plan->kv_block_rows,
-                      .blocks_per_seq = (plan->n_ctx + plan->kv_block_rows - 1) / plan->kv_block_rows };
+    *kv = (kv_cache){ .dev = dev,
+                      .ctx = ctx,
+                      .n_layer = shape->n_layer,
+                      .n_seq = plan->n_seq,
+                      .n_blocks = plan->n_kv_blocks,
+                      .block_rows = plan->kv_block_rows,
+                      .blocks_per_seq = (plan->n_ctx + plan->kv_block_rows - 1)
+                                        / plan->kv_block_rows };
     kv->views = calloc(kv->n_layer, sizeof *kv->views);
     kv->table = calloc((size_t)kv->n_seq * kv->blocks_per_seq, sizeof *kv->table);
     kv->tables = calloc(kv->n_seq, sizeof *kv->tables);
@@ -46,7 +54,8 @@ sl_status kv_init(sl_ctx *ctx, sl_device *dev, const sl_shape *shape, const sl_p
     kv->free = calloc(kv->n_blocks, sizeof *kv->free);
     if (!kv->views || !kv->table || !kv->tables || !kv->n_used || !kv->free)
         return sl_fail(ctx, SL_E_NOMEM, "tables of %u KV blocks", kv->n_blocks);
-    for (uint32_t s = 0; s < kv->n_seq; s++) kv->tables[s] = kv->table + (size_t)s * kv->blocks_per_seq;
+    for (uint32_t s = 0; s < kv->n_seq; s++)
+        kv->tables[s] = kv->table + (size_t)s * kv->blocks_per_seq;
     for (uint32_t b = kv->n_blocks; b-- > 0; ) kv->free[kv->n_free++] = b;
     return place_layers(kv, shape, plan);
 }

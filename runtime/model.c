@@ -1,5 +1,6 @@
-/* runtime/model.c - a GGUF becomes layers: every tensor the architecture needs is found, its shape checked
- * and its place noted as a binding. No tensor byte is read here; model_load.c follows the bindings.
+/* runtime/model.c - a GGUF becomes layers: every tensor the architecture needs is found, its shape
+ * checked and its place noted as a binding. No tensor byte is read here; model_load.c follows the
+ * bindings.
  * Widths of FFNs and experts come from the tensors themselves, everything else from the keys. */
 #include "runtime/model.h"
 
@@ -13,7 +14,8 @@
 typedef struct opener {
     sl_ctx *ctx;
     sl_model *m;
-    uint64_t *bytes, *flops, *int_flops;    /* where the matrices found next are counted; NULL: nowhere */
+    /* where the matrices found next are counted; NULL: nowhere */
+    uint64_t *bytes, *flops, *int_flops;
     uint64_t bound_bytes;       /* of all tensors used so far */
     uint8_t *used;              /* [n_tensors] */
     sl_layer *l;                /* the layer being read */
@@ -53,23 +55,27 @@ static sl_status missing(opener *o, const char *name)
 }
 
 /* Type and shape [count][rows][cols] of a matrix; rows 0 on entry: any, and *rows gets it. */
-static sl_status check_shape(opener *o, const sl_tensor *t, const char *name, uint32_t cols, uint32_t *rows,
-                             uint32_t count)
+static sl_status check_shape(opener *o, const sl_tensor *t, const char *name, uint32_t cols,
+                             uint32_t *rows, uint32_t count)
 {
     const sl_type_info *ti = sl_type_get(t->type);
     uint32_t elem_bytes = ti->block_elems == 1 ? ti->block_bytes : 2;
     if (!ti->matmul)
-        return sl_fail(o->ctx, SL_E_UNSUPPORTED, "%s: tensor %s has type %s, which no kernel multiplies by",
+        return sl_fail(o->ctx, SL_E_UNSUPPORTED,
+                       "%s: tensor %s has type %s, which no kernel multiplies by",
                        sl_gguf_path(o->m->gguf, t->file), name, ti->name ? ti->name : "unknown");
     if (t->ne[0] != cols || (*rows && t->ne[1] != *rows) || t->ne[2] != count || t->ne[3] != 1
         || t->ne[1] > UINT32_MAX)
-        return sl_fail(o->ctx, SL_E_FORMAT, "%s: tensor %s is %" PRIu64 " x %" PRIu64 " x %" PRIu64
-                       ", expected %u x %u%s x %u", sl_gguf_path(o->m->gguf, t->file), name, t->ne[0],
-                       t->ne[1], t->ne[2], cols, *rows, *rows ? "" : " (any)", count);
+        return sl_fail(o->ctx, SL_E_FORMAT,
+                       "%s: tensor %s is %" PRIu64 " x %" PRIu64 " x %" PRIu64
+                       ", expected %u x %u%s x %u",
+                       sl_gguf_path(o->m->gguf, t->file), name, t->ne[0], t->ne[1], t->ne[2], cols,
+                       *rows, *rows ? "" : " (any)", count);
     if (t->offset % elem_bytes)
-        return sl_fail(o->ctx, SL_E_FORMAT, "%s: tensor %s of type %s starts at byte %" PRIu64 ", expected a "
-                       "multiple of %u", sl_gguf_path(o->m->gguf, t->file), name, ti->name, t->offset,
-                       elem_bytes);
+        return sl_fail(o->ctx, SL_E_FORMAT,
+                       "%s: tensor %s of type %s starts at byte %" PRIu64 ", expected a "
+                       "multiple of %u",
+                       sl_gguf_path(o->m->gguf, t->file), name, ti->name, t->offset, elem_bytes);
     *rows = (uint32_t)t->ne[1];
     return SL_OK;
 }
@@ -90,8 +96,8 @@ static void count_mat(opener *o, const sl_mat *w)
 }
 
 /* The part of tensor t that starts at row `skip_rows`, as `rows` rows. */
-static sl_status bind_rows(opener *o, const sl_tensor *t, uint32_t skip_rows, uint32_t rows, uint32_t count,
-                           sl_mat *ret)
+static sl_status bind_rows(opener *o, const sl_tensor *t, uint32_t skip_rows, uint32_t rows,
+                           uint32_t count, sl_mat *ret)
 {
     uint64_t row_bytes = t->bytes / (t->ne[1] * t->ne[2]);
     ret->type = t->type;
@@ -109,14 +115,18 @@ static sl_status floats(opener *o, const char *name, need nd, uint64_t n, const 
     const sl_tensor *t = nd == NEED_NO ? NULL : take(o, name);
     if (!t) return nd == NEED_YES ? missing(o, name) : SL_OK;
     if (t->ne[0] * t->ne[1] * t->ne[2] * t->ne[3] != n || t->ne[0] > n)
-        return sl_fail(o->ctx, SL_E_FORMAT, "%s: tensor %s has %" PRIu64 " x %" PRIu64 " numbers, expected %"
-                       PRIu64, sl_gguf_path(o->m->gguf, t->file), name, t->ne[0], t->ne[1], n);
+        return sl_fail(o->ctx, SL_E_FORMAT,
+                       "%s: tensor %s has %" PRIu64 " x %" PRIu64 " numbers, expected %" PRIu64,
+                       sl_gguf_path(o->m->gguf, t->file), name, t->ne[0], t->ne[1], n);
     if (!sl_type_get(t->type)->matmul || t->offset % 4)
-        return sl_fail(o->ctx, SL_E_UNSUPPORTED, "%s: tensor %s has type %s at byte %" PRIu64 ", expected "
-                       "floats at a multiple of 4", sl_gguf_path(o->m->gguf, t->file), name,
-                       sl_type_get(t->type)->name, t->offset);
+        return sl_fail(o->ctx, SL_E_UNSUPPORTED,
+                       "%s: tensor %s has type %s at byte %" PRIu64 ", expected "
+                       "floats at a multiple of 4",
+                       sl_gguf_path(o->m->gguf, t->file), name, sl_type_get(t->type)->name,
+                       t->offset);
     if (o->bytes) *o->bytes += t->bytes;
-    return bind(o, (binding){ .tensor = t, .dst = (const void **)ret, .n = n, .kind = BIND_FLOATS });
+    return bind(o,
+                (binding){ .tensor = t, .dst = (const void **)ret, .n = n, .kind = BIND_FLOATS });
 }
 
 /* Matrix `<stem>.weight` with its bias. rows 0: whatever the file has. */
@@ -133,7 +143,8 @@ static sl_status mat(opener *o, const char *stem, need nd, need bias, uint32_t c
     return floats(o, name, bias, (uint64_t)rows * count, &ret->bias);
 }
 
-static sl_status norm(opener *o, const char *stem, need nd, uint32_t n, sl_norm_kind kind, sl_norm *ret)
+static sl_status norm(opener *o, const char *stem, need nd, uint32_t n, sl_norm_kind kind,
+                      sl_norm *ret)
 {
     char name[96];
     snprintf(name, sizeof name, "%s.weight", stem);
@@ -176,8 +187,11 @@ static sl_status read_qkv(opener *o, sl_attn *a)
     sl_mat *parts[] = { &a->q, &a->k, &a->v };
     uint64_t skip = 0;
     for (int i = 0; i < 3; skip += parts[i++]->rows)
-        SL_TRY(bind(o, (binding){ .tensor = bias, .dst = (const void **)&parts[i]->bias,
-                                  .skip = skip * sizeof(float), .n = parts[i]->rows, .kind = BIND_FLOATS }));
+        SL_TRY(bind(o, (binding){ .tensor = bias,
+                                  .dst = (const void **)&parts[i]->bias,
+                                  .skip = skip * sizeof(float),
+                                  .n = parts[i]->rows,
+                                  .kind = BIND_FLOATS }));
     return SL_OK;
 }
 
@@ -187,12 +201,14 @@ static sl_status read_gqa(opener *o, sl_attn *a)
     const hparams *h = &o->m->hp;
     const sl_gguf *g = o->m->gguf;
     const uint32_t limit = 1u << 20;
-    SL_TRY(hparams_u32(o->ctx, g, ar, "attention.head_count", o->layer, NULL, 1, limit, &a->n_head));
+    SL_TRY(
+        hparams_u32(o->ctx, g, ar, "attention.head_count", o->layer, NULL, 1, limit, &a->n_head));
     SL_TRY(hparams_u32(o->ctx, g, ar, "attention.head_count_kv", o->layer, &a->n_head, 1, limit,
                        &a->n_head_kv));
     if (a->n_head % a->n_head_kv)
-        return sl_fail(o->ctx, SL_E_FORMAT, "layer %u: %u query heads do not divide over %u key heads",
-                       o->layer, a->n_head, a->n_head_kv);
+        return sl_fail(o->ctx, SL_E_FORMAT,
+                       "layer %u: %u query heads do not divide over %u key heads", o->layer,
+                       a->n_head, a->n_head_kv);
     a->k_dim = h->k_dim;
     a->v_dim = h->v_dim;
     if ((uint64_t)a->n_head * (a->k_dim + a->v_dim) > UINT32_MAX / 16)
@@ -201,16 +217,18 @@ static sl_status read_gqa(opener *o, sl_attn *a)
     a->window = hparams_windowed(g, ar, o->layer) ? h->window : 0;
     SL_TRY(read_qkv(o, a));
     bool full = ar->qk_norm == SL_QK_NORM_FULL;
-    uint32_t nq = full ? a->n_head * a->k_dim : a->k_dim, nk = full ? a->n_head_kv * a->k_dim : a->k_dim;
+    uint32_t nq = full ? a->n_head * a->k_dim : a->k_dim,
+             nk = full ? a->n_head_kv * a->k_dim : a->k_dim;
     SL_TRY(norm(o, BLK("attn_q_norm"), ar->qk_norm_need, nq, SL_NORM_RMS, &a->q_norm));
     SL_TRY(norm(o, BLK("attn_k_norm"), ar->qk_norm_need, nk, SL_NORM_RMS, &a->k_norm));
     a->qk_norm = a->q_norm.kind != SL_NORM_NONE ? ar->qk_norm : SL_QK_NORM_NONE;
-    if (a->q_norm.kind != a->k_norm.kind) return missing(o, BLK("attn_q_norm.weight or attn_k_norm.weight"));
+    if (a->q_norm.kind != a->k_norm.kind)
+        return missing(o, BLK("attn_q_norm.weight or attn_k_norm.weight"));
     return floats(o, BLK("attn_sinks.weight"), ar->sinks, a->n_head, &a->sinks);
 }
 
-/* attn_kv_b of old files [n_head*(nope + v_head)][kv_lora]: per head its key rows, which the absorbed form
- * wants turned round, then its value rows. Both are kept as floats. */
+/* attn_kv_b of old files [n_head*(nope + v_head)][kv_lora]: per head its key rows, which the
+ * absorbed form wants turned round, then its value rows. Both are kept as floats. */
 static sl_status read_old_kv_b(opener *o, sl_attn *a, uint32_t kv_lora)
 {
     uint32_t rows = a->n_head * (a->nope + a->v_head);
@@ -242,8 +260,8 @@ static sl_status read_mla(opener *o, sl_attn *a)
     a->nope = h->nope;
     a->v_head = h->v_head;
     if ((uint64_t)a->n_head * (a->k_dim + a->nope + a->v_head) > UINT32_MAX / 16)
-        return sl_fail(o->ctx, SL_E_FORMAT, "layer %u: %u heads of %u dimensions are absurd", o->layer,
-                       a->n_head, a->k_dim);
+        return sl_fail(o->ctx, SL_E_FORMAT, "layer %u: %u heads of %u dimensions are absurd",
+                       o->layer, a->n_head, a->k_dim);
     if (h->q_lora) {
         SL_TRY(mat(o, BLK("attn_q_a"), NEED_YES, NEED_NO, d, h->q_lora, 1, &a->q_a));
         SL_TRY(norm(o, BLK("attn_q_a_norm"), NEED_YES, h->q_lora, SL_NORM_RMS, &a->q_a_norm));
@@ -272,7 +290,8 @@ static sl_status read_attn(opener *o)
     count_into(o, &o->ls->post_bytes, &o->ls->post_flops_row, &o->ls->post_int_flops_row);
     SL_TRY(mat(o, BLK("attn_output"), NEED_YES, ar->o_bias, o_in, h->d_model, 1, &a->o));
     o->ls->k_elems = a->n_head_kv * a->k_dim;
-    o->ls->kv_unit = (a->k_dim | a->v_dim) & -(a->k_dim | a->v_dim);    /* their lowest common bit */
+    /* their lowest common bit */
+    o->ls->kv_unit = (a->k_dim | a->v_dim) & -(a->k_dim | a->v_dim);
     o->ls->v_elems = ar->attn == SL_ATTN_MLA ? 0 : a->n_head_kv * a->v_dim;
     o->ls->window = a->window;
     o->ls->ctx_flops_row = 2 * (uint64_t)a->n_head * (a->k_dim + a->v_dim);
@@ -292,17 +311,19 @@ static sl_status read_ffn(opener *o, const char *suffix, need nd, need bias, sl_
     return mat(o, BLK(stem), NEED_YES, bias, f->gate.rows, d, 1, &f->down);
 }
 
-/* Slices of every expert from a [n_expert][rows][cols] tensor, and the template of their matrix. The tensor may
- * hold more rows per expert than are wanted (gate and up fused): part 1 starts behind part 0's rows. */
-static sl_status split_experts(opener *o, const sl_tensor *t, uint32_t rows, uint32_t part, size_t which,
-                               sl_mat *ret)
+/* Slices of every expert from a [n_expert][rows][cols] tensor, and the template of their matrix.
+ * The tensor may hold more rows per expert than are wanted (gate and up fused): part 1 starts
+ * behind part 0's rows. */
+static sl_status split_experts(opener *o, const sl_tensor *t, uint32_t rows, uint32_t part,
+                               size_t which, sl_mat *ret)
 {
     const hparams *h = &o->m->hp;
     uint64_t row_bytes = t->bytes / (t->ne[1] * t->ne[2]);
     *ret = (sl_mat){ .type = t->type, .rows = rows, .cols = (uint32_t)t->ne[0], .count = 1,
                      .row_bytes = row_bytes };
     for (uint32_t e = 0; e < h->n_expert; e++) {
-        sl_slice *s = (sl_slice *)((char *)&o->m->experts[(size_t)o->layer * h->n_expert + e] + which);
+        sl_slice *s =
+            (sl_slice *)((char *)&o->m->experts[(size_t)o->layer * h->n_expert + e] + which);
         *s = (sl_slice){ .file = t->file, .type = t->type, .bytes = rows * row_bytes,
                          .offset = t->offset + (e * t->ne[1] + (uint64_t)part * rows) * row_bytes };
     }
@@ -311,8 +332,8 @@ static sl_status split_experts(opener *o, const sl_tensor *t, uint32_t rows, uin
 }
 
 /* Experts of one kind: one tensor of all, or (old Mixtral files) one tensor each. */
-static sl_status read_experts(opener *o, const char *stem, uint32_t cols, uint32_t rows, size_t which,
-                              sl_mat *ret)
+static sl_status read_experts(opener *o, const char *stem, uint32_t cols, uint32_t rows,
+                              size_t which, sl_mat *ret)
 {
     const hparams *h = &o->m->hp;
     char name[96], first[96];
@@ -333,10 +354,13 @@ static sl_status read_experts(opener *o, const char *stem, uint32_t cols, uint32
         }
         SL_TRY(check_shape(o, t, name, cols, &rows, 1));
         if (e && t->type != ret->type)
-            return sl_fail(o->ctx, SL_E_UNSUPPORTED, "%s: tensor %s is %s, expert 0 is %s: one type a layer "
-                           "is expected", sl_gguf_path(o->m->gguf, t->file), name,
-                           sl_type_get(t->type)->name, sl_type_get(ret->type)->name);
-        sl_slice *s = (sl_slice *)((char *)&o->m->experts[(size_t)o->layer * h->n_expert + e] + which);
+            return sl_fail(o->ctx, SL_E_UNSUPPORTED,
+                           "%s: tensor %s is %s, expert 0 is %s: one type a layer "
+                           "is expected",
+                           sl_gguf_path(o->m->gguf, t->file), name, sl_type_get(t->type)->name,
+                           sl_type_get(ret->type)->name);
+        sl_slice *s =
+            (sl_slice *)((char *)&o->m->experts[(size_t)o->layer * h->n_expert + e] + which);
         *s = (sl_slice){ .file = t->file, .type = t->type, .bytes = t->bytes, .offset = t->offset };
         if (e) continue;
         *ret = (sl_mat){ .type = t->type, .rows = rows, .cols = cols, .count = 1,
@@ -356,8 +380,8 @@ static sl_status read_gate_up(opener *o, sl_ffn *x)
     }
     SL_TRY(check_shape(o, t, BLK("ffn_gate_up_exps.weight"), d, &rows, o->m->hp.n_expert));
     if (rows % 2 || o->m->arch->expert_bias != NEED_NO)
-        return sl_fail(o->ctx, SL_E_UNSUPPORTED, "layer %u: fused gate and up of %u rows%s", o->layer, rows,
-                       rows % 2 ? ", expected an even number" : " with biases");
+        return sl_fail(o->ctx, SL_E_UNSUPPORTED, "layer %u: fused gate and up of %u rows%s",
+                       o->layer, rows, rows % 2 ? ", expected an even number" : " with biases");
     SL_TRY(split_experts(o, t, rows / 2, 0, offsetof(expert_slices, gate), &x->gate));
     return split_experts(o, t, rows / 2, 1, offsetof(expert_slices, up), &x->up);
 }
@@ -373,15 +397,16 @@ static sl_status read_moe(opener *o)
                                .normalise = h->normalise, .scale = h->expert_scale,
                                .mixer_eps = ar->mixer_eps };
     if (h->score == SL_SCORE_SPARSEMIXER && (h->n_used != 2 || h->n_expert < 2))
-        return sl_fail(o->ctx, SL_E_UNSUPPORTED, "%s routes to 2 experts, the file says %u of %u", ar->name,
-                       h->n_used, h->n_expert);
+        return sl_fail(o->ctx, SL_E_UNSUPPORTED, "%s routes to 2 experts, the file says %u of %u",
+                       ar->name, h->n_used, h->n_expert);
     count_into(o, &o->ls->router_bytes, NULL, NULL);
-    SL_TRY(mat(o, BLK("ffn_gate_inp"), NEED_YES, ar->router_bias, h->d_model, h->n_expert, 1, &l->router));
+    SL_TRY(mat(o, BLK("ffn_gate_inp"), NEED_YES, ar->router_bias, h->d_model, h->n_expert, 1,
+               &l->router));
     SL_TRY(floats(o, BLK("exp_probs_b.bias"), ar->sel_bias, h->n_expert, &l->routing.sel_bias));
     count_into(o, &o->ls->expert_bytes, &o->ls->expert_flops_row, &o->ls->expert_int_flops_row);
     SL_TRY(read_gate_up(o, &l->expert));
-    SL_TRY(read_experts(o, "ffn_down", l->expert.gate.rows, h->d_model, offsetof(expert_slices, down),
-                        &l->expert.down));
+    SL_TRY(read_experts(o, "ffn_down", l->expert.gate.rows, h->d_model,
+                        offsetof(expert_slices, down), &l->expert.down));
     o->ls->n_expert = h->n_expert;
     o->ls->n_used = h->n_used;
     count_into(o, &o->ls->ffn_bytes, &o->ls->ffn_flops_row, &o->ls->ffn_int_flops_row);
@@ -422,7 +447,8 @@ static sl_status read_ends(opener *o)
     SL_TRY(mat(o, "token_embd", NEED_YES, NEED_NO, h->d_model, 0, 1, &w->embed));
     count_into(o, &m->shape.head_bytes, NULL, NULL);
     if (!w->embed.rows) return sl_fail(o->ctx, SL_E_FORMAT, "tensor token_embd.weight has no rows");
-    SL_TRY(mat(o, "output", NEED_MAYBE, m->arch->head_bias, h->d_model, w->embed.rows, 1, &w->head));
+    SL_TRY(
+        mat(o, "output", NEED_MAYBE, m->arch->head_bias, h->d_model, w->embed.rows, 1, &w->head));
     if (!w->head.rows) {    /* tied */
         uint32_t rows = w->embed.rows;
         SL_TRY(bind_rows(o, take(o, "token_embd.weight"), 0, rows, 1, &w->head));
@@ -478,14 +504,16 @@ static bool measure_widths(sl_model *m)
 }
 
 /* Activations of a lane, and what the cpu device takes beside them: floats of its own and the same
- * once more in 8 bits (offload/device_cpu.c, take_scratch). tests/t_engine.c holds them together. */
+ * once more in 8 bits (offload/device_cpu.c, take_scratch). tests/t_engine.c holds them
+ * together. */
 static uint64_t row_scratch(const sl_widths *w)
 {
     uint64_t lane = 3ull * w->d_model + w->q + w->k + w->v + w->att + 2ull * w->n_used + 1;
     uint64_t device = (uint64_t)w->n_rot + w->mla + w->n_expert + w->ff_sum;
     uint64_t inputs = SL_MAX(2 * (w->cols * 5ull / 4 + 192),
                              SL_MAX(w->mla, w->att) * 5ull / 4 + 192ull * w->heads);
-    return sizeof(float) * (lane + device) + inputs + w->ff_sum * 5ull / 4 + 192 * (w->n_used + 1ull);
+    return sizeof(float) * (lane + device) + inputs + w->ff_sum * 5ull / 4
+           + 192 * (w->n_used + 1ull);
 }
 
 static void measure_shape(opener *o)
@@ -524,8 +552,10 @@ static void warn_unused(const opener *o)
         if (!n++) first = t;
     }
     if (n)
-        sl_log(o->ctx, SL_WARN, "%u tensors of the file have no use in architecture %s, %.*s the first of "
-               "them: results may be wrong", n, o->m->arch->name, (int)first->name.n, first->name.p);
+        sl_log(o->ctx, SL_WARN,
+               "%u tensors of the file have no use in architecture %s, %.*s the first of "
+               "them: results may be wrong",
+               n, o->m->arch->name, (int)first->name.n, first->name.p);
 }
 
 static sl_status read_all(opener *o)
@@ -533,14 +563,17 @@ static sl_status read_all(opener *o)
     sl_model *m = o->m;
     const hparams *h = &m->hp;
     uint64_t n_experts = (uint64_t)h->n_layer * h->n_expert;
-    /* Every layer has at least two tensors and every expert a byte of the file: hostile counts end here. */
+    /* Every layer has at least two tensors and every expert a byte of the file: hostile counts end
+     * here. */
     uint64_t file_bytes = 0;
-    for (uint32_t f = 0; f < sl_gguf_n_files(m->gguf); f++) file_bytes += sl_gguf_file_bytes(m->gguf, f);
+    for (uint32_t f = 0; f < sl_gguf_n_files(m->gguf); f++)
+        file_bytes += sl_gguf_file_bytes(m->gguf, f);
     if (!sl_gguf_n_tensors(m->gguf))
         return sl_fail(o->ctx, SL_E_FORMAT, "the file holds no tensors: a vocabulary only");
     if (h->n_layer > sl_gguf_n_tensors(m->gguf) || n_experts > file_bytes)
-        return sl_fail(o->ctx, SL_E_FORMAT, "%u layers of %u experts in a file of %" PRIu64 " tensors",
-                       h->n_layer, h->n_expert, sl_gguf_n_tensors(m->gguf));
+        return sl_fail(o->ctx, SL_E_FORMAT,
+                       "%u layers of %u experts in a file of %" PRIu64 " tensors", h->n_layer,
+                       h->n_expert, sl_gguf_n_tensors(m->gguf));
     m->layers = calloc(h->n_layer, sizeof *m->layers);
     m->layer_shapes = calloc(h->n_layer, sizeof *m->layer_shapes);
     o->used = calloc(sl_gguf_n_tensors(m->gguf) + 1, 1);
@@ -564,7 +597,8 @@ static sl_status read_all(opener *o)
 static char *make_name(const sl_gguf *g)
 {
     sl_str s;
-    if (sl_gguf_get_str(g, sl_gguf_kv_find(g, "general.name"), 0, &s) && s.n) return strndup(s.p, s.n);
+    if (sl_gguf_get_str(g, sl_gguf_kv_find(g, "general.name"), 0, &s) && s.n)
+        return strndup(s.p, s.n);
     const char *slash = strrchr(sl_gguf_path(g, 0), '/');
     return strdup(slash ? slash + 1 : sl_gguf_path(g, 0));
 }
@@ -574,7 +608,8 @@ static sl_status open_vocab(sl_ctx *ctx, sl_model *m)
     if (!sl_gguf_kv_find(m->gguf, "tokenizer.ggml.model")) return SL_OK;
     SL_TRY(sl_vocab_create(ctx, m->gguf, &m->vocab));
     if (sl_vocab_size(m->vocab) <= m->weights.n_vocab) return SL_OK;
-    return sl_fail(ctx, SL_E_FORMAT, "%s: %u tokens in the vocabulary, but token_embd.weight has %u rows",
+    return sl_fail(ctx, SL_E_FORMAT,
+                   "%s: %u tokens in the vocabulary, but token_embd.weight has %u rows",
                    sl_gguf_path(m->gguf, 0), sl_vocab_size(m->vocab), m->weights.n_vocab);
 }
 
@@ -590,7 +625,8 @@ static sl_status find_arch(sl_ctx *ctx, sl_model *m, const char *path)
         size_t n = strlen(known);
         snprintf(known + n, sizeof known - n, "%s%s", i ? ", " : "", arch_at(i)->name);
     }
-    return sl_fail(ctx, SL_E_UNSUPPORTED, "%s: architecture \"%.*s\" cannot be run yet; these can: %s", path,
+    return sl_fail(ctx, SL_E_UNSUPPORTED,
+                   "%s: architecture \"%.*s\" cannot be run yet; these can: %s", path,
                    (int)SL_MIN(s.n, 64), s.p, known);
 }
 
@@ -606,7 +642,8 @@ sl_status sl_model_open(sl_ctx *ctx, const char *path, sl_model **ret)
     if (st == SL_OK) st = hparams_read(ctx, m->gguf, m->arch, &m->hp);
     if (st == SL_OK) st = read_all(&o);
     if (st == SL_OK) st = open_vocab(ctx, m);
-    if (st == SL_OK && !(m->name = make_name(m->gguf))) st = sl_fail(ctx, SL_E_NOMEM, "name of %s", path);
+    if (st == SL_OK && !(m->name = make_name(m->gguf)))
+        st = sl_fail(ctx, SL_E_NOMEM, "name of %s", path);
     free(o.used);
     if (st != SL_OK) sl_model_close(&m);
     else *ret = m;

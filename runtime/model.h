@@ -10,8 +10,10 @@
 typedef enum bind_kind {
     BIND_BYTES,             /* *dst = mapped bytes of the tensor, `skip` of them passed over */
     BIND_FLOATS,            /* *dst = the tensor as n floats */
-    BIND_KV_B_KEYS,         /* *dst = k_b [n_head][kv_lora][nope] as floats, turned round from attn_kv_b */
-    BIND_KV_B_VALUES        /* *dst = v_b [n_head][v_head][kv_lora] as floats, picked from attn_kv_b */
+    /* *dst = k_b [n_head][kv_lora][nope] as floats, turned round from attn_kv_b */
+    BIND_KV_B_KEYS,
+    /* *dst = v_b [n_head][v_head][kv_lora] as floats, picked from attn_kv_b */
+    BIND_KV_B_VALUES
 } bind_kind;
 
 typedef struct binding {

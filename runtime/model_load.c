@@ -1,5 +1,5 @@
-/* runtime/model_load.c - follows a model's bindings: weights stay where the file is mapped, small vectors
- * become floats of our own. */
+/* runtime/model_load.c - follows a model's bindings: weights stay where the file is mapped, small
+ * vectors become floats of our own. */
 #include "runtime/model.h"
 
 #include "kernels/sl_kernels.h"
@@ -28,7 +28,8 @@ static sl_status open_store(sl_ctx *ctx, sl_model *m)
 }
 
 /* attn_kv_b rows of head h: nope of keys, then v_head of values, each kv_lora wide. */
-static void split_kv_b(const binding *b, sl_dequant_fn dequant, const char *src, float *row, float *dst)
+static void split_kv_b(const binding *b, sl_dequant_fn dequant, const char *src, float *row,
+                       float *dst)
 {
     const sl_attn *a = b->attn;
     uint32_t lora = a->v_dim, per_head = a->nope + a->v_head;
@@ -42,7 +43,8 @@ static void split_kv_b(const binding *b, sl_dequant_fn dequant, const char *src,
                 continue;
             }
             dequant(at, row, lora);
-            for (uint32_t c = 0; c < lora; c++) dst[((uint64_t)h * lora + c) * a->nope + i] = row[c];
+            for (uint32_t c = 0; c < lora; c++)
+                dst[((uint64_t)h * lora + c) * a->nope + i] = row[c];
         }
 }
 

@@ -1,6 +1,7 @@
 /* runtime/sl_gguf.h - GGUF model files, v2 and v3, single and split: metadata and the tensor table.
- * Owns the header bytes and the descriptors of the shards. Must not read tensor bytes: offload/sl_store.h
- * does, from the slices given here. Threads: a const sl_gguf may be shared. Units: bytes, elements.
+ * Owns the header bytes and the descriptors of the shards. Must not read tensor bytes:
+ * offload/sl_store.h does, from the slices given here. Threads: a const sl_gguf may be shared.
+ * Units: bytes, elements.
  * Tested by tests/t_gguf.c, tests/t_gguf_bad.c (truncations, byte flips) and tests/fuzz_gguf.c.
  * Source: the GGUF specification (ggml docs/gguf.md). */
 #ifndef SL_GGUF_H
@@ -16,7 +17,8 @@ typedef enum sl_gguf_vtype {    /* value types of metadata, ids as in the file *
     SL_GGUF_BOOL, SL_GGUF_STR, SL_GGUF_ARR, SL_GGUF_U64, SL_GGUF_I64, SL_GGUF_F64
 } sl_gguf_vtype;
 
-typedef struct sl_str { const char *p; size_t n; } sl_str;  /* bytes, not terminated; may hold any byte */
+/* bytes, not terminated; may hold any byte */
+typedef struct sl_str { const char *p; size_t n; } sl_str;
 
 typedef struct sl_gguf_kv {
     sl_str key;
@@ -37,7 +39,8 @@ typedef struct sl_tensor {
 
 /* Opens path and, when it is shard 1 of a split file, the others beside it. Everything is checked
  * here: counts, sizes that overflow, offsets outside the file, duplicate names, split numbering.
- * Errors: SL_E_IO, SL_E_FORMAT, SL_E_UNSUPPORTED (version, big-endian), SL_E_NOMEM. The caller owns *ret. */
+ * Errors: SL_E_IO, SL_E_FORMAT, SL_E_UNSUPPORTED (version, big-endian), SL_E_NOMEM. The caller owns
+ * *ret. */
 SL_API SL_NODISCARD sl_status sl_gguf_open(sl_ctx *ctx, const char *path, sl_gguf **ret);
 SL_API void sl_gguf_close(sl_gguf **gguf);
 
@@ -53,14 +56,18 @@ SL_API const sl_tensor *sl_gguf_find(const sl_gguf *g, const char *name);  /* NU
 
 SL_API uint64_t sl_gguf_n_kv(const sl_gguf *g);
 SL_API const sl_gguf_kv *sl_gguf_kv_at(const sl_gguf *g, uint64_t i);
-SL_API const sl_gguf_kv *sl_gguf_kv_find(const sl_gguf *g, const char *key);   /* NULL: none; O(1) */
+/* NULL: none; O(1) */
+SL_API const sl_gguf_kv *sl_gguf_kv_find(const sl_gguf *g, const char *key);
 
 /* Element i of a value (i = 0 for scalars), converted. False when kv is NULL, i is out of range, or
- * the stored type cannot hold the question (an integer asked of a string, a negative asked as u64). */
+ * the stored type cannot hold the question (an integer asked of a string, a negative asked as
+ * u64). */
 SL_API bool sl_gguf_get_u64(const sl_gguf *g, const sl_gguf_kv *kv, uint64_t i, uint64_t *ret);
 SL_API bool sl_gguf_get_i64(const sl_gguf *g, const sl_gguf_kv *kv, uint64_t i, int64_t *ret);
-SL_API bool sl_gguf_get_f64(const sl_gguf *g, const sl_gguf_kv *kv, uint64_t i, double *ret); /* ints too */
+/* ints too */
+SL_API bool sl_gguf_get_f64(const sl_gguf *g, const sl_gguf_kv *kv, uint64_t i, double *ret);
 SL_API bool sl_gguf_get_bool(const sl_gguf *g, const sl_gguf_kv *kv, uint64_t i, bool *ret);
-SL_API bool sl_gguf_get_str(const sl_gguf *g, const sl_gguf_kv *kv, uint64_t i, sl_str *ret);  /* O(1) */
+/* O(1) */
+SL_API bool sl_gguf_get_str(const sl_gguf *g, const sl_gguf_kv *kv, uint64_t i, sl_str *ret);
 
 #endif

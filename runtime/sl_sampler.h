@@ -1,8 +1,8 @@
 /* runtime/sl_sampler.h - picks the next token from logits.
  * Order as in llama.cpp's default chain: repeat penalty, top-k, top-p, min-p, temperature, draw.
  * Owns its candidate array and random state. Threads: one sampler per sequence.
- * Numbers: the same seed and logits give the same tokens everywhere (own generator, no libm in the draw
- * beyond the kernel's exp). Tested by tests/t_sampler.c. */
+ * Numbers: the same seed and logits give the same tokens everywhere (own generator, no libm in the
+ * draw beyond the kernel's exp). Tested by tests/t_sampler.c. */
 #ifndef SL_SAMPLER_H
 #define SL_SAMPLER_H
 
@@ -22,13 +22,14 @@ typedef struct sl_sampler sl_sampler;
 
 SL_API sl_sampler_params sl_sampler_defaults(void);
 /* Errors: SL_E_ARG (a parameter outside its range), SL_E_NOMEM. The caller owns *ret. */
-SL_API SL_NODISCARD sl_status sl_sampler_create(sl_ctx *ctx, const sl_sampler_params *p, uint32_t n_vocab,
-                                                sl_sampler **ret);
+SL_API SL_NODISCARD sl_status sl_sampler_create(sl_ctx *ctx, const sl_sampler_params *p,
+                                                uint32_t n_vocab, sl_sampler **ret);
 SL_API void sl_sampler_destroy(sl_sampler **s);
 /* A token that was seen (prompt or drawn): for the penalty. */
 SL_API void sl_sampler_accept(sl_sampler *s, int32_t token);
-/* logits [n_vocab] is not changed; NaN counts as -inf; banned (NULL: none) lists ids that may not be
- * drawn (--ignore-eos). Nothing allocates. Always returns an id in [0, n_vocab). */
-SL_API int32_t sl_sampler_draw(sl_sampler *s, const float *logits, const int32_t *banned, uint32_t n_banned);
+/* logits [n_vocab] is not changed; NaN counts as -inf; banned (NULL: none) lists ids that may not
+ * be drawn (--ignore-eos). Nothing allocates. Always returns an id in [0, n_vocab). */
+SL_API int32_t sl_sampler_draw(sl_sampler *s, const float *logits, const int32_t *banned,
+                               uint32_t n_banned);
 
 #endif

@@ -1,8 +1,9 @@
-/* runtime/sl_synth.h - model files with random weights in the shapes of real models, for benchmarks,
- * tests and simulations of models that are too large to download.
+/* runtime/sl_synth.h - model files with random weights in the shapes of real models, for
+ * benchmarks, tests and simulations of models that are too large to download.
  * Weights of a matrix with n columns have mean 0 and deviation about 1/sqrt(n), so that activations
- * stay near 1 in every layer; norms are near 1; the vocabulary is synthetic: bytes, pairs of letters,
- * invented words. The same parameters give the same bytes on every machine and number of threads.
+ * stay near 1 in every layer; norms are near 1; the vocabulary is synthetic: bytes, pairs of
+ * letters, invented words. The same parameters give the same bytes on every machine and number of
+ * threads.
  * Owns the file while it is written. Must not print. Units: bytes. Tested by tests/t_synth.c. */
 #ifndef SL_SYNTH_H
 #define SL_SYNTH_H
@@ -31,15 +32,15 @@ typedef struct sl_synth_report {
     uint32_t n_tensors, n_layer;
 } sl_synth_report;
 
-/* What the file would be; writes nothing. Errors: SL_E_ARG (an unknown type, no such number of layers,
- * skew not in [0, 4]), SL_E_UNSUPPORTED (an architecture that is not run), SL_E_NOMEM. */
+/* What the file would be; writes nothing. Errors: SL_E_ARG (an unknown type, no such number of
+ * layers, skew not in [0, 4]), SL_E_UNSUPPORTED (an architecture that is not run), SL_E_NOMEM. */
 SL_API SL_NODISCARD sl_status sl_synth_measure(sl_ctx *ctx, const sl_synth_params *p,
                                                sl_synth_report *ret);
 
 /* Writes path under a temporary name beside it and renames it at the end. Errors: as above; SL_E_IO
- * (the free disk is too small, which is checked before anything is written; a failed write; progress
- * said no). Nothing is left behind after an error. */
-SL_API SL_NODISCARD sl_status sl_synth_write(sl_ctx *ctx, const sl_synth_params *p, const char *path,
-                                             sl_synth_report *ret);
+ * (the free disk is too small, which is checked before anything is written; a failed write;
+ * progress said no). Nothing is left behind after an error. */
+SL_API SL_NODISCARD sl_status sl_synth_write(sl_ctx *ctx, const sl_synth_params *p,
+                                             const char *path, sl_synth_report *ret);
 
 #endif

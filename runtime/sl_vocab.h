@@ -20,7 +20,8 @@ SL_API int32_t sl_vocab_bos(const sl_vocab *v);    /* -1: none */
 SL_API int32_t sl_vocab_eos(const sl_vocab *v);
 SL_API bool sl_vocab_add_bos(const sl_vocab *v);   /* the model wants BOS in front of a prompt */
 SL_API bool sl_vocab_add_eos(const sl_vocab *v);
-SL_API bool sl_vocab_is_eog(const sl_vocab *v, int32_t id);  /* ends an answer: eos, <|im_end|> ... */
+/* ends an answer: eos, <|im_end|> ... */
+SL_API bool sl_vocab_is_eog(const sl_vocab *v, int32_t id);
 SL_API bool sl_vocab_is_control(const sl_vocab *v, int32_t id);  /* never shown as text */
 SL_API int32_t sl_vocab_find(const sl_vocab *v, const char *piece);  /* exact entry; -1: none */
 

@@ -1,6 +1,9 @@
-/* runtime/sluice.h - the library: open a model, make a plan, open an engine on it, and turn one loop:
- *     submit a sequence's tokens; step until it is done; take each step's events; cancel at any time.
- * Owns the model, the paged KV cache, the schedule of passes and the sequences. Must not print or exit.
+/* runtime/sluice.h - the library: open a model, make a plan, open an engine on it, and turn one
+ * loop:
+ *     submit a sequence's tokens; step until it is done; take each step's events; cancel at any
+ *       time.
+ * Owns the model, the paged KV cache, the schedule of passes and the sequences. Must not print or
+ * exit.
  * Threads: one thread per engine and its context; the engine's pool is its own.
  * Units: tokens, positions, bytes, seconds. Tested by tests/t_arch.c (against the reference
  * implementations), tests/t_engine.c (sameness, cancel, limits, no allocation in step). */
@@ -18,8 +21,8 @@
 typedef struct sl_model sl_model;
 
 /* Reads the header and checks that every tensor the architecture needs is there with its shape.
- * No tensor byte is read. Errors: those of sl_gguf_open; SL_E_UNSUPPORTED (an architecture that is not
- * in the table, named); SL_E_FORMAT (a key or tensor missing or of the wrong shape, named). */
+ * No tensor byte is read. Errors: those of sl_gguf_open; SL_E_UNSUPPORTED (an architecture that is
+ * not in the table, named); SL_E_FORMAT (a key or tensor missing or of the wrong shape, named). */
 SL_API SL_NODISCARD sl_status sl_model_open(sl_ctx *ctx, const char *path, sl_model **ret);
 SL_API void sl_model_close(sl_model **m);           /* after the engines on it */
 
@@ -34,9 +37,10 @@ SL_API const sl_shape *sl_model_shape(const sl_model *m);
 typedef struct sl_engine sl_engine;
 
 /* Maps the weights, takes all memory the plan names: nothing allocates in step afterwards.
- * Errors: SL_E_ARG (a plan made for another model), SL_E_NOMEM, SL_E_IO. The caller owns *ret; the model
- * must outlive it. */
-SL_API SL_NODISCARD sl_status sl_engine_open(sl_ctx *ctx, sl_model *m, const sl_plan *plan, sl_engine **ret);
+ * Errors: SL_E_ARG (a plan made for another model), SL_E_NOMEM, SL_E_IO. The caller owns *ret; the
+ * model must outlive it. */
+SL_API SL_NODISCARD sl_status sl_engine_open(sl_ctx *ctx, sl_model *m, const sl_plan *plan,
+                                             sl_engine **ret);
 SL_API void sl_engine_close(sl_engine **e);
 SL_API const sl_plan *sl_engine_plan(const sl_engine *e);   /* n_threads filled in */
 
@@ -65,7 +69,8 @@ typedef enum sl_event_kind {
 } sl_event_kind;
 
 typedef enum sl_done {
-    SL_DONE_EOG,                /* an end-of-generation token was drawn (its SL_EV_TOKEN came before) */
+    /* an end-of-generation token was drawn (its SL_EV_TOKEN came before) */
+    SL_DONE_EOG,
     SL_DONE_N_PREDICT,
     SL_DONE_CONTEXT,            /* the context is full */
     SL_DONE_PROMPT,             /* n_predict was 0: the tokens are processed */
@@ -81,10 +86,12 @@ typedef struct sl_engine_event {
     const float *logits;        /* [n_vocab], valid until the next step */
 } sl_engine_event;
 
-/* One pass over up to max_rows rows: every decoding sequence first, then prompts in order of submission.
+/* One pass over up to max_rows rows: every decoding sequence first, then prompts in order of
+ * submission.
  * *ret_ev [*ret_n] is valid until the next call on the engine. *ret_n == 0 with nothing left to do:
  * sl_engine_busy is false. Errors: SL_E_DEVICE, SL_E_IO: the engine can only be closed then. */
-SL_API SL_NODISCARD sl_status sl_engine_step(sl_engine *e, const sl_engine_event **ret_ev, uint32_t *ret_n);
+SL_API SL_NODISCARD sl_status sl_engine_step(sl_engine *e, const sl_engine_event **ret_ev,
+                                             uint32_t *ret_n);
 SL_API bool sl_engine_busy(const sl_engine *e);
 
 /* Ends drawing: the sequence becomes idle with its KV (a token drawn last is processed with what is

@@ -1,7 +1,8 @@
-/* runtime/synth.c - writes synthetic models. The file is a row of windows; threads take them in turn,
- * make what lies in them (header, tensors, gaps of zeros) and write them past the page cache: a model may
- * be larger than memory, and the kernel's write-back is slower than the disk. Tensors are made in grains
- * counted from their own start, so that their bytes do not depend on where windows begin. */
+/* runtime/synth.c - writes synthetic models. The file is a row of windows; threads take them in
+ * turn, make what lies in them (header, tensors, gaps of zeros) and write them past the page cache:
+ * a model may be larger than memory, and the kernel's write-back is slower than the disk. Tensors
+ * are made in grains counted from their own start, so that their bytes do not depend on where
+ * windows begin. */
 #include "runtime/synth.h"
 
 #include <assert.h>
@@ -19,7 +20,8 @@ enum {
     WINDOW = 4 << 20,           /* bytes of a write */
     GRAIN = 64 << 10,           /* bytes that one random sequence fills, about */
     ROUND = 8,                  /* writes per thread between two reports */
-    PAGE = 4096                 /* what O_DIRECT wants offsets, sizes and addresses to be multiples of */
+    /* what O_DIRECT wants offsets, sizes and addresses to be multiples of */
+    PAGE = 4096
 };
 
 typedef struct writer {
@@ -49,13 +51,14 @@ static int write_all(int fd, const unsigned char *p, size_t n, uint64_t at)
     return 0;
 }
 
-/* The part of tensor i that lies in bytes [lo, hi) of the file, into buf, which begins at lo. A grain that
- * lies there only in part is made in spare. */
+/* The part of tensor i that lies in bytes [lo, hi) of the file, into buf, which begins at lo. A
+ * grain that lies there only in part is made in spare. */
 static void make_tensor(const writer *w, uint32_t i, uint64_t lo, uint64_t hi, unsigned char *buf,
                         unsigned char *spare)
 {
     const synth_tensor *t = &w->m->tensors[i];
-    uint64_t start = w->n_head + t->offset, size = GRAIN / w->patterns[i].block_bytes * w->patterns[i].block_bytes;
+    uint64_t start = w->n_head + t->offset,
+             size = GRAIN / w->patterns[i].block_bytes * w->patterns[i].block_bytes;
     uint64_t from = SL_MAX(lo, start) - start, to = SL_MIN(hi - start, t->bytes);
     for (uint64_t at = from / size * size; at < to; at += size) {
         size_t n = (size_t)SL_MIN(size, t->bytes - at);
@@ -75,8 +78,10 @@ static void write_window(void *arg, uint32_t index, uint32_t thread)
     if (w->err[thread]) return;
     memset(buf, 0, WINDOW);
     if (lo < w->n_head) memcpy(buf, w->head + lo, (size_t)(SL_MIN(hi, w->n_head) - lo));
-    uint32_t a = 0, b = w->m->n_tensors;    /* the last tensor that begins at or before lo, or the first */
-    while (b - a > 1) *(w->n_head + w->m->tensors[(a + b) / 2].offset <= lo ? &a : &b) = (a + b) / 2;
+    /* the last tensor that begins at or before lo, or the first */
+    uint32_t a = 0, b = w->m->n_tensors;
+    while (b - a > 1)
+        *(w->n_head + w->m->tensors[(a + b) / 2].offset <= lo ? &a : &b) = (a + b) / 2;
     for (; a < w->m->n_tensors && w->n_head + w->m->tensors[a].offset < hi; a++)
         if (w->n_head + w->m->tensors[a].offset + w->m->tensors[a].bytes > lo)
             make_tensor(w, a, lo, hi, buf, buf + WINDOW);
@@ -93,16 +98,19 @@ static sl_status write_windows(sl_ctx *ctx, const sl_synth_params *p, const char
         sl_pool_run(pool, write_window, w, (uint32_t)SL_MIN(n - c, (uint64_t)ROUND * n_threads));
         for (uint32_t i = 0; i < n_threads; i++)
             if (w->err[i]) return sl_fail(ctx, SL_E_IO, "write %s: %s", path, strerror(w->err[i]));
-        if (p->progress && !p->progress(p->user, SL_MIN(w->total, (c + ROUND * n_threads) * WINDOW), w->total))
+        if (p->progress
+            && !p->progress(p->user, SL_MIN(w->total, (c + ROUND * n_threads) * WINDOW), w->total))
             return sl_fail(ctx, SL_E_IO, "write %s: interrupted", path);
     }
     /* The last window was rounded up. */
-    if (ftruncate(w->fd, (off_t)w->total)) return sl_fail(ctx, SL_E_IO, "write %s: %s", path, strerror(errno));
+    if (ftruncate(w->fd, (off_t)w->total))
+        return sl_fail(ctx, SL_E_IO, "write %s: %s", path, strerror(errno));
     return SL_OK;
 }
 
 /* All that the windows need, and then the windows. */
-static sl_status write_all_windows(sl_ctx *ctx, const sl_synth_params *p, const char *path, writer *w)
+static sl_status write_all_windows(sl_ctx *ctx, const sl_synth_params *p, const char *path,
+                                   writer *w)
 {
     const synth_model *m = w->m;
     sl_pool *pool = NULL;
@@ -120,7 +128,8 @@ static sl_status write_all_windows(sl_ctx *ctx, const sl_synth_params *p, const 
         w->kernels = &k;
         w->patterns = patterns;
         w->buf = (unsigned char *)(((uintptr_t)buf + PAGE - 1) / PAGE * PAGE);
-        for (uint32_t i = 0; i < m->n_tensors; i++) synth_pattern_make(&k, &m->tensors[i], &patterns[i]);
+        for (uint32_t i = 0; i < m->n_tensors; i++)
+            synth_pattern_make(&k, &m->tensors[i], &patterns[i]);
         st = write_windows(ctx, p, path, w, pool);
     }
     sl_mem_free(ctx, buf);
@@ -134,7 +143,8 @@ static sl_status write_all_windows(sl_ctx *ctx, const sl_synth_params *p, const 
 static sl_status reserve(sl_ctx *ctx, int fd, const char *path, uint64_t bytes)
 {
     struct statvfs v;
-    if (fstatvfs(fd, &v)) return sl_fail(ctx, SL_E_IO, "free space for %s: %s", path, strerror(errno));
+    if (fstatvfs(fd, &v))
+        return sl_fail(ctx, SL_E_IO, "free space for %s: %s", path, strerror(errno));
     uint64_t room = (uint64_t)v.f_bavail * v.f_frsize;
     if (bytes > room)
         return sl_fail(ctx, SL_E_IO, "%s would take %.2f GB, and the disk has %.2f GB free", path,
@@ -161,7 +171,8 @@ static sl_status write_file(sl_ctx *ctx, const sl_synth_params *p, const synth_m
     }
     sl_status st = reserve(ctx, w.fd, path, w.total);
     if (st == SL_OK) st = write_all_windows(ctx, p, path, &w);
-    if (close(w.fd) && st == SL_OK) st = sl_fail(ctx, SL_E_IO, "write %s: %s", path, strerror(errno));
+    if (close(w.fd) && st == SL_OK)
+        st = sl_fail(ctx, SL_E_IO, "write %s: %s", path, strerror(errno));
     if (st == SL_OK && rename(part, path))
         st = sl_fail(ctx, SL_E_IO, "rename %s to %s: %s", part, path, strerror(errno));
     if (st != SL_OK) unlink(part);
@@ -195,7 +206,8 @@ sl_status sl_synth_measure(sl_ctx *ctx, const sl_synth_params *p, sl_synth_repor
     return make(ctx, p, NULL, ret);
 }
 
-sl_status sl_synth_write(sl_ctx *ctx, const sl_synth_params *p, const char *path, sl_synth_report *ret)
+sl_status sl_synth_write(sl_ctx *ctx, const sl_synth_params *p, const char *path,
+                         sl_synth_report *ret)
 {
     assert(ctx && p && p->preset && p->quant && path && ret);
     return make(ctx, p, path, ret);

@@ -1,5 +1,5 @@
-/* runtime/synth.h - what the three parts of synth share: synth_model.c lists a model's keys and tensors,
- * synth_fill.c makes their bytes, synth.c writes the file. Private to runtime/. */
+/* runtime/synth.h - what the three parts of synth share: synth_model.c lists a model's keys and
+ * tensors, synth_fill.c makes their bytes, synth.c writes the file. Private to runtime/. */
 #ifndef SYNTH_H
 #define SYNTH_H
 
@@ -49,10 +49,10 @@ typedef struct synth_pattern {
 
 /* dev > 0 when t->kind is SYNTH_WEIGHTS. */
 void synth_pattern_make(const sl_kernels *k, const synth_tensor *t, synth_pattern *ret);
-/* Fill `bytes` of the tensor from byte `at` on, both multiples of the block; the bytes depend on seed, at
- * and the tensor only. */
-void synth_fill(const sl_kernels *k, const synth_model *m, const synth_tensor *t, const synth_pattern *p,
-                uint64_t seed, uint64_t at, size_t bytes, void *ret);
+/* Fill `bytes` of the tensor from byte `at` on, both multiples of the block; the bytes depend on
+ * seed, at and the tensor only. */
+void synth_fill(const sl_kernels *k, const synth_model *m, const synth_tensor *t,
+                const synth_pattern *p, uint64_t seed, uint64_t at, size_t bytes, void *ret);
 
 uint64_t synth_mix(uint64_t x);     /* splitmix64's finaliser */
 

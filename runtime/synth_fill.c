@@ -1,6 +1,7 @@
 /* runtime/synth_fill.c - bytes of synthetic weights: random bits, and the few fields of each block
- * that are not free put in afterwards, so that the deviation is right and the mean 0. What deviation a
- * pattern has with scale 1 is measured with the dequantisers rather than derived per type. */
+ * that are not free put in afterwards, so that the deviation is right and the mean 0. What
+ * deviation a pattern has with scale 1 is measured with the dequantisers rather than derived per
+ * type. */
 #include "runtime/synth.h"
 
 #include <assert.h>
@@ -194,8 +195,8 @@ static float value_at(const synth_model *m, const synth_tensor *t, uint64_t i, u
     return 0;
 }
 
-static void fill_floats(const sl_kernels *k, const synth_model *m, const synth_tensor *t, uint64_t seed,
-                        uint64_t at, size_t bytes, unsigned char *ret)
+static void fill_floats(const sl_kernels *k, const synth_model *m, const synth_tensor *t,
+                        uint64_t seed, uint64_t at, size_t bytes, unsigned char *ret)
 {
     enum { RUN = 1024 };
     uint32_t bits[RUN];
@@ -217,8 +218,8 @@ static void fill_floats(const sl_kernels *k, const synth_model *m, const synth_t
     }
 }
 
-void synth_fill(const sl_kernels *k, const synth_model *m, const synth_tensor *t, const synth_pattern *p,
-                uint64_t seed, uint64_t at, size_t bytes, void *ret)
+void synth_fill(const sl_kernels *k, const synth_model *m, const synth_tensor *t,
+                const synth_pattern *p, uint64_t seed, uint64_t at, size_t bytes, void *ret)
 {
     uint64_t own = synth_mix(seed ^ synth_mix((uint64_t)(t - m->tensors)));
     if (p->block_elems == 1) {

@@ -24,9 +24,20 @@ typedef struct maker {
 
 /* ---- types ---- */
 
-typedef enum role { OTHER, EMBED, HEAD, ATTN_K, ATTN_V, ATTN_O, FFN_DOWN, EXPERT, EXPERT_DOWN } role;
+typedef enum role {
+    OTHER,
+    EMBED,
+    HEAD,
+    ATTN_K,
+    ATTN_V,
+    ATTN_O,
+    FFN_DOWN,
+    EXPERT,
+    EXPERT_DOWN
+} role;
 
-/* llama.cpp's choice of layers that deserve more bits: the first and last eighth, and every third. */
+/* llama.cpp's choice of layers that deserve more bits: the first and last eighth, and every
+ * third. */
 static bool more_bits(uint32_t i, uint32_t n)
 {
     return i < n / 8 || i >= 7 * n / 8 || (i - n / 8) % 3 == 2;
@@ -56,8 +67,8 @@ static sl_type head_type(const maker *k, uint64_t cols)
     }
 }
 
-/* Source: llama.cpp's quantiser (src/llama-quant.cpp): the output in 6 bits, MXFP4 for experts only,
- * and the rules of Q4_K_M. */
+/* Source: llama.cpp's quantiser (src/llama-quant.cpp): the output in 6 bits, MXFP4 for experts
+ * only, and the rules of Q4_K_M. */
 static sl_type pick(const maker *k, role r, uint64_t cols)
 {
     sl_type type = k->type;
@@ -74,19 +85,22 @@ static sl_status parse_quant(maker *k)
 {
     k->mix = !strcasecmp(k->sp->quant, "Q4_K_M");
     k->type = SL_Q4_K;
-    if (k->mix || (sl_type_from_name(k->sp->quant, &k->type) && sl_type_get(k->type)->matmul)) return SL_OK;
+    if (k->mix || (sl_type_from_name(k->sp->quant, &k->type) && sl_type_get(k->type)->matmul))
+        return SL_OK;
     char known[400] = "Q4_K_M";
     for (unsigned t = 0; t < SL_N_TYPES; t++) {
         size_t n = strlen(known);
-        if (sl_type_get(t)->matmul) snprintf(known + n, sizeof known - n, ", %s", sl_type_get(t)->name);
+        if (sl_type_get(t)->matmul)
+            snprintf(known + n, sizeof known - n, ", %s", sl_type_get(t)->name);
     }
-    return sl_fail(k->ctx, SL_E_ARG, "\"%s\" is no type of weights; these are: %s", k->sp->quant, known);
+    return sl_fail(k->ctx, SL_E_ARG, "\"%s\" is no type of weights; these are: %s", k->sp->quant,
+                   known);
 }
 
 /* ---- tensors ---- */
 
-static synth_tensor *add(maker *k, const char *name, uint32_t n_dims, const uint64_t *ne, sl_type type,
-                         synth_kind kind, float value)
+static synth_tensor *add(maker *k, const char *name, uint32_t n_dims, const uint64_t *ne,
+                         sl_type type, synth_kind kind, float value)
 {
     synth_model *m = k->m;
     uint64_t row_bytes = 0, n = 1;
@@ -109,8 +123,8 @@ static synth_tensor *add(maker *k, const char *name, uint32_t n_dims, const uint
         n *= ne[d];
     }
     if (!sl_type_row_bytes(type, ne[0], &row_bytes)) {
-        k->st = sl_fail(k->ctx, SL_E_ARG, "tensor %s: rows of %llu numbers do not fit type %s", name,
-                        (unsigned long long)ne[0], sl_type_get(type)->name);
+        k->st = sl_fail(k->ctx, SL_E_ARG, "tensor %s: rows of %llu numbers do not fit type %s",
+                        name, (unsigned long long)ne[0], sl_type_get(type)->name);
         return NULL;
     }
     t->bytes = row_bytes * (n / ne[0]);
@@ -128,10 +142,11 @@ static const char *blk(const maker *k, char *buf, const char *stem, const char *
 #define BLK(stem, tail) blk(k, (char[48]){ 0 }, stem, tail)
 
 /* [count][rows][cols]; gain 1 keeps the size of what is multiplied. */
-static void mat(maker *k, const char *name, role r, uint64_t cols, uint64_t rows, uint64_t count, double gain)
+static void mat(maker *k, const char *name, role r, uint64_t cols, uint64_t rows, uint64_t count,
+                double gain)
 {
-    synth_tensor *t = add(k, name, count ? 3 : 2, (uint64_t[]){ cols, rows, count }, pick(k, r, cols),
-                          SYNTH_WEIGHTS, (float)(gain / sqrt((double)cols)));
+    synth_tensor *t = add(k, name, count ? 3 : 2, (uint64_t[]){ cols, rows, count },
+                          pick(k, r, cols), SYNTH_WEIGHTS, (float)(gain / sqrt((double)cols)));
     if (!t) return;
     uint64_t bytes = t->bytes;
     if (r == EMBED && !k->p->tied) bytes /= rows;
@@ -155,7 +170,8 @@ static void norm(maker *k, const char *stem, uint64_t n)
 static void add_gqa(maker *k)
 {
     const sl_preset *p = k->p;
-    uint64_t d = p->d_model, q = (uint64_t)p->n_head * p->head_dim, kv = (uint64_t)p->n_head_kv * p->head_dim;
+    uint64_t d = p->d_model, q = (uint64_t)p->n_head * p->head_dim,
+             kv = (uint64_t)p->n_head_kv * p->head_dim;
     bool bias = k->arch->qkv_bias == NEED_YES || (k->arch->qkv_bias == NEED_MAYBE && p->qkv_bias);
     bool full = k->arch->qk_norm == SL_QK_NORM_FULL;
     mat(k, BLK("attn_q", "weight"), OTHER, d, q, 0, 1);
@@ -172,7 +188,8 @@ static void add_gqa(maker *k)
         vec(k, BLK("attn_q_norm", "weight"), full ? q : p->head_dim, 0, SYNTH_NEAR, 1);
         vec(k, BLK("attn_k_norm", "weight"), full ? kv : p->head_dim, 0, SYNTH_NEAR, 1);
     }
-    if (k->arch->sinks == NEED_YES) vec(k, BLK("attn_sinks", "weight"), p->n_head, 0, SYNTH_WEIGHTS, 1);
+    if (k->arch->sinks == NEED_YES)
+        vec(k, BLK("attn_sinks", "weight"), p->n_head, 0, SYNTH_WEIGHTS, 1);
 }
 
 static void add_mla(maker *k)
@@ -189,7 +206,8 @@ static void add_mla(maker *k)
     mat(k, BLK("attn_kv_a_mqa", "weight"), OTHER, d, p->kv_lora + p->n_rot, 0, 1);
     vec(k, BLK("attn_kv_a_norm", "weight"), p->kv_lora, 0, SYNTH_NEAR, 1);
     /* Scores are sums over the latent's kv_lora numbers and are divided by sqrt(nope + n_rot). */
-    mat(k, BLK("attn_k_b", "weight"), OTHER, p->nope, p->kv_lora, h, sqrt((double)p->nope / p->kv_lora));
+    mat(k, BLK("attn_k_b", "weight"), OTHER, p->nope, p->kv_lora, h,
+        sqrt((double)p->nope / p->kv_lora));
     mat(k, BLK("attn_v_b", "weight"), OTHER, p->kv_lora, p->v_head, h, 1);
     mat(k, BLK("attn_output", "weight"), ATTN_O, h * p->v_head, d, 0, 1);
 }
@@ -198,7 +216,8 @@ static void add_moe(maker *k)
 {
     const sl_preset *p = k->p;
     uint64_t d = p->d_model, ff = p->d_expert, n = p->n_expert, sh = p->d_shared;
-    synth_tensor *t = add(k, BLK("ffn_gate_inp", "weight"), 2, (uint64_t[]){ d, n }, SL_F32, SYNTH_ROUTER, 0);
+    synth_tensor *t =
+        add(k, BLK("ffn_gate_inp", "weight"), 2, (uint64_t[]){ d, n }, SL_F32, SYNTH_ROUTER, 0);
     if (!t) return;
     t->scales = k->layer * p->n_expert;
     k->m->token_bytes += t->bytes;
@@ -217,7 +236,8 @@ static void add_moe(maker *k)
     mat(k, BLK("ffn_up_shexp", "weight"), OTHER, d, sh, 0, 1);
     mat(k, BLK("ffn_down_shexp", "weight"), FFN_DOWN, sh, d, 0, 1);
     if (k->arch->shared_gate == NEED_YES)
-        vec(k, BLK("ffn_gate_inp_shexp", "weight"), d, 0, SYNTH_WEIGHTS, (float)(1 / sqrt((double)d)));
+        vec(k, BLK("ffn_gate_inp_shexp", "weight"), d, 0, SYNTH_WEIGHTS,
+            (float)(1 / sqrt((double)d)));
 }
 
 static void add_layer(maker *k, uint32_t layer)
@@ -244,7 +264,8 @@ static void add_ends(maker *k)
     mat(k, "token_embd.weight", EMBED, p->d_model, p->n_vocab, 0, sqrt(d) / scale);
     if (!p->tied) mat(k, "output.weight", HEAD, p->d_model, p->n_vocab, 0, 2);
     vec(k, "output_norm.weight", p->d_model, 0, SYNTH_NEAR, 1);
-    if (k->arch->norm == SL_NORM_LAYER) vec(k, "output_norm.bias", p->d_model, 0, SYNTH_WEIGHTS, 0.02f);
+    if (k->arch->norm == SL_NORM_LAYER)
+        vec(k, "output_norm.bias", p->d_model, 0, SYNTH_WEIGHTS, 0.02f);
     if (k->arch->head_bias == NEED_YES) vec(k, "output.bias", p->n_vocab, 0, SYNTH_WEIGHTS, 0.1f);
     if (p->rope_attn_factor > 0) {
         vec(k, "rope_factors_long.weight", p->n_rot / 2, 0, SYNTH_RAMP, 64);
@@ -272,14 +293,16 @@ static double popularity_sum(double c, double skew, uint32_t n, double cap)
     return sum;
 }
 
-/* A router's logits are normal with deviation s_e; the k largest are chosen, those above t or so, hence
- * expert e with probability P(normal > t / s_e), which shall be its popularity. Which expert has which
- * rank differs from layer to layer. With skew 0 all s_e are the same. */
+/* A router's logits are normal with deviation s_e; the k largest are chosen, those above t or so,
+ * hence expert e with probability P(normal > t / s_e), which shall be its popularity. Which expert
+ * has which rank differs from layer to layer. With skew 0 all s_e are the same. */
 static sl_status make_row_scales(maker *k)
 {
-    const double even = 1.5;    /* deviation of logits: a softmax that prefers, but does not collapse */
+    /* deviation of logits: a softmax that prefers, but does not collapse */
+    const double even = 1.5;
     uint32_t n = k->p->n_expert, n_layer = k->m->n_layer;
-    double used = k->p->n_used, cap = fmax(0.45, used / n), lo = 0, hi = n * used, t = even * tail_point(used / n);
+    double used = k->p->n_used, cap = fmax(0.45, used / n), lo = 0, hi = n * used,
+           t = even * tail_point(used / n);
     uint32_t *rank = malloc(n * sizeof *rank);
     k->m->row_scales = malloc((size_t)n_layer * n * sizeof *k->m->row_scales);
     if (!rank || !k->m->row_scales) {
@@ -375,11 +398,14 @@ static void add_expert_keys(maker *k)
 /* llama.cpp's number for "mostly this type"; it is shown, nothing depends on it. */
 static uint32_t file_type(const maker *k)
 {
-    static const struct { uint8_t type, ftype; } known[] = {
-        { SL_F32, 0 }, { SL_F16, 1 }, { SL_Q4_0, 2 }, { SL_Q4_1, 3 }, { SL_Q8_0, 7 }, { SL_Q5_0, 8 },
-        { SL_Q5_1, 9 }, { SL_Q2_K, 10 }, { SL_Q3_K, 11 }, { SL_Q4_K, 14 }, { SL_Q5_K, 16 },
-        { SL_Q6_K, 18 }, { SL_IQ2_XXS, 19 }, { SL_IQ2_XS, 20 }, { SL_IQ3_XXS, 23 }, { SL_IQ4_NL, 25 },
-        { SL_IQ3_S, 26 }, { SL_IQ2_S, 28 }, { SL_IQ4_XS, 30 }, { SL_BF16, 32 }, { SL_MXFP4, 38 },
+    static const struct { uint8_t type, ftype;
+    } known[] = {
+        { SL_F32, 0 },      { SL_F16, 1 },     { SL_Q4_0, 2 },     { SL_Q4_1, 3 },
+        { SL_Q8_0, 7 },     { SL_Q5_0, 8 },    { SL_Q5_1, 9 },     { SL_Q2_K, 10 },
+        { SL_Q3_K, 11 },    { SL_Q4_K, 14 },   { SL_Q5_K, 16 },    { SL_Q6_K, 18 },
+        { SL_IQ2_XXS, 19 }, { SL_IQ2_XS, 20 }, { SL_IQ3_XXS, 23 }, { SL_IQ4_NL, 25 },
+        { SL_IQ3_S, 26 },   { SL_IQ2_S, 28 },  { SL_IQ4_XS, 30 },  { SL_BF16, 32 },
+        { SL_MXFP4, 38 },
     };
     if (k->mix) return 15;
     for (size_t i = 0; i < SL_LEN(known); i++)
@@ -389,8 +415,8 @@ static uint32_t file_type(const maker *k)
 
 /* ---- the vocabulary ---- */
 
-/* GPT-2's character for a byte, as UTF-8: printable ones stand for themselves, the others are U+0100
- * and up. Returns its length. */
+/* GPT-2's character for a byte, as UTF-8: printable ones stand for themselves, the others are
+ * U+0100 and up. Returns its length. */
 static size_t byte_char(int b, char ret[2])
 {
     bool plain = (b >= 0x21 && b <= 0x7e) || (b >= 0xa1 && b <= 0xac) || b >= 0xae;
@@ -435,7 +461,8 @@ static void add_vocabulary(maker *k)
     for (uint32_t i = 0; i < made; i++) gguf_out_elem_str(o, text, make_token(i, text));
     gguf_out_elem_str(o, "<|endoftext|>", 13);
     gguf_out_array(o, "tokenizer.ggml.token_type", SL_GGUF_I32, n);
-    for (uint32_t i = 0; i < n; i++) gguf_out_elem_i32(o, i == n - 1 ? 3 : 1);     /* control, normal */
+    /* control, normal */
+    for (uint32_t i = 0; i < n; i++) gguf_out_elem_i32(o, i == n - 1 ? 3 : 1);
     gguf_out_array(o, "tokenizer.ggml.merges", SL_GGUF_STR, n_merges);
     for (uint32_t i = 0; i < n_merges; i++) {   /* token i is its two characters merged */
         int len = i < N_PAIRS ? snprintf(text, sizeof text, "%c %c", 'a' + i / 26, 'a' + i % 26)
@@ -455,15 +482,17 @@ static sl_status check(maker *k)
     uint32_t n = k->sp->n_layer;
     k->arch = arch_find(p->arch, strlen(p->arch));
     if (!k->arch)
-        return sl_fail(k->ctx, SL_E_UNSUPPORTED, "%s has architecture %s, which cannot be run yet", p->name,
-                       p->arch);
+        return sl_fail(k->ctx, SL_E_UNSUPPORTED, "%s has architecture %s, which cannot be run yet",
+                       p->name, p->arch);
     if (n > p->n_layer)
         return sl_fail(k->ctx, SL_E_ARG, "%s has %u layers, asked for %u", p->name, p->n_layer, n);
     if (!(k->sp->skew >= 0 && k->sp->skew <= 4))
         return sl_fail(k->ctx, SL_E_ARG, "skew %g: expected a number from 0 to 4", k->sp->skew);
     if (p->n_vocab < 257 || !p->n_expert || p->n_used > p->n_expert)
-        return sl_fail(k->ctx, SL_E_ARG, "%s: %u tokens and %u of %u experts, expected 257 tokens or more "
-                       "and some experts", p->name, p->n_vocab, p->n_used, p->n_expert);
+        return sl_fail(k->ctx, SL_E_ARG,
+                       "%s: %u tokens and %u of %u experts, expected 257 tokens or more "
+                       "and some experts",
+                       p->name, p->n_vocab, p->n_used, p->n_expert);
     k->m->n_layer = n ? n : p->n_layer;
     k->n_dense = SL_MIN(p->n_dense, k->m->n_layer - 1);
     return parse_quant(k);
@@ -481,7 +510,8 @@ sl_status synth_model_make(sl_ctx *ctx, const sl_synth_params *sp, synth_model *
     snprintf(name, sizeof name, "%s, random weights", k->p->title);
     gguf_out_str(o, "general.architecture", k->arch->name);
     gguf_out_str(o, "general.name", name);
-    gguf_out_str(o, "general.description", "Synthetic: real shapes, random weights, an invented vocabulary");
+    gguf_out_str(o, "general.description",
+                 "Synthetic: real shapes, random weights, an invented vocabulary");
     gguf_out_u32(o, "general.file_type", file_type(k));
     gguf_out_u32(o, "general.quantization_version", 2);
     U32("block_count", ret->n_layer);

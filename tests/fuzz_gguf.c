@@ -6,7 +6,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
-    static int fd = -1;     /* one file in memory for all inputs: creating them would cost more than reading */
+    /* one file in memory for all inputs: creating them would cost more than reading */
+    static int fd = -1;
     sl_gguf *g = NULL;
     sl_ctx *ctx = sl_ctx_create(NULL, NULL);
     if (fd < 0) fd = memfd_create("gguf", MFD_CLOEXEC);

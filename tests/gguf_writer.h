@@ -1,6 +1,7 @@
-/* tests/gguf_writer.h - builds GGUF files in memory, right ones and wrong ones, for the reader's tests.
- * Order of calls: gw_begin, gw_kv_*, gw_tensor, gw_data. The header's counts follow the calls; gw_put_*
- * writes raw bytes, and any byte of w->p may be changed afterwards. gw_free ends it. */
+/* tests/gguf_writer.h - builds GGUF files in memory, right ones and wrong ones, for the reader's
+ * tests.
+ * Order of calls: gw_begin, gw_kv_*, gw_tensor, gw_data. The header's counts follow the calls;
+ * gw_put_* writes raw bytes, and any byte of w->p may be changed afterwards. gw_free ends it. */
 #ifndef GGUF_WRITER_H
 #define GGUF_WRITER_H
 
@@ -65,11 +66,27 @@ GW_UNUSED static void gw_kv(gw *w, const char *key, uint32_t type)  /* the value
     gw_put_u32(w, type);
 }
 
-GW_UNUSED static void gw_kv_u16(gw *w, const char *k, uint16_t v) { gw_kv(w, k, 2); gw_put_u16(w, v); }
-GW_UNUSED static void gw_kv_u32(gw *w, const char *k, uint32_t v) { gw_kv(w, k, 4); gw_put_u32(w, v); }
-GW_UNUSED static void gw_kv_i32(gw *w, const char *k, int32_t v) { gw_kv(w, k, 5); gw_put(w, &v, 4); }
+GW_UNUSED static void gw_kv_u16(gw *w, const char *k, uint16_t v)
+{
+    gw_kv(w, k, 2);
+    gw_put_u16(w, v);
+}
+GW_UNUSED static void gw_kv_u32(gw *w, const char *k, uint32_t v)
+{
+    gw_kv(w, k, 4);
+    gw_put_u32(w, v);
+}
+GW_UNUSED static void gw_kv_i32(gw *w, const char *k, int32_t v)
+{
+    gw_kv(w, k, 5);
+    gw_put(w, &v, 4);
+}
 GW_UNUSED static void gw_kv_f32(gw *w, const char *k, float v) { gw_kv(w, k, 6); gw_put_f32(w, v); }
-GW_UNUSED static void gw_kv_str(gw *w, const char *k, const char *v) { gw_kv(w, k, 8); gw_put_str(w, v); }
+GW_UNUSED static void gw_kv_str(gw *w, const char *k, const char *v)
+{
+    gw_kv(w, k, 8);
+    gw_put_str(w, v);
+}
 
 GW_UNUSED static void gw_kv_array(gw *w, const char *key, uint32_t elem_type, uint64_t n)
 {

@@ -20,7 +20,7 @@ ALLOWED = {
     'tests': ['runtime/base', 'kernels', 'perfmodel', 'offload', 'runtime', 'tools'],
 }
 SOURCES = ('.c', '.h', '.cu', '.cuh', '.inc')
-MAX_COLUMNS = 116       # the aim is 100; this is where the test fails
+MAX_COLUMNS = 100       # but for lines that are one piece of text or of a macro
 MAX_LINES = 1500
 
 # Calls that a unit must not make, with the reason that is printed.
@@ -110,7 +110,8 @@ def check_file(root, path):
         return
     lines = text.split('\n')
     for number, line in enumerate(lines, 1):
-        if len(line) > MAX_COLUMNS:
+        macro = line.endswith('\\') or number > 1 and lines[number - 2].endswith('\\')
+        if len(line) > MAX_COLUMNS and not macro and not line.lstrip().startswith('"'):
             yield number, f'{len(line)} columns, {MAX_COLUMNS} are allowed'
         if '\t' in line:
             yield number, 'a tab'

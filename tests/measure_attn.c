@@ -1,8 +1,9 @@
-/* tests/measure_attn.c - attention of the cpu device against its bounds: keys and values over the best read
- * of memory, and FP32 operations over the peak of fma, each measured in turn with the stage.
- *   measure_attn [threads [runs [isa [cpu]]]]      cpu: time on the CPUs over threads, for a busy machine
- * Shape: 32 query heads, 4 key/value heads of 128. Decode walks layers of 288 MiB together, so that nothing
- * stays in a cache. Medians. Built with the tests, not run by them. */
+/* tests/measure_attn.c - attention of the cpu device against its bounds: keys and values over the
+ * best read of memory, and FP32 operations over the peak of fma, each measured in turn with the
+ * stage.
+ *   measure_attn [threads [runs [isa [cpu]]]]      cpu: time on the CPUs over threads, for a busy
+ * machine Shape: 32 query heads, 4 key/value heads of 128. Decode walks layers of 288 MiB together,
+ * so that nothing stays in a cache. Medians. Built with the tests, not run by them. */
 #include "offload/sl_device.h"
 #include "tests/t.h"
 
@@ -57,13 +58,15 @@ __attribute__((target("avx2"))) static void read_avx2(const char *p, size_t byte
 {
     size_t q = bytes / 4 / 64 * 64;
     for (size_t i = 0; i < q; i += 64)
-        __asm__ volatile("vmovdqa (%0), %%ymm0\n vmovdqa 32(%0), %%ymm1\n"
-                         "vmovdqa (%1), %%ymm0\n vmovdqa 32(%1), %%ymm1\n"
-                         "vmovdqa (%2), %%ymm0\n vmovdqa 32(%2), %%ymm1\n"
-                         "vmovdqa (%3), %%ymm0\n vmovdqa 32(%3), %%ymm1\n"
-                         "prefetcht0 4096(%0)\n prefetcht0 4096(%1)\n prefetcht0 4096(%2)\n prefetcht0 4096(%3)\n"
-                         : : "r"(p + i), "r"(p + q + i), "r"(p + 2 * q + i), "r"(p + 3 * q + i)
-                         : "xmm0", "xmm1");
+        __asm__ volatile(
+            "vmovdqa (%0), %%ymm0\n vmovdqa 32(%0), %%ymm1\n"
+            "vmovdqa (%1), %%ymm0\n vmovdqa 32(%1), %%ymm1\n"
+            "vmovdqa (%2), %%ymm0\n vmovdqa 32(%2), %%ymm1\n"
+            "vmovdqa (%3), %%ymm0\n vmovdqa 32(%3), %%ymm1\n"
+            "prefetcht0 4096(%0)\n prefetcht0 4096(%1)\n prefetcht0 4096(%2)\n prefetcht0 4096(%3)\n"
+            :
+            : "r"(p + i), "r"(p + q + i), "r"(p + 2 * q + i), "r"(p + 3 * q + i)
+            : "xmm0", "xmm1");
 }
 #endif
 
@@ -124,16 +127,27 @@ static void cut_layers(struct bench *b, sl_type type, uint32_t n_ctx)
     b->n_ctx = n_ctx;
     b->n_layer = (uint32_t)SL_MIN(TOTAL / (2 * bytes), (size_t)MAX_LAYERS);
     for (uint32_t l = 0; l < b->n_layer; l++)
-        b->kv[l] = (sl_kv_view){ .k = b->mem + 2 * l * bytes, .v = b->mem + (2 * l + 1) * bytes, .k_bytes = row,
-                                 .v_bytes = row, .blocks = b->tables, .block_rows = BLOCK, .type = type };
+        b->kv[l] = (sl_kv_view){ .k = b->mem + 2 * l * bytes,
+                                 .v = b->mem + (2 * l + 1) * bytes,
+                                 .k_bytes = row,
+                                 .v_bytes = row,
+                                 .blocks = b->tables,
+                                 .block_rows = BLOCK,
+                                 .type = type };
     for (uint32_t i = 0; i < n_ctx / BLOCK; i++) b->table[i] = i;
 }
 
-static void attend(struct bench *b, uint32_t layer, uint32_t pos0, uint32_t n_rows, float *const *buf)
+static void attend(struct bench *b, uint32_t layer, uint32_t pos0, uint32_t n_rows,
+                   float *const *buf)
 {
     static uint32_t pos[4096], seq[4096];
     for (uint32_t i = 0; i < n_rows; i++) pos[i] = pos0 + i;
-    sl_batch batch = { .n_rows = n_rows, .pos = pos, .seq = seq, .q = buf[0], .k = buf[1], .v = buf[2],
+    sl_batch batch = { .n_rows = n_rows,
+                       .pos = pos,
+                       .seq = seq,
+                       .q = buf[0],
+                       .k = buf[1],
+                       .v = buf[2],
                        .att = buf[3] };
     T_NEED(b->dev->ops->attend(b->dev, &b->layer, &b->kv[layer], &batch) == SL_OK, "attend");
 }
@@ -141,7 +155,8 @@ static void attend(struct bench *b, uint32_t layer, uint32_t pos0, uint32_t n_ro
 /* A decode row at the end of the context, in every layer. */
 static void decode(struct bench *b, sl_type type, uint32_t n_ctx, uint32_t runs, float *const *buf)
 {
-    static double share[MAX_RUNS], rate[MAX_RUNS], best[MAX_RUNS], flops[MAX_RUNS], fshare[MAX_RUNS];
+    static double share[MAX_RUNS], rate[MAX_RUNS], best[MAX_RUNS], flops[MAX_RUNS],
+        fshare[MAX_RUNS];
     cut_layers(b, type, n_ctx);
     for (uint32_t pos = 0; pos + 1 < n_ctx; pos += 512)     /* any finite numbers */
         for (uint32_t l = 0; l < b->n_layer; l++) attend(b, l, pos, 1, buf);
@@ -162,8 +177,8 @@ static void decode(struct bench *b, sl_type type, uint32_t n_ctx, uint32_t runs,
         flops[r] = 4.0 * HEADS * DIM * n_ctx * b->n_layer / time;
         fshare[r] = flops[r] / top;
     }
-    printf("decode %5u %-5s %6.2f GB/s of %6.2f: %3.0f %%   %6.1f GFLOP/s: %3.0f %% of the peak\n", n_ctx,
-           sl_type_get(type)->name, median(rate, runs) / 1e9, median(best, runs) / 1e9,
+    printf("decode %5u %-5s %6.2f GB/s of %6.2f: %3.0f %%   %6.1f GFLOP/s: %3.0f %% of the peak\n",
+           n_ctx, sl_type_get(type)->name, median(rate, runs) / 1e9, median(best, runs) / 1e9,
            100 * median(share, runs), median(flops, runs) / 1e9, 100 * median(fshare, runs));
     fflush(stdout);
 }
@@ -189,7 +204,8 @@ static void prefill(struct bench *b, sl_type type, uint32_t n, uint32_t runs, fl
 int main(int argc, char **argv)
 {
     static const sl_type types[] = { SL_F16, SL_BF16, SL_Q8_0, SL_F32 };
-    uint32_t threads = argc > 1 ? (uint32_t)atoi(argv[1]) : 2, runs = argc > 2 ? (uint32_t)atoi(argv[2]) : 9;
+    uint32_t threads = argc > 1 ? (uint32_t)atoi(argv[1]) : 2,
+             runs = argc > 2 ? (uint32_t)atoi(argv[2]) : 9;
     unsigned mask = ~0u;
     size_t width[4] = { HEADS * DIM, KV_HEADS * DIM, KV_HEADS * DIM, HEADS * DIM };
     float *buf[4];
@@ -200,7 +216,8 @@ int main(int argc, char **argv)
 #endif
     t_begin();
     runs = SL_MIN(runs, (uint32_t)MAX_RUNS);
-    if (argc > 3) T_NEED(sl_cpu_from_isa(argv[3], sl_cpu_detect(), &mask) == SL_OK, "isa %s", argv[3]);
+    if (argc > 3)
+        T_NEED(sl_cpu_from_isa(argv[3], sl_cpu_detect(), &mask) == SL_OK, "isa %s", argv[3]);
     if (argc > 4 && !strcmp(argv[4], "cpu")) {
         the_clock = CLOCK_PROCESS_CPUTIME_ID;
         per = threads;
@@ -213,7 +230,8 @@ int main(int argc, char **argv)
     T_NEED(sl_device_create_cpu(ctx, &p, &b.dev) == SL_OK, "%s", sl_error(ctx));
     b.layer.attn = (sl_attn){ .n_head = HEADS, .n_head_kv = KV_HEADS, .k_dim = DIM, .v_dim = DIM,
                               .scale = 1 / sqrtf(DIM) };
-    T_NEED(b.dev->ops->alloc(b.dev, SL_ACC_KV, TOTAL, (void **)&b.mem) == SL_OK, "%s", sl_error(ctx));
+    T_NEED(b.dev->ops->alloc(b.dev, SL_ACC_KV, TOTAL, (void **)&b.mem) == SL_OK, "%s",
+           sl_error(ctx));
     b.table = calloc(1 << 16, sizeof *b.table);
     b.tables[0] = b.table;
     memset(b.mem, 0, TOTAL);

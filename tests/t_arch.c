@@ -1,11 +1,12 @@
-/* tests/t_arch.c - every architecture's forward pass against its reference implementation: tiny models with
- * random weights and their logits (tests/golden/README.md says how they were made), 48 prompt tokens and
- * 16 more. Cut in four ways, and the four are bit-identical:
+/* tests/t_arch.c - every architecture's forward pass against its reference implementation: tiny
+ * models with random weights and their logits (tests/golden/README.md says how they were made), 48
+ * prompt tokens and 16 more. Cut in four ways, and the four are bit-identical:
  *   whole     the prompt in one pass, then the continuation token by token
  *   sevens    in passes of 7 rows
  *   singles   token by token
  *   crowd     beside three other sequences
- * Passes with F32 keys and values; F16 ones must stay near, and be as identical among themselves. */
+ * Passes with F32 keys and values; F16 ones must stay near, and be as identical among
+ * themselves. */
 #include "runtime/sluice.h"
 #include "tests/t.h"
 
@@ -39,7 +40,8 @@ static reference read_reference(const char *path)
     r.tokens = malloc(r.n_tokens * sizeof *r.tokens);
     r.logits = malloc(sizeof *r.logits * r.n_tokens * r.n_vocab);
     T_NEED(fread(r.tokens, sizeof *r.tokens, r.n_tokens, f) == r.n_tokens, "tokens of %s", path);
-    T_NEED(fread(r.logits, sizeof *r.logits * r.n_vocab, r.n_tokens, f) == r.n_tokens, "logits of %s", path);
+    T_NEED(fread(r.logits, sizeof *r.logits * r.n_vocab, r.n_tokens, f) == r.n_tokens,
+           "logits of %s", path);
     fclose(f);
     return r;
 }
@@ -57,9 +59,12 @@ static void drain(sl_ctx *ctx, sl_engine *e, sl_seq want, uint32_t n_vocab, floa
     }
 }
 
-static sl_seq submit(sl_ctx *ctx, sl_engine *e, sl_seq seq, const int32_t *tokens, uint32_t n, uint32_t chunk)
+static sl_seq submit(sl_ctx *ctx, sl_engine *e, sl_seq seq, const int32_t *tokens, uint32_t n,
+                     uint32_t chunk)
 {
-    sl_request r = { .seq = seq, .tokens = tokens, .n_tokens = n, .want_logits = true, .max_chunk = chunk };
+    sl_request r = {
+        .seq = seq, .tokens = tokens, .n_tokens = n, .want_logits = true, .max_chunk = chunk
+    };
     sl_seq id = 0;
     T_NEED(sl_engine_submit(e, &r, &id) == SL_OK, "submit: %s", sl_error(ctx));
     return id;
@@ -103,8 +108,8 @@ static double worst(const reference *r, const float *got, uint32_t *ret_pos)
 }
 
 /* The largest error over the largest reference logit. */
-static double check_model(const char *name, sl_model *m, sl_ctx *ctx, const reference *r, sl_type kv,
-                          uint32_t threads)
+static double check_model(const char *name, sl_model *m, sl_ctx *ctx, const reference *r,
+                          sl_type kv, uint32_t threads)
 {
     sl_plan_params p = sl_plan_defaults();
     sl_plan plan;
@@ -124,13 +129,16 @@ static double check_model(const char *name, sl_model *m, sl_ctx *ctx, const refe
         float *out = c ? other : first;
         for (size_t i = 0; i < n; i++) out[i] = NAN;
         run_cut(ctx, e, r, c, out);
-        T_CHECK(!c || !memcmp(first, other, n * sizeof *first), "%s: %s differs from whole (%u threads)",
-                name, cut_names[c], threads);
+        T_CHECK(!c || !memcmp(first, other, n * sizeof *first),
+                "%s: %s differs from whole (%u threads)", name, cut_names[c], threads);
     }
     double err = worst(r, first, &at);
-    /* Halves have 11 bits, BF16 8, Q8_0 steps of 1/127 of the largest of 32. phimoe's router picks between near
-     * equals: 8 bits turn a choice. */
-    double bound = kv == SL_F32 ? TOLERANCE : kv == SL_F16 ? 1e-2 : strcmp(name, "phimoe.gguf") ? 5e-2 : 1;
+    /* Halves have 11 bits, BF16 8, Q8_0 steps of 1/127 of the largest of 32. phimoe's router picks
+     * between near equals: 8 bits turn a choice. */
+    double bound = kv == SL_F32                  ? TOLERANCE
+                   : kv == SL_F16                ? 1e-2
+                   : strcmp(name, "phimoe.gguf") ? 5e-2
+                                                 : 1;
     T_CHECK(err <= bound, "%s: error %.2e at token %u (KV %s)", name, err, at,
             sl_type_get(kv)->name);
     sl_engine_close(&e);
@@ -154,12 +162,13 @@ static void check_file(const char *folder, const char *gguf)
     if (st == SL_OK) {
         double f32 = check_model(gguf, m, ctx, &r, SL_F32, 1);
         check_model(gguf, m, ctx, &r, SL_F32, 2);
-        double f16 = check_model(gguf, m, ctx, &r, SL_F16, 1), bf16 = check_model(gguf, m, ctx, &r, SL_BF16, 1);
+        double f16 = check_model(gguf, m, ctx, &r, SL_F16, 1),
+               bf16 = check_model(gguf, m, ctx, &r, SL_BF16, 1);
         bool q8 = true;     /* where heads hold its blocks */
         for (uint32_t l = 0; l < sl_model_shape(m)->n_layer; l++)
             q8 = q8 && sl_model_shape(m)->layers[l].kv_unit % 32 == 0;
-        printf("%-24.*s %-10s  error %.1e  (keys and values F16 %.1e, BF16 %.1e", stem, gguf, sl_model_arch(m),
-               f32, f16, bf16);
+        printf("%-24.*s %-10s  error %.1e  (keys and values F16 %.1e, BF16 %.1e", stem, gguf,
+               sl_model_arch(m), f32, f16, bf16);
         if (q8) printf(", Q8_0 %.1e", check_model(gguf, m, ctx, &r, SL_Q8_0, 1));
         printf(")\n");
     }

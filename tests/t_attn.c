@@ -1,7 +1,7 @@
-/* tests/t_attn.c - the stage `attend` of the cpu device alone: against softmax attention in double over the
- * keys and values as stored, at block boundaries, with windows, sinks and values that are prefixes of keys;
- * and the same bits for a prefill, chunks, single rows, interleaved sequences and 2 threads. Key/value memory
- * and the output end on unmapped pages. */
+/* tests/t_attn.c - the stage `attend` of the cpu device alone: against softmax attention in double
+ * over the keys and values as stored, at block boundaries, with windows, sinks and values that are
+ * prefixes of keys; and the same bits for a prefill, chunks, single rows, interleaved sequences and
+ * 2 threads. Key/value memory and the output end on unmapped pages. */
 #include "offload/sl_device.h"
 #include "tests/t.h"
 
@@ -49,7 +49,8 @@ struct rig {
 };
 
 /* Rows of all sequences, the same for every way of cutting them. */
-static float in_q[SEQS][MAX_N][MAX_WIDTH], in_k[SEQS][MAX_N][MAX_WIDTH], in_v[SEQS][MAX_N][MAX_WIDTH];
+static float in_q[SEQS][MAX_N][MAX_WIDTH], in_k[SEQS][MAX_N][MAX_WIDTH],
+    in_v[SEQS][MAX_N][MAX_WIDTH];
 static float base[SEQS][MAX_N][MAX_WIDTH], other[SEQS][MAX_N][MAX_WIDTH];
 
 static uint64_t row_bytes(sl_type type, uint32_t n)
@@ -65,11 +66,15 @@ static void open_rig(struct rig *r, const struct shape *s, uint32_t threads, uns
     *r = (struct rig){ .s = s, .ctx = sl_ctx_create(NULL, NULL), .n_blocks = SEQS * per_seq };
     T_NEED(sl_pool_create(r->ctx, threads, &r->pool) == SL_OK, "%s", sl_error(r->ctx));
     sl_device_params p = { .pool = r->pool, .max_rows = SEQS * MAX_N, .cpu_mask = mask };
-    p.widths = (sl_widths){ .d_model = 8, .cols = 8, .n_head = s->n_head, .head_dim = SL_MAX(s->k_dim, s->v_dim) };
+    p.widths = (sl_widths){
+        .d_model = 8, .cols = 8, .n_head = s->n_head, .head_dim = SL_MAX(s->k_dim, s->v_dim)
+    };
     T_NEED(sl_device_create_cpu(r->ctx, &p, &r->dev) == SL_OK, "%s", sl_error(r->ctx));
-    r->kv = (sl_kv_view){ .k_bytes = row_bytes(s->type, s->n_head_kv * s->k_dim), .blocks = r->blocks,
+    r->kv = (sl_kv_view){ .k_bytes = row_bytes(s->type, s->n_head_kv * s->k_dim),
+                          .blocks = r->blocks,
                           .v_bytes = s->prefix ? 0 : row_bytes(s->type, s->n_head_kv * s->v_dim),
-                          .block_rows = s->block_rows, .type = s->type };
+                          .block_rows = s->block_rows,
+                          .type = s->type };
     r->k_mem = r->n_blocks * s->block_rows * r->kv.k_bytes;
     r->v_mem = r->n_blocks * s->block_rows * r->kv.v_bytes;
     r->kv.k = t_guarded(r->k_mem);
@@ -113,7 +118,8 @@ static void pass(struct rig *r, const uint32_t *seq, const uint32_t *pos, uint32
     sl_batch b = { .n_rows = n, .pos = pos, .seq = seq, .q = buf[0], .k = buf[1],
                    .v = s->prefix ? NULL : buf[2], .att = buf[3] };
     T_NEED(r->dev->ops->attend(r->dev, &r->layer, &r->kv, &b) == SL_OK, "%s", sl_error(r->ctx));
-    for (uint32_t i = 0; i < n; i++) memcpy(ret[seq[i]][pos[i]], buf[3] + i * na, na * sizeof(float));
+    for (uint32_t i = 0; i < n; i++)
+        memcpy(ret[seq[i]][pos[i]], buf[3] + i * na, na * sizeof(float));
     for (int i = 0; i < 4; i++) t_guarded_free(buf[i], n * width[i] * sizeof(float));
 }
 
@@ -137,7 +143,8 @@ static void mixed(struct rig *r, uint32_t n, float (*ret)[MAX_N][MAX_WIDTH])
         uint32_t rows = 0;
         for (uint32_t runs = 1 + t_below(5); runs > 0; runs--) {
             uint32_t s = t_below(SEQS), len = 1 + t_below(t_below(4) ? 3 : 40);
-            for (uint32_t i = 0; i < len && done[s] < n; i++, rows++) seq[rows] = s, pos[rows] = done[s]++;
+            for (uint32_t i = 0; i < len && done[s] < n; i++, rows++)
+                seq[rows] = s, pos[rows] = done[s]++;
         }
         if (rows) pass(r, seq, pos, rows, ret);
     }
@@ -168,7 +175,8 @@ static void check_exact(const struct rig *r, const sl_kernels *kern, uint32_t n)
             for (uint32_t j = first; j <= p; j++) {
                 score[j] = 0;
                 for (uint32_t e = 0; e < s->k_dim; e++)
-                    score[j] += (double)in_q[0][p][h * s->k_dim + e] * s->scale * key[j][kvh * s->k_dim + e];
+                    score[j] += (double)in_q[0][p][h * s->k_dim + e] * s->scale
+                                * key[j][kvh * s->k_dim + e];
                 max = fmax(max, score[j]);
             }
             sum = s->sinks ? exp(r->sinks[h] - max) : 0;
@@ -181,8 +189,8 @@ static void check_exact(const struct rig *r, const sl_kernels *kern, uint32_t n)
                 worst = fmax(worst, fabs(base[0][p][h * s->v_dim + e] - want));
             }
             /* A score of size S is off by S * 2^-24 and some, and so is its weight, relatively. */
-            T_CHECK(worst < 2e-6 * (1 + s->scale * s->k_dim), "shape %td row %u head %u: off by %g", s - shapes, p,
-                    h, worst);
+            T_CHECK(worst < 2e-6 * (1 + s->scale * s->k_dim), "shape %td row %u head %u: off by %g",
+                    s - shapes, p, h, worst);
         }
 }
 
@@ -190,12 +198,16 @@ static void same_bits(const struct rig *r, uint32_t n, const char *what)
 {
     size_t bytes = (size_t)r->s->n_head * r->s->v_dim * sizeof(float);
     for (uint32_t p = 0; p < n; p++)
-        T_CHECK(memcmp(base[0][p], other[0][p], bytes) == 0, "shape %td row %u: %s", r->s - shapes, p, what);
+        T_CHECK(memcmp(base[0][p], other[0][p], bytes) == 0, "shape %td row %u: %s", r->s - shapes,
+                p, what);
 }
 
 static void check_shape(const struct shape *s, uint32_t n, const sl_kernels *kern)
 {
-    static const struct { uint32_t threads; unsigned mask; } ways[] = { { 1, ~0u }, { 2, ~0u }, { 1, 0 } };
+    static const struct {
+        uint32_t threads;
+        unsigned mask;
+    } ways[] = { { 1, ~0u }, { 2, ~0u }, { 1, 0 } };
     struct rig r;
     for (uint32_t q = 0; q < SEQS; q++)
         for (uint32_t p = 0; p < n; p++)
@@ -226,7 +238,8 @@ int main(void)
     sl_kernels kern;
     t_begin();
     sl_kernels_init(&kern, 0);
-    for (size_t i = 0; i < SL_LEN(shapes); i++) check_shape(shapes + i, lengths[i % SL_LEN(lengths)], &kern);
+    for (size_t i = 0; i < SL_LEN(shapes); i++)
+        check_shape(shapes + i, lengths[i % SL_LEN(lengths)], &kern);
     check_shape(shapes + 3, 330, &kern);
     check_shape(shapes + 4, 330, &kern);
     check_shape(shapes + 2, 200, &kern);

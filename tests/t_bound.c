@@ -1,5 +1,6 @@
-/* tests/t_bound.c - bounds counted by hand on a shape of 2 layers: a dense float one, then 4 experts top-2
- * of quantised weights in a window of 3; d_model 8, vocabulary 10, keys and values in 2 bytes. */
+/* tests/t_bound.c - bounds counted by hand on a shape of 2 layers: a dense float one, then 4
+ * experts top-2 of quantised weights in a window of 3; d_model 8, vocabulary 10, keys and values in
+ * 2 bytes. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -11,19 +12,46 @@
 #include "perfmodel/sl_bound.h"
 
 static const sl_layer_shape layers[2] = {
-    { .qkv_bytes = 100, .post_bytes = 50, .qkv_flops_row = 300, .post_flops_row = 120, .ffn_bytes = 400,
-      .ffn_flops_row = 900, .k_elems = 16, .v_elems = 8, .ctx_flops_row = 64 },
-    { .qkv_bytes = 100, .post_bytes = 50, .qkv_flops_row = 300, .post_flops_row = 120, .router_bytes = 32,
-      .expert_bytes = 70, .expert_flops_row = 140, .n_expert = 4, .n_used = 2, .ffn_bytes = 30,
-      .ffn_flops_row = 60, .k_elems = 20, .v_elems = 4, .window = 3, .ctx_flops_row = 96,
-      .qkv_int_flops_row = 300, .post_int_flops_row = 120, .expert_int_flops_row = 140,
+    { .qkv_bytes = 100,
+      .post_bytes = 50,
+      .qkv_flops_row = 300,
+      .post_flops_row = 120,
+      .ffn_bytes = 400,
+      .ffn_flops_row = 900,
+      .k_elems = 16,
+      .v_elems = 8,
+      .ctx_flops_row = 64 },
+    { .qkv_bytes = 100,
+      .post_bytes = 50,
+      .qkv_flops_row = 300,
+      .post_flops_row = 120,
+      .router_bytes = 32,
+      .expert_bytes = 70,
+      .expert_flops_row = 140,
+      .n_expert = 4,
+      .n_used = 2,
+      .ffn_bytes = 30,
+      .ffn_flops_row = 60,
+      .k_elems = 20,
+      .v_elems = 4,
+      .window = 3,
+      .ctx_flops_row = 96,
+      .qkv_int_flops_row = 300,
+      .post_int_flops_row = 120,
+      .expert_int_flops_row = 140,
       .ffn_int_flops_row = 60 },
 };
 static const sl_shape shape = { .n_layer = 2, .d_model = 8, .n_vocab = 10, .n_ctx_train = 100,
                                 .embed_bytes = 320, .total_bytes = 5000, .row_scratch_bytes = 40,
                                 .head_int = true, .layers = layers };
 /* In every pass: both layers' dense bytes, router, shared expert; the head is apart. */
-enum { DENSE = 100 + 50 + 400 + 100 + 50 + 32 + 30, HEAD = 320, KV = 48, EXPERT = 70, EMBED_ROW = 32 };
+enum {
+    DENSE = 100 + 50 + 400 + 100 + 50 + 32 + 30,
+    HEAD = 320,
+    KV = 48,
+    EXPERT = 70,
+    EMBED_ROW = 32
+};
 /* Of a row: float projections, dense FFN and router; integers are multiply-adds. */
 enum { FLOPS = 300 + 120 + 900 + 2 * 8 * 4, INTS = (300 + 120 + 60 + 2 * 140) / 2, HEAD_INTS = 80 };
 
@@ -47,7 +75,8 @@ static void one_row(void **state)
 {
     (void)state;
     sl_work w = work((sl_pass){ .first = 0, .n_rows = 1, .logits = true });
-    assert_true(w.bytes == DENSE + HEAD + EMBED_ROW + 2 * KV + 2 * EXPERT);     /* own keys are written */
+    /* own keys are written */
+    assert_true(w.bytes == DENSE + HEAD + EMBED_ROW + 2 * KV + 2 * EXPERT);
     assert_true(w.int_ops == INTS + HEAD_INTS);
     assert_true(w.flops == FLOPS + 64 + 96);
     /* Ten positions back: layer 0 reads all ten, layer 1 the two others of its window. */
@@ -71,7 +100,8 @@ static void many_rows(void **state)
     w = work((sl_pass){ .first = 1, .n_rows = 4, .experts = 2.5 });
     assert_true(w.bytes == DENSE + 4 * (EMBED_ROW + 2 * KV) + 2.5 * EXPERT + 1 * 2 * KV);
     assert_true(w.flops == 4 * FLOPS + (2 + 3 + 4 + 5) * 64 + (2 + 3 + 3 + 3) * 96);
-    w = work((sl_pass){ .first = 0, .n_rows = 1, .experts = 9 });               /* there are only 4 */
+    /* there are only 4 */
+    w = work((sl_pass){ .first = 0, .n_rows = 1, .experts = 9 });
     assert_true(w.bytes == DENSE + EMBED_ROW + 2 * KV + 4 * EXPERT);
 }
 

@@ -85,7 +85,8 @@ static void check_every_f16(const sl_kernels *k)
         int e = (int)(i >> 10 & 31), m = (int)(i & 1023);
         double v = e == 31 ? (m ? NAN : INFINITY) : e ? ldexp(1024 + m, e - 25) : ldexp(m, -24);
         float want = (float)(i >> 15 ? -v : v);
-        T_CHECK(same(got[i], want), "%s f16 %04x: got %a want %a", k->isa, i, (double)got[i], (double)want);
+        T_CHECK(same(got[i], want), "%s f16 %04x: got %a want %a", k->isa, i, (double)got[i],
+                (double)want);
     }
     t_guarded_free(h, 65536 * sizeof *h);
     t_guarded_free(got, 65536 * sizeof *got);
@@ -102,7 +103,8 @@ static void check_f32(const sl_kernels *k)
 static void check_set(const sl_kernels *k)
 {
     for (uint32_t t = 0; t < SL_N_TYPES; t++) {
-        T_CHECK(!k->dequant[t] == !sl_type_get(t)->matmul, "type %u: table and sl_type disagree", t);
+        T_CHECK(!k->dequant[t] == !sl_type_get(t)->matmul, "type %u: table and sl_type disagree",
+                t);
         if (k->dequant[t] && t != SL_F32) check_type(k, t);
     }
     check_f32(k);

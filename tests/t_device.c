@@ -1,7 +1,8 @@
-/* tests/t_device.c - the stages of the cpu device on small random models: logits against a plain forward
- * pass in double, written from the papers' formulas (MLA not absorbed); and the promise of sameness: the
- * same bits in one prefill, in chunks, row by row, beside other sequences, on 1 and 2 threads, with runs of
- * experts in one call, in many or in steps, and on the reference kernels. Stages must not allocate. */
+/* tests/t_device.c - the stages of the cpu device on small random models: logits against a plain
+ * forward pass in double, written from the papers' formulas (MLA not absorbed); and the promise of
+ * sameness: the same bits in one prefill, in chunks, row by row, beside other sequences, on 1 and 2
+ * threads, with runs of experts in one call, in many or in steps, and on the reference kernels.
+ * Stages must not allocate. */
 #include "offload/sl_device.h"
 #include "tests/t.h"
 
@@ -36,25 +37,80 @@ struct shape {
     double tolerance;
 };
 
-/* Where weights are quantised, so are activations, here and in the reference: where a rounding falls the
- * other way, one element changes by 1/127 of its group's largest. */
+/* Where weights are quantised, so are activations, here and in the reference: where a rounding
+ * falls the other way, one element changes by 1/127 of its group's largest. */
 static const struct shape shapes[] = {
     { "dense gqa", SL_F32, SL_F32, SL_ATTN_GQA, 6, 2, 20, 20, 20, .qk_norm = SL_QK_NORM_HEAD,
       .rope = SL_ROPE_HALVES, .norm = SL_NORM_RMS, .ff = 100, .tolerance = 1e-5 },
-    { "moe, sinks, windows, biases", SL_Q8_0, SL_F32, SL_ATTN_GQA, 18, 2, 16, 32, 16, .rope = SL_ROPE_HALVES,
-      .norm = SL_NORM_RMS, .window = 40, .bias = true, .sinks = true, .ff = 64, .n_expert = 8, .n_used = 3,
-      .score = SL_SCORE_TOPK_SOFTMAX, .act = SL_ACT_SWIGLU_OAI, .tolerance = 2e-2 },
-    { "moe, gated shared expert", SL_Q4_0, SL_F32, SL_ATTN_GQA, 4, 4, 32, 32, 16, .qk_norm = SL_QK_NORM_FULL,
-      .rope = SL_ROPE_PAIRS, .norm = SL_NORM_RMS, .ff = 32, .n_expert = 6, .n_used = 2, .shared = 96,
-      .shared_gate = true, .residual = 0.5f, .embed = 3, .logit = 0.25f, .tolerance = 2e-2 },
-    { "mla with q_a, groups", SL_F32, SL_F32, SL_ATTN_MLA, 5, 1, 40, 32, 8, .nope = 12, .v_head = 10,
-      .q_a = 24, .rope = SL_ROPE_PAIRS, .norm = SL_NORM_RMS, .ff = 48, .n_expert = 8, .n_used = 3, .shared = 40,
-      .dense_first = true, .score = SL_SCORE_SIGMOID, .n_group = 4, .tolerance = 1e-5 },
+    { "moe, sinks, windows, biases",
+      SL_Q8_0,
+      SL_F32,
+      SL_ATTN_GQA,
+      18,
+      2,
+      16,
+      32,
+      16,
+      .rope = SL_ROPE_HALVES,
+      .norm = SL_NORM_RMS,
+      .window = 40,
+      .bias = true,
+      .sinks = true,
+      .ff = 64,
+      .n_expert = 8,
+      .n_used = 3,
+      .score = SL_SCORE_TOPK_SOFTMAX,
+      .act = SL_ACT_SWIGLU_OAI,
+      .tolerance = 2e-2 },
+    { "moe, gated shared expert",
+      SL_Q4_0,
+      SL_F32,
+      SL_ATTN_GQA,
+      4,
+      4,
+      32,
+      32,
+      16,
+      .qk_norm = SL_QK_NORM_FULL,
+      .rope = SL_ROPE_PAIRS,
+      .norm = SL_NORM_RMS,
+      .ff = 32,
+      .n_expert = 6,
+      .n_used = 2,
+      .shared = 96,
+      .shared_gate = true,
+      .residual = 0.5f,
+      .embed = 3,
+      .logit = 0.25f,
+      .tolerance = 2e-2 },
+    { "mla with q_a, groups",
+      SL_F32,
+      SL_F32,
+      SL_ATTN_MLA,
+      5,
+      1,
+      40,
+      32,
+      8,
+      .nope = 12,
+      .v_head = 10,
+      .q_a = 24,
+      .rope = SL_ROPE_PAIRS,
+      .norm = SL_NORM_RMS,
+      .ff = 48,
+      .n_expert = 8,
+      .n_used = 3,
+      .shared = 40,
+      .dense_first = true,
+      .score = SL_SCORE_SIGMOID,
+      .n_group = 4,
+      .tolerance = 1e-5 },
     { "mla plain q, f16", SL_F16, SL_F16, SL_ATTN_MLA, 16, 1, 72, 64, 8, .nope = 80, .v_head = 100,
-      .rope = SL_ROPE_PAIRS, .norm = SL_NORM_RMS, .ff = 48, .n_expert = 4, .n_used = 2, .tolerance = 2e-3 },
-    { "layer norm, sparsemixer", SL_F32, SL_F32, SL_ATTN_GQA, 4, 1, 16, 16, 16, .rope = SL_ROPE_HALVES,
-      .norm = SL_NORM_LAYER, .bias = true, .ff = 40, .n_expert = 4, .n_used = 2, .act = SL_ACT_GELU,
-      .score = SL_SCORE_SPARSEMIXER, .tolerance = 1e-5 },
+      .rope = SL_ROPE_PAIRS, .norm = SL_NORM_RMS, .ff = 48, .n_expert = 4, .n_used = 2,
+      .tolerance = 2e-3 },
+    { "layer norm, sparsemixer", SL_F32, SL_F32, SL_ATTN_GQA, 4, 1, 16, 16, 16,
+      .rope = SL_ROPE_HALVES, .norm = SL_NORM_LAYER, .bias = true, .ff = 40, .n_expert = 4,
+      .n_used = 2, .act = SL_ACT_GELU, .score = SL_SCORE_SPARSEMIXER, .tolerance = 1e-5 },
 };
 
 struct model {
@@ -79,7 +135,8 @@ static float *floats(struct model *m, size_t n, float scale, float shift)
     return v;
 }
 
-static sl_mat mat(struct model *m, sl_type type, uint32_t rows, uint32_t cols, uint32_t count, bool bias)
+static sl_mat mat(struct model *m, sl_type type, uint32_t rows, uint32_t cols, uint32_t count,
+                  bool bias)
 {
     sl_mat a = { .rows = rows, .cols = cols, .count = count, .type = type };
     size_t n = (size_t)rows * cols * count;
@@ -88,7 +145,8 @@ static sl_mat mat(struct model *m, sl_type type, uint32_t rows, uint32_t cols, u
     T_NEED(sl_type_row_bytes(a.type, cols, &a.row_bytes), "row bytes");
     float *f = floats(m, n, size, 0);
     a.data = f;
-    if (a.type == SL_F16) reference.to_f16(f, (uint16_t *)f, n);    /* in place: the halves run behind */
+    /* in place: the halves run behind */
+    if (a.type == SL_F16) reference.to_f16(f, (uint16_t *)f, n);
     if (a.type == SL_Q8_0 || a.type == SL_Q4_0) {
         uint8_t *b = (uint8_t *)f;
         size_t bytes = sl_type_get(a.type)->block_bytes;
@@ -112,7 +170,8 @@ static sl_norm norm(struct model *m, sl_norm_kind kind, uint32_t n)
 
 static sl_ffn ffn(struct model *m, uint32_t width, bool bias)
 {
-    return (sl_ffn){ .gate = mat(m, m->s->type, width, D, 1, bias), .up = mat(m, m->s->type, width, D, 1, bias),
+    return (sl_ffn){ .gate = mat(m, m->s->type, width, D, 1, bias),
+                     .up = mat(m, m->s->type, width, D, 1, bias),
                      .down = mat(m, m->s->type, D, width, 1, bias) };
 }
 
@@ -120,9 +179,16 @@ static void make_attn(struct model *m, sl_layer *l)
 {
     const struct shape *s = m->s;
     sl_attn *a = &l->attn;
-    *a = (sl_attn){ .kind = s->kind, .qk_norm = s->qk_norm, .n_head = s->n_head, .n_head_kv = s->n_head_kv,
-                    .k_dim = s->k_dim, .v_dim = s->v_dim, .nope = s->nope, .v_head = s->v_head,
-                    .window = l->index % 2 == 0 ? s->window : 0, .scale = 1 / sqrtf((float)s->k_dim) };
+    *a = (sl_attn){ .kind = s->kind,
+                    .qk_norm = s->qk_norm,
+                    .n_head = s->n_head,
+                    .n_head_kv = s->n_head_kv,
+                    .k_dim = s->k_dim,
+                    .v_dim = s->v_dim,
+                    .nope = s->nope,
+                    .v_head = s->v_head,
+                    .window = l->index % 2 == 0 ? s->window : 0,
+                    .scale = 1 / sqrtf((float)s->k_dim) };
     a->norm = norm(m, s->norm, D);
     if (s->sinks) a->sinks = floats(m, s->n_head, 2, 0);
     if (s->kind == SL_ATTN_MLA) {
@@ -159,8 +225,13 @@ static void make_ffn(struct model *m, sl_layer *l)
         return;
     }
     l->router = mat(m, SL_F32, s->n_expert, D, 1, s->bias);
-    l->routing = (sl_routing){ .score = s->score, .n_expert = s->n_expert, .n_used = s->n_used, .scale = 1.5f,
-                               .n_group = s->n_group, .n_group_used = s->n_group / 2, .mixer_eps = 0.02f };
+    l->routing = (sl_routing){ .score = s->score,
+                               .n_expert = s->n_expert,
+                               .n_used = s->n_used,
+                               .scale = 1.5f,
+                               .n_group = s->n_group,
+                               .n_group_used = s->n_group / 2,
+                               .mixer_eps = 0.02f };
     if (s->n_group) {
         l->routing.sel_bias = floats(m, s->n_expert, 0.1f, 0);
         l->routing.normalise = true;
@@ -179,19 +250,33 @@ static void make_model(struct model *m, const struct shape *s)
         make_attn(m, m->layers + i);
         make_ffn(m, m->layers + i);
     }
-    m->w = (sl_weights){ .d_model = D, .n_vocab = VOCAB, .n_layer = LAYERS, .layers = m->layers,
+    m->w = (sl_weights){ .d_model = D,
+                         .n_vocab = VOCAB,
+                         .n_layer = LAYERS,
+                         .layers = m->layers,
                          .embed = mat(m, s->type, VOCAB, D, 1, false),
                          .head = mat(m, s->type, VOCAB, D, 1, s->bias),
-                         .embed_scale = s->embed ? s->embed : 1, .logit_scale = s->logit ? s->logit : 1,
+                         .embed_scale = s->embed ? s->embed : 1,
+                         .logit_scale = s->logit ? s->logit : 1,
                          .out_norm = norm(m, s->norm, D),
                          .rope = { m->inv_freq, s->rope, s->n_rot, 1.1f } };
-    uint32_t mla = s->q_a + s->n_head * (s->nope + s->n_rot), cols = SL_MAX(D, SL_MAX(s->ff, s->shared));
+    uint32_t mla = s->q_a + s->n_head * (s->nope + s->n_rot),
+             cols = SL_MAX(D, SL_MAX(s->ff, s->shared));
     cols = SL_MAX(cols, s->n_head * SL_MAX(s->v_dim, s->v_head));
     m->widths = (sl_widths){
-        .d_model = D, .q = s->n_head * s->k_dim, .k = s->n_head_kv * s->k_dim, .v = s->n_head_kv * s->v_dim,
-        .att = s->n_head * s->v_dim, .ff_sum = SL_MAX(s->ff, s->n_used * s->ff + s->shared), .n_used = s->n_used,
-        .n_expert = s->n_expert, .n_vocab = VOCAB, .n_rot = s->n_rot, .cols = cols,
-        .n_head = s->n_head, .head_dim = SL_MAX(s->k_dim, s->v_dim),
+        .d_model = D,
+        .q = s->n_head * s->k_dim,
+        .k = s->n_head_kv * s->k_dim,
+        .v = s->n_head_kv * s->v_dim,
+        .att = s->n_head * s->v_dim,
+        .ff_sum = SL_MAX(s->ff, s->n_used * s->ff + s->shared),
+        .n_used = s->n_used,
+        .n_expert = s->n_expert,
+        .n_vocab = VOCAB,
+        .n_rot = s->n_rot,
+        .cols = cols,
+        .n_head = s->n_head,
+        .head_dim = SL_MAX(s->k_dim, s->v_dim),
         .mla = s->kind == SL_ATTN_MLA ? SL_MAX(mla, s->n_head * s->v_head) : 0,
     };
 }
@@ -225,8 +310,9 @@ static void ref_mul(const sl_mat *a, uint32_t c, const double *in, double *y)
     double x[2048];
     ref_acts(a, in, x);
     for (uint32_t r = 0; r < a->rows; r++) {
-        reference.dequant[a->type]((const char *)a->data + ((uint64_t)c * a->rows + r) * a->row_bytes, row,
-                                   a->cols);
+        reference.dequant[a->type]((const char *)a->data
+                                       + ((uint64_t)c * a->rows + r) * a->row_bytes,
+                                   row, a->cols);
         y[r] = a->bias ? a->bias[c * a->rows + r] : 0;
         for (uint32_t i = 0; i < a->cols; i++) y[r] += row[i] * x[i];
     }
@@ -245,7 +331,8 @@ static void ref_rope(const sl_rope *r, uint32_t pos, double *x)
 {
     for (uint32_t i = 0; i < r->n_rot / 2; i++) {
         double c = cos(pos * r->inv_freq[i]) * r->scale, s = sin(pos * r->inv_freq[i]) * r->scale;
-        uint32_t a = r->kind == SL_ROPE_PAIRS ? 2 * i : i, b = r->kind == SL_ROPE_PAIRS ? a + 1 : i + r->n_rot / 2;
+        uint32_t a = r->kind == SL_ROPE_PAIRS ? 2 * i : i,
+                 b = r->kind == SL_ROPE_PAIRS ? a + 1 : i + r->n_rot / 2;
         double u = x[a], v = x[b];
         x[a] = u * c - v * s;
         x[b] = u * s + v * c;
@@ -274,8 +361,10 @@ static void ref_ffn(const sl_layer *l, const sl_ffn *f, const double *h, double 
 
 static double ref_k[N][2048], ref_v[N][2048];   /* [position][head][dim]: what attention reads */
 
-/* Keys, values and queries of one position: per head, rope turned. MLA: keys [k_b^T latent | rope]. */
-static void ref_qkv(const struct model *m, const sl_layer *l, uint32_t pos, const double *h, double *q)
+/* Keys, values and queries of one position: per head, rope turned. MLA: keys [k_b^T latent |
+ * rope]. */
+static void ref_qkv(const struct model *m, const sl_layer *l, uint32_t pos, const double *h,
+                    double *q)
 {
     const sl_attn *a = &l->attn;
     uint32_t rot = m->w.rope.n_rot, latent = a->k_dim - rot, full = a->nope + rot;
@@ -295,8 +384,9 @@ static void ref_qkv(const struct model *m, const sl_layer *l, uint32_t pos, cons
             ref_rope(&m->w.rope, pos, q + n * full + a->nope);
             memset(k, 0, a->nope * sizeof *k);
             for (uint32_t r = 0; r < latent; r++) {     /* k_nope = k_b^T latent */
-                reference.dequant[a->k_b.type]((const char *)a->k_b.data +
-                                               ((uint64_t)n * latent + r) * a->k_b.row_bytes, row, a->nope);
+                reference.dequant[a->k_b.type]((const char *)a->k_b.data
+                                                   + ((uint64_t)n * latent + r) * a->k_b.row_bytes,
+                                               row, a->nope);
                 for (uint32_t i = 0; i < a->nope; i++) k[i] += row[i] * kv[r];
             }
             memcpy(k + a->nope, kv + latent, rot * sizeof *k);
@@ -351,7 +441,8 @@ static void ref_experts(const struct model *m, const sl_layer *l, const double *
     ref_mul(&l->router, 0, h, score);
     for (uint32_t e = 0; e < l->routing.n_expert; e++) logits[e] = (float)score[e];
     sl_route_row(&l->routing, logits, scratch, id, w);
-    for (uint32_t i = 0; i < l->routing.n_used; i++) ref_ffn(l, &m->experts[l->index][id[i]], h, w[i], y);
+    for (uint32_t i = 0; i < l->routing.n_used; i++)
+        ref_ffn(l, &m->experts[l->index][id[i]], h, w[i], y);
     if (l->shared_gate.rows) {
         ref_mul(&l->shared_gate, 0, h, &gate);
         gate = 1 / (1 + exp(-gate));
@@ -364,7 +455,9 @@ static void ref_forward(const struct model *m, const int32_t *token, double (*lo
     static double x[N][D], q[N][2048];
     for (uint32_t p = 0; p < N; p++) {
         float row[D];
-        reference.dequant[m->w.embed.type]((const char *)m->w.embed.data + token[p] * m->w.embed.row_bytes, row, D);
+        reference.dequant[m->w.embed.type]((const char *)m->w.embed.data
+                                               + token[p] * m->w.embed.row_bytes,
+                                           row, D);
         for (uint32_t i = 0; i < D; i++) x[p][i] = (double)row[i] * m->w.embed_scale;
     }
     for (const sl_layer *l = m->layers; l < m->layers + LAYERS; l++) {
@@ -411,7 +504,8 @@ struct engine {
 static void *take(struct engine *e, size_t bytes)
 {
     void *p = NULL;
-    T_NEED(e->dev->ops->alloc(e->dev, SL_ACC_SCRATCH, bytes + 64, &p) == SL_OK, "%s", sl_error(e->ctx));
+    T_NEED(e->dev->ops->alloc(e->dev, SL_ACC_SCRATCH, bytes + 64, &p) == SL_OK, "%s",
+           sl_error(e->ctx));
     return p;
 }
 
@@ -428,8 +522,11 @@ static void open_engine(struct engine *e, const struct model *m, uint32_t thread
     T_NEED(sl_device_create_cpu(e->ctx, &p, &e->dev) == SL_OK, "%s", sl_error(e->ctx));
     size_t elem = s->kv_type == SL_F16 ? 2 : 4, blocks = SEQS * (N / BLOCK + 1);
     for (uint32_t l = 0; l < LAYERS; l++) {
-        e->kv[l] = (sl_kv_view){ .k_bytes = w->k * elem, .v_bytes = s->kind == SL_ATTN_MLA ? 0 : w->v * elem,
-                                 .blocks = e->blocks, .block_rows = BLOCK, .type = s->kv_type };
+        e->kv[l] = (sl_kv_view){ .k_bytes = w->k * elem,
+                                 .v_bytes = s->kind == SL_ATTN_MLA ? 0 : w->v * elem,
+                                 .blocks = e->blocks,
+                                 .block_rows = BLOCK,
+                                 .type = s->kv_type };
         e->kv[l].k = take(e, blocks * BLOCK * e->kv[l].k_bytes);
         e->kv[l].v = take(e, blocks * BLOCK * e->kv[l].v_bytes);
     }
@@ -477,11 +574,15 @@ static uint32_t group_rows(struct engine *e, const sl_layer *l, sl_expert_run *r
                 e->run_w[at++] = b->expert_w[i];
             }
         if (at > first)
-            runs[n++] = (sl_expert_run){ .ffn = e->m->experts[l->index][x], .rows = e->run_rows + first,
-                                         .weights = e->run_w + first, .n_rows = at - first, .index = x };
+            runs[n++] = (sl_expert_run){ .ffn = e->m->experts[l->index][x],
+                                         .rows = e->run_rows + first,
+                                         .weights = e->run_w + first,
+                                         .n_rows = at - first,
+                                         .index = x };
     }
     if (l->shared.gate.rows)
-        runs[n++] = (sl_expert_run){ .ffn = l->shared, .weights = l->shared_gate.rows ? b->shared_w : NULL };
+        runs[n++] = (sl_expert_run){ .ffn = l->shared,
+                                     .weights = l->shared_gate.rows ? b->shared_w : NULL };
     return n;
 }
 
@@ -507,9 +608,10 @@ static void pass(struct engine *e)
     T_CHECK(st == SL_OK, "pass of %u rows: %s", b->n_rows, sl_error(e->ctx));
 }
 
-/* All N logits of sequence `which`, `chunk` rows a pass, with rows of `others` more sequences around. */
-static void sequence(struct engine *e, const int32_t *token, uint32_t which, uint32_t chunk, uint32_t others,
-                     float (*logits)[VOCAB])
+/* All N logits of sequence `which`, `chunk` rows a pass, with rows of `others` more sequences
+ * around. */
+static void sequence(struct engine *e, const int32_t *token, uint32_t which, uint32_t chunk,
+                     uint32_t others, float (*logits)[VOCAB])
 {
     for (uint32_t at = 0; at < N; at += chunk) {
         uint32_t n = SL_MIN(chunk, N - at), r = 0;
@@ -588,7 +690,8 @@ static void check_shape(const struct shape *s)
     same_bits(s, "the reference kernels");
     close_engine(&e);
 
-    m.widths.ff_sum = SL_MAX(s->ff, s->shared);     /* scratch for one expert of a row: several steps */
+    /* scratch for one expert of a row: several steps */
+    m.widths.ff_sum = SL_MAX(s->ff, s->shared);
     open_engine(&e, &m, 2, ~0u);
     sequence(&e, token, 0, N, 0, other);
     same_bits(s, "runs of experts in several steps");
@@ -613,12 +716,14 @@ static void check_errors(void)
     T_CHECK(e.dev->ops->embed(e.dev, &m.w, &e.b) == SL_E_ARG, "a negative token");
     sl_expert_run run = { .ffn = m.layers[0].ffn };
     run.ffn.gate.rows = ROWS * m.widths.ff_sum + 1;
-    T_CHECK(e.dev->ops->experts(e.dev, m.layers, &run, 1, true, &e.b) == SL_E_ARG, "a run beyond ff_sum");
+    T_CHECK(e.dev->ops->experts(e.dev, m.layers, &run, 1, true, &e.b) == SL_E_ARG,
+            "a run beyond ff_sum");
     sl_mem_report r;
     sl_mem_get(e.ctx, &r);
     sl_mem_set_limit(e.ctx, r.total + 4096);
     p = (sl_device_params){ .pool = e.pool, .max_rows = ROWS, .widths = m.widths };
-    T_CHECK(sl_device_create_cpu(e.ctx, &p, &none) == SL_E_NOMEM && !none, "a device beyond the budget");
+    T_CHECK(sl_device_create_cpu(e.ctx, &p, &none) == SL_E_NOMEM && !none,
+            "a device beyond the budget");
     void *q = take(&e, 100);
     e.dev->ops->free(e.dev, q);
     close_engine(&e);

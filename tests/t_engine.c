@@ -1,5 +1,6 @@
-/* tests/t_engine.c - the library's loop over many sequences: continuing, stopping, cancelling, limits, the
- * schedule of passes, no allocation in a step; and every allocation of open and submit failing once.
+/* tests/t_engine.c - the library's loop over many sequences: continuing, stopping, cancelling,
+ * limits, the schedule of passes, no allocation in a step; and every allocation of open and submit
+ * failing once.
  * Models: the tiny ones of tests/golden/arch. */
 #include "runtime/sluice.h"
 #include "tests/t.h"
@@ -52,9 +53,14 @@ static void make_prompt(int32_t *ids, uint32_t n, uint32_t n_vocab)
     for (uint32_t i = 0; i < n; i++) ids[i] = (int32_t)t_below(n_vocab);
 }
 
-static sl_seq submit(fixture *f, sl_seq seq, const int32_t *ids, uint32_t n, uint32_t n_predict, float temp)
+static sl_seq submit(fixture *f, sl_seq seq, const int32_t *ids, uint32_t n, uint32_t n_predict,
+                     float temp)
 {
-    sl_request r = { .seq = seq, .tokens = ids, .n_tokens = n, .n_predict = n_predict, .ignore_eog = true,
+    sl_request r = { .seq = seq,
+                     .tokens = ids,
+                     .n_tokens = n,
+                     .n_predict = n_predict,
+                     .ignore_eog = true,
                      .sampler = sl_sampler_defaults() };
     sl_seq id = 0;
     r.sampler.temp = temp;
@@ -63,7 +69,8 @@ static sl_seq submit(fixture *f, sl_seq seq, const int32_t *ids, uint32_t n, uin
     return id;
 }
 
-/* Runs until idle; tokens of sequence `id` go to out; returns their number, *ret_reason how it ended. */
+/* Runs until idle; tokens of sequence `id` go to out; returns their number, *ret_reason how it
+ * ended. */
 static uint32_t drain(fixture *f, sl_seq id, int32_t *out, sl_done *ret_reason)
 {
     uint32_t n_out = 0;
@@ -118,7 +125,8 @@ static void check_crowd(void)
     for (uint32_t threads = 1; threads <= 2; threads++) {
         fixture f = open_engine("gpt-oss", 64, 4, 16, threads);
         t_begin();
-        for (uint32_t i = 0; i < 4; i++) make_prompt(ids[i], N_PROMPT, sl_model_shape(f.m)->n_vocab);
+        for (uint32_t i = 0; i < 4; i++)
+            make_prompt(ids[i], N_PROMPT, sl_model_shape(f.m)->n_vocab);
         sl_seq a = submit(&f, 0, ids[0], N_PROMPT, 24, 0.9f);
         int32_t *out = threads == 1 ? alone : crowd;
         T_CHECK(drain(&f, a, out, &why) == 24, "24 tokens");
@@ -128,23 +136,28 @@ static void check_crowd(void)
         a = submit(&f, 0, ids[0], N_PROMPT, 24, 0.9f);
         T_CHECK(drain(&f, a, crowd, &why) == 24, "24 tokens");
         T_CHECK(!memcmp(alone, crowd, sizeof alone), "a crowd changes the tokens");
-        sl_request r = { .tokens = ids[0], .n_tokens = 1, .n_predict = 1, .sampler = sl_sampler_defaults() };
+        sl_request r = {
+            .tokens = ids[0], .n_tokens = 1, .n_predict = 1, .sampler = sl_sampler_defaults()
+        };
         sl_seq more = 99;
-        T_CHECK(sl_engine_submit(f.e, &r, &more) == SL_E_NOMEM && more == 99, "a fifth of 4 sequences");
+        T_CHECK(sl_engine_submit(f.e, &r, &more) == SL_E_NOMEM && more == 99,
+                "a fifth of 4 sequences");
         (void)rest;
         close_engine(&f);
     }
 }
 
-/* What the plan says a pass takes is what the engine takes, but for tables that do not grow with rows. */
+/* What the plan says a pass takes is what the engine takes, but for tables that do not grow with
+ * rows. */
 static void check_scratch(const char *name)
 {
     fixture f = open_engine(name, 2048, 1, 2048, 1);
     sl_mem_report mem;
     sl_mem_get(f.ctx, &mem);
     uint64_t got = mem.bytes[SL_ACC_SCRATCH], said = f.plan.scratch_bytes;
-    T_CHECK(got <= said + (1 << 20) && said <= got + got / 4, "%s: scratch of %llu bytes, planned %llu",
-            name, (unsigned long long)got, (unsigned long long)said);
+    T_CHECK(got <= said + (1 << 20) && said <= got + got / 4,
+            "%s: scratch of %llu bytes, planned %llu", name, (unsigned long long)got,
+            (unsigned long long)said);
     T_CHECK(mem.bytes[SL_ACC_KV] == f.plan.kv_bytes, "%s: KV of %llu bytes, planned %llu", name,
             (unsigned long long)mem.bytes[SL_ACC_KV], (unsigned long long)f.plan.kv_bytes);
     close_engine(&f);
@@ -157,7 +170,9 @@ static void check_limits(void)
     sl_done why = 0;
     sl_seq id = 42;
     make_prompt(ids, 64, sl_model_shape(f.m)->n_vocab);
-    sl_request bad = { .tokens = ids, .n_tokens = 41, .n_predict = 1, .sampler = sl_sampler_defaults() };
+    sl_request bad = {
+        .tokens = ids, .n_tokens = 41, .n_predict = 1, .sampler = sl_sampler_defaults()
+    };
     T_CHECK(sl_engine_submit(f.e, &bad, &id) == SL_E_NOMEM && strstr(sl_error(f.ctx), "41")
             && strstr(sl_error(f.ctx), "40"), "too long a prompt: %s", sl_error(f.ctx));
     bad.n_tokens = 0;
@@ -166,12 +181,13 @@ static void check_limits(void)
     bad = (sl_request){ .tokens = &foreign, .n_tokens = 1 };
     T_CHECK(sl_engine_submit(f.e, &bad, &id) == SL_E_ARG, "an id outside the vocabulary");
     bad = (sl_request){ .seq = 77, .tokens = ids, .n_tokens = 1 };
-    T_CHECK(sl_engine_submit(f.e, &bad, &id) == SL_E_ARG && id == 42, "a sequence that is not there");
+    T_CHECK(sl_engine_submit(f.e, &bad, &id) == SL_E_ARG && id == 42,
+            "a sequence that is not there");
     T_CHECK(!sl_engine_busy(f.e), "failed submits leave work behind");
 
     id = submit(&f, 0, ids, 30, 64, 0);
-    T_CHECK(drain(&f, id, out, &why) == 11 && why == SL_DONE_CONTEXT, "context of 40 after 30: reason %d",
-            why);
+    T_CHECK(drain(&f, id, out, &why) == 11 && why == SL_DONE_CONTEXT,
+            "context of 40 after 30: reason %d", why);
     T_CHECK(sl_engine_length(f.e, id) == 40, "length %u", sl_engine_length(f.e, id));
     sl_seq other = submit(&f, 0, ids, 40, 1, 0);
     T_CHECK(drain(&f, other, out, &why) == 1, "a prompt that fills the context still draws one");
@@ -200,7 +216,8 @@ static void check_stop(void)
     T_CHECK(ev[0].kind == SL_EV_DONE && ev[0].reason == SL_DONE_STOPPED, "reason %d", ev[0].reason);
     T_CHECK(!sl_engine_busy(f.e), "stopped, but busy");
     submit(&f, b, ref + 4, 1, 7, 0);
-    T_CHECK(drain(&f, b, out, &why) == 7 && !memcmp(out, ref + 5, 7 * sizeof *out), "tokens after a stop");
+    T_CHECK(drain(&f, b, out, &why) == 7 && !memcmp(out, ref + 5, 7 * sizeof *out),
+            "tokens after a stop");
     close_engine(&f);
 }
 
@@ -217,7 +234,8 @@ static void check_churn(void)
         const sl_engine_event *ev;
         uint32_t n;
         if (live[i] && t_below(4) == 0) sl_engine_cancel(f.e, live[i]), live[i] = 0;
-        else if (!live[i]) live[i] = submit(&f, 0, ids + t_below(10), 1 + t_below(38), 1 + t_below(60), 1);
+        else if (!live[i])
+            live[i] = submit(&f, 0, ids + t_below(10), 1 + t_below(38), 1 + t_below(60), 1);
         t_alloc_reset(0);
         T_NEED(sl_engine_step(f.e, &ev, &n) == SL_OK, "%s", sl_error(f.ctx));
         T_CHECK(t_alloc_calls == 0, "%ld allocations in a step", (long)t_alloc_calls);
@@ -231,11 +249,13 @@ static void check_churn(void)
             }
     }
     sl_engine_get_stats(f.e, &st);
-    T_CHECK(st.passes > 100 && st.drawn_tokens > 100 && st.bytes_touched && st.expert_runs, "statistics");
+    T_CHECK(st.passes > 100 && st.drawn_tokens > 100 && st.bytes_touched && st.expert_runs,
+            "statistics");
     close_engine(&f);
 }
 
-/* The n-th allocation of opening everything fails: a status with a message, and nothing is left behind. */
+/* The n-th allocation of opening everything fails: a status with a message, and nothing is left
+ * behind. */
 static void check_allocations(const char *name)
 {
     bool done = false;
@@ -248,7 +268,9 @@ static void check_allocations(const char *name)
         sl_mem_report mem;
         sl_seq id;
         int32_t ids[] = { 1, 2, 3 };
-        sl_request r = { .tokens = ids, .n_tokens = 3, .n_predict = 1, .sampler = sl_sampler_defaults() };
+        sl_request r = {
+            .tokens = ids, .n_tokens = 3, .n_predict = 1, .sampler = sl_sampler_defaults()
+        };
         p.n_threads = 1;
         p.n_ctx = 32;
         p.max_rows = 8;
@@ -264,8 +286,8 @@ static void check_allocations(const char *name)
         sl_engine_close(&e);
         sl_model_close(&m);
         sl_mem_get(ctx, &mem);
-        T_CHECK(!mem.total && !mem.bytes[SL_ACC_MAPPED], "%s: allocation %ld leaves %llu bytes", name, at,
-                (unsigned long long)mem.total);
+        T_CHECK(!mem.total && !mem.bytes[SL_ACC_MAPPED], "%s: allocation %ld leaves %llu bytes",
+                name, at, (unsigned long long)mem.total);
         sl_ctx_destroy(&ctx);
     }
     T_CHECK(done, "%s: opening never succeeded", name);

@@ -77,9 +77,11 @@ static void every_scalar_type(void **state)
     gw_kv(w, "i64", 11), gw_put_u64(w, (uint64_t)INT64_MIN);
     gw_kv(w, "f64", 12), f = 1e300, gw_put(w, &f, 8);
     opens(fx);
-    static const struct { const char *key; int64_t want; bool is_u64; } ints[] = {
-        { "u8", 255, true }, { "i8", -128, false }, { "u16", 65535, true }, { "i16", -32768, false },
-        { "u32", UINT32_MAX, true }, { "i32", INT32_MIN, false }, { "i64", INT64_MIN, false },
+    static const struct { const char *key; int64_t want; bool is_u64;
+    } ints[] = {
+        { "u8", 255, true },         { "i8", -128, false },       { "u16", 65535, true },
+        { "i16", -32768, false },    { "u32", UINT32_MAX, true }, { "i32", INT32_MIN, false },
+        { "i64", INT64_MIN, false },
     };
     for (size_t i = 0; i < SL_LEN(ints); i++) {
         assert_true(sl_gguf_get_i64(fx->g, kv(fx, ints[i].key), 0, &v));
@@ -183,7 +185,8 @@ static void strings_of_a_large_vocabulary(void **state)
     gw_begin(&fx->w, 3);
     gw_kv_str(&fx->w, "first", "one");
     gw_kv_array(&fx->w, "tokens", 8, N);
-    for (int i = 0; i < N; i++) snprintf(text, sizeof text, "%*d", i % 19, i), gw_put_str(&fx->w, text);
+    for (int i = 0; i < N; i++)
+        snprintf(text, sizeof text, "%*d", i % 19, i), gw_put_str(&fx->w, text);
     gw_kv_u32(&fx->w, "last", 9);
     opens(fx);
     const sl_gguf_kv *k = kv(fx, "tokens");
@@ -278,7 +281,8 @@ static void write_shard(struct fixture *fx, int i, uint16_t no, uint16_t count, 
     gw_kv_u16(&fx->w, "split.no", no);
     gw_kv_u16(&fx->w, "split.count", count);
     gw_kv_i32(&fx->w, "split.tensors.count", total);
-    for (int t = 0; t < 2 && names[i][t]; t++) gw_vector(&fx->w, names[i][t], 4, (uint64_t)(32 * t));
+    for (int t = 0; t < 2 && names[i][t]; t++)
+        gw_vector(&fx->w, names[i][t], 4, (uint64_t)(32 * t));
     gw_data(&fx->w, 32, 64);
     shard_path(fx, i, path);
     assert_true(gw_save(&fx->w, path));
@@ -313,7 +317,9 @@ static void a_split_file_opens_whole(void **state)
     shard_path(fx, 2, path);
     assert_string_equal(sl_gguf_path(fx->g, 2), path);
     char byte = 0;
-    assert_int_equal(pread(sl_gguf_fd(fx->g, 2), &byte, 1, (off_t)sl_gguf_find(fx->g, "c")->offset + 3), 1);
+    assert_int_equal(pread(sl_gguf_fd(fx->g, 2), &byte, 1,
+                           (off_t)sl_gguf_find(fx->g, "c")->offset + 3),
+                     1);
     assert_int_equal(byte, 3);
 }
 
@@ -385,7 +391,8 @@ static void a_17_gb_file_opens_at_once(void **state)
     gw_begin(w, 3);
     for (int a = 0; a < 2; a++) {
         gw_kv_array(w, a ? "tokenizer.ggml.merges" : "tokenizer.ggml.tokens", 8, TOKENS);
-        for (int i = 0; i < TOKENS; i++) snprintf(name, sizeof name, "a%d b%d", i, i), gw_put_str(w, name);
+        for (int i = 0; i < TOKENS; i++)
+            snprintf(name, sizeof name, "a%d b%d", i, i), gw_put_str(w, name);
     }
     for (int l = 0; l < LAYERS; l++) {
         for (size_t p = 0; p < SL_LEN(parts); p++) {
@@ -422,10 +429,18 @@ int main(void)
 {
 #define T(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
     static const struct CMUnitTest tests[] = {
-        T(every_scalar_type), T(questions_a_value_cannot_answer), T(arrays_of_every_type),
-        T(strings_of_a_large_vocabulary), T(tensors_and_their_places), T(many_names_are_found),
-        T(a_vocabulary_alone), T(a_split_file_opens_whole), T(splits_that_do_not_fit_together),
-        T(a_name_in_two_shards), T(one_file_may_say_that_it_is_the_only_shard), T(golden_models_open),
+        T(every_scalar_type),
+        T(questions_a_value_cannot_answer),
+        T(arrays_of_every_type),
+        T(strings_of_a_large_vocabulary),
+        T(tensors_and_their_places),
+        T(many_names_are_found),
+        T(a_vocabulary_alone),
+        T(a_split_file_opens_whole),
+        T(splits_that_do_not_fit_together),
+        T(a_name_in_two_shards),
+        T(one_file_may_say_that_it_is_the_only_shard),
+        T(golden_models_open),
         T(a_17_gb_file_opens_at_once),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -96,7 +96,10 @@ static void dims_5(gw *w) { tensor(w, 5, (uint64_t[]){ 1, 1, 1, 1, 1 }, 0, 0); }
 static void dims_many(gw *w) { tensor(w, 1, one_row, 0, 0), memset(w->p + 24 + 9, 0x7f, 4); }
 static void size_zero(gw *w) { tensor(w, 2, (uint64_t[]){ 32, 0 }, 0, 0); }
 static void size_negative(gw *w) { tensor(w, 1, (uint64_t[]){ UINT64_MAX }, 0, 0); }
-static void size_overflows(gw *w) { tensor(w, 3, (uint64_t[]){ 1u << 31, 1u << 31, 1u << 31 }, 0, 0); }
+static void size_overflows(gw *w)
+{
+    tensor(w, 3, (uint64_t[]){ 1u << 31, 1u << 31, 1u << 31 }, 0, 0);
+}
 static void bytes_overflow(gw *w) { tensor(w, 2, (uint64_t[]){ (uint64_t)1 << 62, 2 }, 27, 0); }
 static void row_no_block(gw *w) { tensor(w, 1, (uint64_t[]){ 33 }, 8, 0); }
 static void type_removed(gw *w) { tensor(w, 1, one_row, 4, 0); }
@@ -112,7 +115,10 @@ static void tensor_twice(gw *w)
     gw_data(w, 32, 32);
 }
 static void tensor_no_name(gw *w) { start(w), gw_vector(w, "", 1, 0), gw_data(w, 32, 32); }
-static void tensor_table_cut(gw *w) { start(w), gw_vector(w, "a.rather.long.name", 1, 0), w->n -= 9; }
+static void tensor_table_cut(gw *w)
+{
+    start(w), gw_vector(w, "a.rather.long.name", 1, 0), w->n -= 9;
+}
 static void split_text(gw *w) { start(w), gw_kv_str(w, "split.count", "2"); }
 static void split_no_number(gw *w) { start(w), gw_kv_u16(w, "split.count", 2); }
 static void split_other_name(gw *w)
@@ -127,27 +133,55 @@ struct bad { const char *name; void (*make)(gw *w); sl_status want; const char *
 #define F(name, word) { #name, name, SL_E_FORMAT, word }
 #define U(name, word) { #name, name, SL_E_UNSUPPORTED, word }
 static const struct bad bad_files[] = {
-    F(empty, "0 bytes"), F(short_file, "too short"), F(other_magic, "expected \"GGUF\""),
-    U(version_1, "version 1"), U(version_4, "version 4"), U(big_endian, "big-endian"),
-    F(keys_2_60, "1152921504606846976 keys"), F(keys_one_too_many, "end of the file"),
-    F(tensors_2_60, "1152921504606846976 tensors"), F(key_too_long, "end of the file"),
-    F(key_of_70000, "70000 bytes"), F(key_empty, "0 bytes"), F(key_twice, "duplicate key"),
-    F(value_type_13, "key 0 \"a\": value type 13"), F(value_cut, "expected 4 more bytes"),
-    F(string_too_long, "end of the file"), F(array_overflows, "overflows"),
-    F(array_of_2_40, "expected 1099511627776 more bytes"), F(strings_2_59, "strings"),
-    F(strings_cut, "end of the file"), U(array_of_arrays, "array of arrays"),
-    F(array_type_99, "type 99"), F(bool_2, "bool 2"), F(bools_255, "bool 255"),
-    F(alignment_0, "general.alignment is 0"), F(alignment_24, "power of two"),
-    F(alignment_2_31, "2147483648"), F(alignment_text, "no unsigned number"),
-    F(dims_0, "tensor 0 \"t\": 0 dimensions"), F(dims_5, "5 dimensions"), F(dims_many, "2139062143"),
-    F(size_zero, "zero or overflows"), F(size_negative, "zero or overflows"),
-    F(size_overflows, "zero or overflows"), F(bytes_overflow, "overflow"),
-    F(row_no_block, "multiple of 32 for Q8_0"), U(type_removed, "type 4"), U(type_200, "type 200"),
-    F(offset_odd, "multiple of the alignment"), F(offset_beyond, "beyond the file"),
-    F(offset_overflows, "beyond the file"), F(data_cut, "beyond the file"),
-    F(tensor_twice, "duplicate tensor \"t\""), F(tensor_no_name, "0 bytes"),
-    F(tensor_table_cut, "end of the file"), F(split_text, "split.count"), F(split_no_number, "split.no"),
-    F(split_other_name, "-00001-of-00002.gguf"), F(ugly_name, "a?[31m??"),
+    F(empty, "0 bytes"),
+    F(short_file, "too short"),
+    F(other_magic, "expected \"GGUF\""),
+    U(version_1, "version 1"),
+    U(version_4, "version 4"),
+    U(big_endian, "big-endian"),
+    F(keys_2_60, "1152921504606846976 keys"),
+    F(keys_one_too_many, "end of the file"),
+    F(tensors_2_60, "1152921504606846976 tensors"),
+    F(key_too_long, "end of the file"),
+    F(key_of_70000, "70000 bytes"),
+    F(key_empty, "0 bytes"),
+    F(key_twice, "duplicate key"),
+    F(value_type_13, "key 0 \"a\": value type 13"),
+    F(value_cut, "expected 4 more bytes"),
+    F(string_too_long, "end of the file"),
+    F(array_overflows, "overflows"),
+    F(array_of_2_40, "expected 1099511627776 more bytes"),
+    F(strings_2_59, "strings"),
+    F(strings_cut, "end of the file"),
+    U(array_of_arrays, "array of arrays"),
+    F(array_type_99, "type 99"),
+    F(bool_2, "bool 2"),
+    F(bools_255, "bool 255"),
+    F(alignment_0, "general.alignment is 0"),
+    F(alignment_24, "power of two"),
+    F(alignment_2_31, "2147483648"),
+    F(alignment_text, "no unsigned number"),
+    F(dims_0, "tensor 0 \"t\": 0 dimensions"),
+    F(dims_5, "5 dimensions"),
+    F(dims_many, "2139062143"),
+    F(size_zero, "zero or overflows"),
+    F(size_negative, "zero or overflows"),
+    F(size_overflows, "zero or overflows"),
+    F(bytes_overflow, "overflow"),
+    F(row_no_block, "multiple of 32 for Q8_0"),
+    U(type_removed, "type 4"),
+    U(type_200, "type 200"),
+    F(offset_odd, "multiple of the alignment"),
+    F(offset_beyond, "beyond the file"),
+    F(offset_overflows, "beyond the file"),
+    F(data_cut, "beyond the file"),
+    F(tensor_twice, "duplicate tensor \"t\""),
+    F(tensor_no_name, "0 bytes"),
+    F(tensor_table_cut, "end of the file"),
+    F(split_text, "split.count"),
+    F(split_no_number, "split.no"),
+    F(split_other_name, "-00001-of-00002.gguf"),
+    F(ugly_name, "a?[31m??"),
 };
 
 static void check_freed(sl_ctx *ctx, const char *name, uint64_t allowed)
@@ -169,7 +203,8 @@ static void check_bad(const struct bad *b)
     sl_status st = gw_open(ctx, &w, &g);
     double took = now_s() - t0;
     T_CHECK(st == b->want && !g, "%s: %s (%s)", b->name, sl_status_name(st), sl_error(ctx));
-    T_CHECK(strstr(sl_error(ctx), b->word), "%s: \"%s\" lacks \"%s\"", b->name, sl_error(ctx), b->word);
+    T_CHECK(strstr(sl_error(ctx), b->word), "%s: \"%s\" lacks \"%s\"", b->name, sl_error(ctx),
+            b->word);
     T_CHECK(strstr(sl_error(ctx), "memory.gguf"), "%s: no path in \"%s\"", b->name, sl_error(ctx));
     T_CHECK(!strchr(sl_error(ctx), '\n') && took < SECONDS_ALLOWED, "%s: %.1f s, %s", b->name, took,
             sl_error(ctx));
@@ -179,7 +214,8 @@ static void check_bad(const struct bad *b)
     gw_free(&w);
 }
 
-/* A hostile count backed by a large (sparse) file passes the first check: it must still be bounded. */
+/* A hostile count backed by a large (sparse) file passes the first check: it must still be
+ * bounded. */
 static void check_sparse(void)
 {
     gw w;
@@ -203,11 +239,14 @@ static void check_no_files(void)
     sl_gguf *g = NULL;
     char fifo[] = "/tmp/sl-fifo-XXXXXX";
     T_NEED(mkdtemp(fifo), "scratch folder");
-    T_CHECK(sl_gguf_open(ctx, fifo, &g) == SL_E_IO && strstr(sl_error(ctx), "regular file"), "folder");
+    T_CHECK(sl_gguf_open(ctx, fifo, &g) == SL_E_IO && strstr(sl_error(ctx), "regular file"),
+            "folder");
     T_NEED(!rmdir(fifo) && !mkfifo(fifo, 0600), "fifo");
-    T_CHECK(sl_gguf_open(ctx, fifo, &g) == SL_E_IO && strstr(sl_error(ctx), "regular file"), "fifo");
+    T_CHECK(sl_gguf_open(ctx, fifo, &g) == SL_E_IO && strstr(sl_error(ctx), "regular file"),
+            "fifo");
     unlink(fifo);
-    T_CHECK(sl_gguf_open(ctx, fifo, &g) == SL_E_IO && strstr(sl_error(ctx), "No such file"), "no file");
+    T_CHECK(sl_gguf_open(ctx, fifo, &g) == SL_E_IO && strstr(sl_error(ctx), "No such file"),
+            "no file");
     T_CHECK(sl_gguf_open(ctx, "/dev/null", &g) == SL_E_IO, "device");
     check_freed(ctx, "no files", BAD_BYTES_ALLOWED);
     sl_ctx_destroy(&ctx);
@@ -226,7 +265,8 @@ static void try_reader(const unsigned char *p, size_t n, const char *what, unsig
     int32_t *ids = NULL;
     uint32_t n_ids = 0;
     sl_status st = gw_open_bytes(ctx, p, n, &g);
-    T_CHECK((st == SL_OK) == (g != NULL) && (st == SL_OK || sl_error(ctx)[0]), "%s %u: %d", what, i, st);
+    T_CHECK((st == SL_OK) == (g != NULL) && (st == SL_OK || sl_error(ctx)[0]), "%s %u: %d", what, i,
+            st);
     if (g) {
         T_CHECK(gw_touch(g) > 0, "%s %u", what, i);
         st = sl_vocab_create(ctx, g, &v);

@@ -23,14 +23,17 @@ static void check_fields(const sl_json *root)
     uint32_t u = 7;
     uint64_t u64 = 7;
     char s[6] = "";
-    T_CHECK(sl_json_str(root, "s", s, sizeof s) == SL_OK && !strcmp(s, "hello"), "%s", sl_error(ctx));
-    T_CHECK(sl_json_u64(root, "big", 0, UINT64_MAX, &u64) == SL_OK && u64 == 5000000000u, "%s", sl_error(ctx));
+    T_CHECK(sl_json_str(root, "s", s, sizeof s) == SL_OK && !strcmp(s, "hello"), "%s",
+            sl_error(ctx));
+    T_CHECK(sl_json_u64(root, "big", 0, UINT64_MAX, &u64) == SL_OK && u64 == 5000000000u, "%s",
+            sl_error(ctx));
     T_CHECK(sl_json_f64(root, "big", 0, 1e10, &f) == SL_OK && f == 5e9, "%s", sl_error(ctx));
     T_NEED(sl_json_get(root, "a", &a) == SL_OK, "%s", sl_error(ctx));
     T_NEED(sl_json_array(&a, "b", 3, 3, &list, &n) == SL_OK && n == 3, "%s", sl_error(ctx));
     sl_json_at(&list, 1, &item);
     T_CHECK(sl_json_f64(&item, "c", 0, 10, &f) == SL_OK && f == 2.5, "%s", sl_error(ctx));
-    T_CHECK(sl_json_has(root, "none") && !sl_json_has(root, "nothing") && !sl_json_has(&list, "c"), "has");
+    T_CHECK(sl_json_has(root, "none") && !sl_json_has(root, "nothing") && !sl_json_has(&list, "c"),
+            "has");
 
     f = 7, u = 7;
     FAILS(sl_json_f64(&item, "c", 3, 4, &f), "t.json", "a.b[1].c", "from 3 to 4", "found 2.5");
@@ -61,7 +64,8 @@ static void check_long_paths(void)
     }
     at.v = top;
     for (int i = 0; i < 40; i++) {
-        T_NEED(sl_json_get(&at, "a_rather_long_name_of_a_field", &next) == SL_OK, "%s", sl_error(ctx));
+        T_NEED(sl_json_get(&at, "a_rather_long_name_of_a_field", &next) == SL_OK, "%s",
+               sl_error(ctx));
         at = next;
     }
     FAILS(sl_json_get(&at, "end", &next), "end", "found nothing");
@@ -75,12 +79,14 @@ int main(void)
     t_begin();
     ctx = sl_ctx_create(NULL, NULL);
     T_NEED(ctx, "context");
-    T_NEED(sl_json_parse(ctx, "t.json", text, sizeof text - 1, &root) == SL_OK, "%s", sl_error(ctx));
+    T_NEED(sl_json_parse(ctx, "t.json", text, sizeof text - 1, &root) == SL_OK, "%s",
+           sl_error(ctx));
     check_fields(&root);
     check_long_paths();
     for (size_t n = 0; n < sizeof text - 1; n++) {      /* every truncation */
         sl_json half;
-        T_CHECK(sl_json_parse(ctx, "t.json", text, n, &half) == SL_E_FORMAT, "%zu bytes were enough", n);
+        T_CHECK(sl_json_parse(ctx, "t.json", text, n, &half) == SL_E_FORMAT,
+                "%zu bytes were enough", n);
     }
     FAILS(sl_json_parse(ctx, "t.json", "{\"a\": 1, \"a\": 2}", 16, &root), "t.json", "line 1");
     FAILS(sl_json_parse(ctx, "t.json", "[\"a\\u0000b\"]", 12, &root), "t.json", "line 1");
@@ -94,9 +100,12 @@ int main(void)
     T_CHECK(sl_json_f64(&root, "v", 0, 1, &f) == SL_OK && f == 0.1, "%s", sl_error(ctx));
     json_decref(root.v);
     remove(path);
-    T_CHECK(sl_json_load(ctx, path, &root) == SL_E_IO && strstr(sl_error(ctx), path), "%s", sl_error(ctx));
-    T_CHECK(sl_json_save(ctx, json_object(), "/nonexistent/x.json") == SL_E_IO, "%s", sl_error(ctx));
-    T_CHECK(sl_json_save(ctx, NULL, path) == SL_E_NOMEM && access(path, F_OK), "a file without a value");
+    T_CHECK(sl_json_load(ctx, path, &root) == SL_E_IO && strstr(sl_error(ctx), path), "%s",
+            sl_error(ctx));
+    T_CHECK(sl_json_save(ctx, json_object(), "/nonexistent/x.json") == SL_E_IO, "%s",
+            sl_error(ctx));
+    T_CHECK(sl_json_save(ctx, NULL, path) == SL_E_NOMEM && access(path, F_OK),
+            "a file without a value");
     sl_ctx_destroy(&ctx);
     return t_end();
 }

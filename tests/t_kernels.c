@@ -1,6 +1,7 @@
 /* tests/t_kernels.c - the float32 kernels: every set this CPU runs gives the bits of the plain
  * reference, reads and writes nothing past its lengths, and stays within the stated errors.
- * In any order a dot is within n*u/(1-n*u) * sum|a_i*b_i| of exact (Higham, Accuracy and Stability, 3.1). */
+ * In any order a dot is within n*u/(1-n*u) * sum|a_i*b_i| of exact (Higham, Accuracy and Stability,
+ * 3.1). */
 #include "kernels/sl_kernels.h"
 #include "tests/t.h"
 
@@ -46,10 +47,10 @@ static void check_dots(const sl_kernels *k, size_t n)
                         exact += (double)w[i][e] * x[j][e];
                         mag += fabs((double)w[i][e] * x[j][e]);
                     }
-                    T_CHECK(same(&got, &want, 1), "dots %s n=%zu %ux%u [%u][%u]: got %a want %a", k->isa, n,
-                            nw, nx, i, j, got, want);
-                    T_CHECK(fabs(got - exact) <= nu / (1 - nu) * mag, "dots %s n=%zu: got %a exact %a",
-                            k->isa, n, got, exact);
+                    T_CHECK(same(&got, &want, 1), "dots %s n=%zu %ux%u [%u][%u]: got %a want %a",
+                            k->isa, n, nw, nx, i, j, got, want);
+                    T_CHECK(fabs(got - exact) <= nu / (1 - nu) * mag,
+                            "dots %s n=%zu: got %a exact %a", k->isa, n, got, exact);
                 }
         }
     for (int i = 0; i < SL_DOTS_TILE; i++) {
@@ -70,7 +71,8 @@ static double norm_exact(const sl_norm *p, const float *x, size_t n, size_t i)
 
 static void check_norm(size_t n, sl_norm_kind kind, bool weight, bool bias)
 {
-    float *x = t_guarded_f32(n), *w = t_guarded_f32(n), *b = t_guarded_f32(n), *y = t_guarded_f32(n);
+    float *x = t_guarded_f32(n), *w = t_guarded_f32(n), *b = t_guarded_f32(n),
+          *y = t_guarded_f32(n);
     float *first = malloc(n * sizeof *first);
     sl_norm p = { weight ? w : NULL, bias ? b : NULL, kind, 1e-5f };
     for (uint32_t s = 0; s < n_sets; s++) {
@@ -83,8 +85,8 @@ static void check_norm(size_t n, sl_norm_kind kind, bool weight, bool bias)
     }
     for (size_t i = 0; i < n; i++) {
         double want = norm_exact(&p, x, n, i);
-        T_CHECK(fabs(first[i] - want) <= 1e-6 * (1 + fabs(want)) * 4, "norm n=%zu kind=%d: got %g want %g", n,
-                (int)kind, first[i], want);
+        T_CHECK(fabs(first[i] - want) <= 1e-6 * (1 + fabs(want)) * 4,
+                "norm n=%zu kind=%d: got %g want %g", n, (int)kind, first[i], want);
     }
     free(first);
     float *all[] = { x, w, b, y };
@@ -94,7 +96,8 @@ static void check_norm(size_t n, sl_norm_kind kind, bool weight, bool bias)
 /* Elementwise kernels: every set against the first, at every length. */
 static void check_elementwise(size_t n)
 {
-    float *g = t_guarded_f32(n), *u = t_guarded_f32(n), *y = t_guarded_f32(n), *y0 = malloc((n + 1) * 4);
+    float *g = t_guarded_f32(n), *u = t_guarded_f32(n), *y = t_guarded_f32(n),
+          *y0 = malloc((n + 1) * 4);
     for (size_t i = 0; i < n; i++) g[i] *= i % 7 == 0 ? 100.0f : 9.0f, u[i] *= 9;
     for (uint32_t s = 0; s < n_sets; s++)
         for (int what = 0; what < 6; what++) {
@@ -108,7 +111,10 @@ static void check_elementwise(size_t n)
             if (what == 5) k->axpy(0.37f, g, y, n), c->axpy(0.37f, g, y0, n);
             T_CHECK(same(y, y0, n), "elementwise %d %s n=%zu", what, k->isa, n);
             for (size_t i = 0; i < n; i++) {
-                double v = g[i], w = u[i], want = 0, sg = v > 7 ? 7 : v, cu = w > 7 ? 7 : w < -7 ? -7 : w;
+                double v = g[i], w = u[i], want = 0, sg = v > 7 ? 7 : v,
+                       cu = w > 7    ? 7
+                            : w < -7 ? -7
+                                     : w;
                 double th = tanh(sqrt(2 / acos(-1)) * (v + 0.044715 * v * v * v));
                 if (what == 0) want = v / (1 + exp(-v)) * w;
                 if (what == 1) want = 0.5 * v * (1 + th) * w;
@@ -160,11 +166,12 @@ static void check_exp_error(void)
     printf("exp: at most %.3f ulp (at %a)\n", worst, at);
     float special[4] = { 0, -INFINITY, INFINITY, NAN };
     sets[0].exp(special, y, 4);
-    T_CHECK(y[0] == 1 && y[1] == 0 && isinf(y[2]) && isnan(y[3]), "exp of 0, -inf, inf, nan: %g %g %g %g", y[0],
-            y[1], y[2], y[3]);
+    T_CHECK(y[0] == 1 && y[1] == 0 && isinf(y[2]) && isnan(y[3]),
+            "exp of 0, -inf, inf, nan: %g %g %g %g", y[0], y[1], y[2], y[3]);
 }
 
-/* Every half survives the way there and back; what lies between two rounds to the nearer, ties to even. */
+/* Every half survives the way there and back; what lies between two rounds to the nearer, ties to
+ * even. */
 static void check_f16(const sl_kernels *k)
 {
     uint16_t h[2], back[3];
@@ -175,8 +182,8 @@ static void check_f16(const sl_kernels *k)
         k->from_f16(h, f, 2);
         k->to_f16(f, back, 1);
         bool nan = (u & 0x7fff) > 0x7c00;
-        T_CHECK(nan ? isnan(f[0]) && (back[0] & 0x7fff) > 0x7c00 : back[0] == h[0], "f16 %s %04x -> %a -> %04x",
-                k->isa, u, f[0], back[0]);
+        T_CHECK(nan ? isnan(f[0]) && (back[0] & 0x7fff) > 0x7c00 : back[0] == h[0],
+                "f16 %s %04x -> %a -> %04x", k->isa, u, f[0], back[0]);
         if ((u & 0x7fff) >= 0x7bff) continue;
         mid[0] = (f[0] + f[1]) / 2;
         mid[1] = nextafterf(mid[0], f[0]);
@@ -187,8 +194,8 @@ static void check_f16(const sl_kernels *k)
     }
     float big[3] = { 65519.996f, 65520.0f, -1e30f };
     k->to_f16(big, back, 3);
-    T_CHECK(back[0] == 0x7bff && back[1] == 0x7c00 && back[2] == 0xfc00, "f16 overflow: %04x %04x %04x", back[0],
-            back[1], back[2]);
+    T_CHECK(back[0] == 0x7bff && back[1] == 0x7c00 && back[2] == 0xfc00,
+            "f16 overflow: %04x %04x %04x", back[0], back[1], back[2]);
 }
 
 static void check_rope(uint32_t n_rot)
@@ -202,9 +209,11 @@ static void check_rope(uint32_t n_rot)
             if (!v) memcpy(first, y, n_rot * sizeof *y);
             T_CHECK(same(y, first, n_rot), "rope %s kind=%d n=%u", sets[v].isa, kind, n_rot);
             for (uint32_t i = 0; i < n_rot / 2; i++) {
-                uint32_t a = kind == SL_ROPE_PAIRS ? 2 * i : i, b = kind == SL_ROPE_PAIRS ? a + 1 : i + n_rot / 2;
-                T_CHECK(fabs(y[a] - ((double)x[a] * c[i] - (double)x[b] * s[i])) < 1e-6 &&
-                        fabs(y[b] - ((double)x[a] * s[i] + (double)x[b] * c[i])) < 1e-6, "rope pair %u", i);
+                uint32_t a = kind == SL_ROPE_PAIRS ? 2 * i : i,
+                         b = kind == SL_ROPE_PAIRS ? a + 1 : i + n_rot / 2;
+                T_CHECK(fabs(y[a] - ((double)x[a] * c[i] - (double)x[b] * s[i])) < 1e-6
+                            && fabs(y[b] - ((double)x[a] * s[i] + (double)x[b] * c[i])) < 1e-6,
+                        "rope pair %u", i);
             }
         }
     t_guarded_free(c, n_rot / 2 * sizeof *c);
@@ -214,17 +223,18 @@ static void check_rope(uint32_t n_rot)
     free(first);
 }
 
-/* Some queries with ranges of their own on two blocks, ended, in every set; against the softmax in double over
- * what was stored. Every stored vector ends on an unmapped page. */
-static void check_attend(sl_type type, uint32_t n_q, uint32_t n_keys, uint32_t k_dim, uint32_t v_dim,
-                         const float *sink)
+/* Some queries with ranges of their own on two blocks, ended, in every set; against the softmax in
+ * double over what was stored. Every stored vector ends on an unmapped page. */
+static void check_attend(sl_type type, uint32_t n_q, uint32_t n_keys, uint32_t k_dim,
+                         uint32_t v_dim, const float *sink)
 {
     const sl_type_info *info = sl_type_get(type);
     size_t n_out = (size_t)n_q * v_dim, n_scratch = sl_attn_scratch(k_dim, v_dim);
     size_t bytes[2] = { (size_t)k_dim / info->block_elems * info->block_bytes,
                         (size_t)v_dim / info->block_elems * info->block_bytes };
     uint32_t dims[2] = { k_dim, v_dim };
-    float *q = t_guarded_f32((size_t)n_q * k_dim), *out = t_guarded_f32(n_out), *first = malloc(n_out * 4);
+    float *q = t_guarded_f32((size_t)n_q * k_dim), *out = t_guarded_f32(n_out),
+          *first = malloc(n_out * 4);
     float *scratch = t_guarded_f32(n_scratch), *wide[2], m[SL_ATTN_QUERIES], l[SL_ATTN_QUERIES];
     float *acc = malloc(n_out * 4);
     const float *qs[SL_ATTN_QUERIES];
@@ -250,14 +260,26 @@ static void check_attend(sl_type type, uint32_t n_q, uint32_t n_keys, uint32_t k
             for (uint32_t s = 1; s < n_sets; s++) {
                 char copy[4096];
                 sets[s].kv_put(type, f, copy, dims[x]);
-                T_CHECK(memcmp(copy, row, bytes[x]) == 0, "kv_put %s %s n=%u", info->name, sets[s].isa, dims[x]);
+                T_CHECK(memcmp(copy, row, bytes[x]) == 0, "kv_put %s %s n=%u", info->name,
+                        sets[s].isa, dims[x]);
             }
             t_guarded_free(f, dims[x] * 4);
         }
     }
     for (uint32_t s = 0; s < n_sets; s++) {
-        sl_attn_tile t = { .type = type, .n_q = n_q, .k_dim = k_dim, .v_dim = v_dim, .q = qs, .first = skip,
-                           .end = n_keys, .from = from, .to = to, .scale = 0.7f, .m = m, .l = l, .acc = acc,
+        sl_attn_tile t = { .type = type,
+                           .n_q = n_q,
+                           .k_dim = k_dim,
+                           .v_dim = v_dim,
+                           .q = qs,
+                           .first = skip,
+                           .end = n_keys,
+                           .from = from,
+                           .to = to,
+                           .scale = 0.7f,
+                           .m = m,
+                           .l = l,
+                           .acc = acc,
                            .scratch = scratch };
         for (uint32_t i = 0; i < n_q; i++) m[i] = -INFINITY, l[i] = 0;
         memset(acc, 0, n_out * 4);
@@ -267,30 +289,34 @@ static void check_attend(sl_type type, uint32_t n_q, uint32_t n_keys, uint32_t k
             sets[s].attend(&t);
         }
         for (uint32_t i = 0; i < n_q; i++)
-            sets[s].attend_end(sink, m[i], l[i], acc + (size_t)i * v_dim, v_dim, out + (size_t)i * v_dim);
+            sets[s].attend_end(sink, m[i], l[i], acc + (size_t)i * v_dim, v_dim,
+                               out + (size_t)i * v_dim);
         if (!s) memcpy(first, out, n_out * 4);
         for (uint32_t i = 0; i < n_q; i++)
-            T_CHECK(same(out + (size_t)i * v_dim, first + (size_t)i * v_dim, v_dim) || (!sink && !l[i]),
-                    "attend %s %s query %u of %u, keys=%u k=%u v=%u", info->name, sets[s].isa, i, n_q, n_keys,
-                    k_dim, v_dim);
+            T_CHECK(same(out + (size_t)i * v_dim, first + (size_t)i * v_dim, v_dim)
+                        || (!sink && !l[i]),
+                    "attend %s %s query %u of %u, keys=%u k=%u v=%u", info->name, sets[s].isa, i,
+                    n_q, n_keys, k_dim, v_dim);
     }
     for (uint32_t i = 0; i < n_q; i++) {
         double sum = sink ? exp(*sink) : 0, want[600] = { 0 }, bound = k_dim > 128 ? 4e-5 : 1e-5;
         for (uint32_t j = 0; j < 2 * SL_ATTN_BLOCK; j++) {
             if (j % SL_ATTN_BLOCK < from[i] || j % SL_ATTN_BLOCK >= to[i]) continue;
             double s = 0;
-            for (uint32_t e = 0; e < k_dim; e++) s += (double)qs[i][e] * wide[0][(size_t)j * k_dim + e];
+            for (uint32_t e = 0; e < k_dim; e++)
+                s += (double)qs[i][e] * wide[0][(size_t)j * k_dim + e];
             sum += s = exp(s * 0.7f);
             for (uint32_t e = 0; e < v_dim; e++) want[e] += s * wide[1][(size_t)j * v_dim + e];
         }
         for (uint32_t e = 0; e < v_dim && sum > 0; e++)
             T_CHECK(fabs(first[i * v_dim + e] - want[e] / sum) < bound,
-                    "attend %s q=%u keys=%u: got %g want %g", info->name, n_q, n_keys, first[i * v_dim + e],
-                    want[e] / sum);
+                    "attend %s q=%u keys=%u: got %g want %g", info->name, n_q, n_keys,
+                    first[i * v_dim + e], want[e] / sum);
     }
     for (int x = 0; x < 2; x++) {
         for (uint32_t j = 0; j < 2 * SL_ATTN_BLOCK; j++)
-            t_guarded_free((void *)(uintptr_t)rows[x][j / SL_ATTN_BLOCK][j % SL_ATTN_BLOCK], bytes[x]);
+            t_guarded_free((void *)(uintptr_t)rows[x][j / SL_ATTN_BLOCK][j % SL_ATTN_BLOCK],
+                           bytes[x]);
         free(wide[x]);
     }
     free(acc);
@@ -304,15 +330,17 @@ static void check_attention(void)
 {
     static const sl_type types[] = { SL_F32, SL_F16, SL_BF16, SL_Q8_0 };
     static const float sink = 0.4f;
-    static const struct { uint32_t n_q, n_keys, k_dim, v_dim; bool sink; } shapes[] = {
-        { 1, 1, 32, 32, false }, { 3, 63, 20, 12, false }, { 8, 64, 64, 64, true }, { 5, 64, 128, 128, false },
-        { 64, 50, 64, 96, false }, { 17, 64, 72, 40, true }, { 16, 33, 576, 512, false }, { 9, 17, 8, 33, true },
+    static const struct { uint32_t n_q, n_keys, k_dim, v_dim; bool sink;
+    } shapes[] = {
+        { 1, 1, 32, 32, false },     { 3, 63, 20, 12, false },  { 8, 64, 64, 64, true },
+        { 5, 64, 128, 128, false },  { 64, 50, 64, 96, false }, { 17, 64, 72, 40, true },
+        { 16, 33, 576, 512, false }, { 9, 17, 8, 33, true },
     };
     for (size_t i = 0; i < SL_LEN(shapes); i++)
         for (size_t t = 0; t < SL_LEN(types); t++) {
             if (types[t] == SL_Q8_0 && (shapes[i].k_dim % 32 || shapes[i].v_dim % 32)) continue;
-            check_attend(types[t], shapes[i].n_q, shapes[i].n_keys, shapes[i].k_dim, shapes[i].v_dim,
-                         shapes[i].sink ? &sink : NULL);
+            check_attend(types[t], shapes[i].n_q, shapes[i].n_keys, shapes[i].k_dim,
+                         shapes[i].v_dim, shapes[i].sink ? &sink : NULL);
         }
 }
 
@@ -330,7 +358,8 @@ static void check_dequant(sl_type type)
             if (!s) memcpy(first, y, n * 4);
             for (size_t i = 0; i < n; i++)
                 T_CHECK(same(y + i, first + i, 1) || (isnan(y[i]) && isnan(first[i])),
-                        "dequant %s %s element %zu: got %a want %a", info->name, sets[s].isa, i, y[i], first[i]);
+                        "dequant %s %s element %zu: got %a want %a", info->name, sets[s].isa, i,
+                        y[i], first[i]);
         }
     }
     t_guarded_free(row, bytes);

@@ -1,5 +1,5 @@
-/* tests/t_machine.c - machine files: there and back, every field spoiled in turn; and the questions asked
- * of a machine, by hand. */
+/* tests/t_machine.c - machine files: there and back, every field spoiled in turn; and the questions
+ * asked of a machine, by hand. */
 #include "offload/sl_machine_json.h"
 #include "tests/t.h"
 
@@ -22,7 +22,8 @@ static sl_machine example(void)
 static void check_questions(void)
 {
     sl_machine m = example();
-    T_CHECK(sl_machine_dram_s(&m, 1) == 12e9 && sl_machine_dram_s(&m, 2) == 20e9, "measured points");
+    T_CHECK(sl_machine_dram_s(&m, 1) == 12e9 && sl_machine_dram_s(&m, 2) == 20e9,
+            "measured points");
     T_CHECK(sl_machine_dram_s(&m, 3) == 22e9, "between: %g", sl_machine_dram_s(&m, 3));
     T_CHECK(sl_machine_dram_s(&m, 9) == 24e9 && sl_machine_dram_s(&m, 0) == 12e9, "beyond");
     T_CHECK(sl_machine_barrier_s(&m, 4) == 2.5e-6, "barrier");
@@ -61,7 +62,8 @@ static void check_round_trip(void)
                 && fabs(back.dram_read[i].value / m.dram_read[i].value - 1) < 1e-9, "point %d", i);
     for (int i = 0; i < SL_N_PEAKS; i++)
         T_CHECK(fabs(back.peak_core[i] - m.peak_core[i]) <= 1e-9 * m.peak_core[i]
-                && fabs(back.peak_all[i] - m.peak_all[i]) <= 1e-9 * m.peak_all[i], "%s", sl_peak_name((sl_peak)i));
+                    && fabs(back.peak_all[i] - m.peak_all[i]) <= 1e-9 * m.peak_all[i],
+                "%s", sl_peak_name((sl_peak)i));
     remove(path);
 }
 
@@ -79,30 +81,38 @@ static void check_spoiled(const char *path, const char *key, const char *value, 
     else json_object_del(at, key);
     sl_json j = { .ctx = ctx, .file = "spoiled.json", .v = root };
     sl_status st = sl_machine_read(&j, &back);
-    if (!word) T_CHECK(st == SL_OK, "%s.%s = %s: %s", path, key, value ? value : "gone", sl_error(ctx));
-    else T_CHECK(st == SL_E_FORMAT && strstr(sl_error(ctx), word) && back.n_dram == 77,
-                 "%s.%s = %s: %s lacks \"%s\"", path, key, value ? value : "gone", sl_error(ctx), word);
+    if (!word)
+        T_CHECK(st == SL_OK, "%s.%s = %s: %s", path, key, value ? value : "gone", sl_error(ctx));
+    else
+        T_CHECK(st == SL_E_FORMAT && strstr(sl_error(ctx), word) && back.n_dram == 77,
+                "%s.%s = %s: %s lacks \"%s\"", path, key, value ? value : "gone", sl_error(ctx),
+                word);
     json_decref(root);
 }
 
 static void check_bad_fields(void)
 {
-    check_spoiled("", "sluice_machine", "2", "sluice_machine: expected a whole number from 1 to 1, found 2");
+    check_spoiled("", "sluice_machine", "2",
+                  "sluice_machine: expected a whole number from 1 to 1, found 2");
     check_spoiled("", "sluice_machine", NULL, "sluice_machine");
-    check_spoiled("", "source", "\"guess\"", "source: expected datasheet, quick or measured, found \"guess\"");
+    check_spoiled("", "source", "\"guess\"",
+                  "source: expected datasheet, quick or measured, found \"guess\"");
     check_spoiled("", "source", "3", "source");
     check_spoiled("", "hardware", "[]", "hardware: expected an object, found an array of 0");
     check_spoiled("hardware", "cpu", "\"\"", "hardware.cpu");
     check_spoiled("hardware", "cpu", "7", "hardware.cpu: expected a text");
     check_spoiled("hardware", "cores", "0", "hardware.cores");
     check_spoiled("hardware", "cores", "2.5", "hardware.cores");
-    check_spoiled("hardware", "hw_threads", "2", "hardware.hw_threads: expected a whole number from 4");
+    check_spoiled("hardware", "hw_threads", "2",
+                  "hardware.hw_threads: expected a whole number from 4");
     check_spoiled("hardware", "ram_bytes", "12", "hardware.ram_bytes");
     check_spoiled("hardware", "l3_bytes", "-1", "hardware.l3_bytes");
     check_spoiled("", "dram_read", "[]", "dram_read: expected an array of 1 to");
     check_spoiled("", "dram_read", "{}", "dram_read");
-    check_spoiled("dram_read.1", "threads", "1", "dram_read[1].threads: expected a whole number from 2");
-    check_spoiled("dram_read.1", "bytes_s", "0", "spoiled.json: machine: dram_read[1] is 0, expected 1e+08");
+    check_spoiled("dram_read.1", "threads", "1",
+                  "dram_read[1].threads: expected a whole number from 2");
+    check_spoiled("dram_read.1", "bytes_s", "0",
+                  "spoiled.json: machine: dram_read[1] is 0, expected 1e+08");
     check_spoiled("dram_read.1", "bytes_s", "1e300", "dram_read[1]");
     check_spoiled("dram_read.1", "bytes_s", "20", "dram_read[1]");     /* in GB/s: the wrong unit */
     check_spoiled("dram_read.2", "bytes_s", "\"fast\"", "dram_read[2].bytes_s: expected a number");

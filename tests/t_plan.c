@@ -1,5 +1,5 @@
-/* tests/t_plan.c - the plan and the pipe on a shape small enough to count by hand: 2 layers (dense, then 4
- * experts top-2), d_model 8, vocabulary 10. */
+/* tests/t_plan.c - the plan and the pipe on a shape small enough to count by hand: 2 layers (dense,
+ * then 4 experts top-2), d_model 8, vocabulary 10. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -11,11 +11,29 @@
 #include "perfmodel/sl_pipe.h"
 
 static const sl_layer_shape layers[2] = {
-    { .qkv_bytes = 100, .post_bytes = 50, .qkv_flops_row = 300, .post_flops_row = 120, .ffn_bytes = 400,
-      .ffn_flops_row = 900, .k_elems = 16, .v_elems = 8, .ctx_flops_row = 64 },
-    { .qkv_bytes = 100, .post_bytes = 50, .qkv_flops_row = 300, .post_flops_row = 120, .router_bytes = 32,
-      .expert_bytes = 70, .expert_flops_row = 140, .n_expert = 4, .n_used = 2, .ffn_bytes = 30,
-      .ffn_flops_row = 60, .k_elems = 24, .v_elems = 0, .ctx_flops_row = 96 },
+    { .qkv_bytes = 100,
+      .post_bytes = 50,
+      .qkv_flops_row = 300,
+      .post_flops_row = 120,
+      .ffn_bytes = 400,
+      .ffn_flops_row = 900,
+      .k_elems = 16,
+      .v_elems = 8,
+      .ctx_flops_row = 64 },
+    { .qkv_bytes = 100,
+      .post_bytes = 50,
+      .qkv_flops_row = 300,
+      .post_flops_row = 120,
+      .router_bytes = 32,
+      .expert_bytes = 70,
+      .expert_flops_row = 140,
+      .n_expert = 4,
+      .n_used = 2,
+      .ffn_bytes = 30,
+      .ffn_flops_row = 60,
+      .k_elems = 24,
+      .v_elems = 0,
+      .ctx_flops_row = 96 },
 };
 static const sl_shape shape = { .n_layer = 2, .d_model = 8, .n_vocab = 10, .n_ctx_train = 100,
                                 .embed_bytes = 320, .total_bytes = 5000, .row_scratch_bytes = 40,
@@ -53,7 +71,8 @@ static void plan_counts_by_hand(void **state)
     assert_int_equal(plan.kv_bytes, 32 * (16 + 8 + 24) * 4);
 }
 
-/* Hand-computed: a position of 64 + 32 elements in Q8_0 is 3 blocks of 34 bytes, in BF16 192 bytes. */
+/* Hand-computed: a position of 64 + 32 elements in Q8_0 is 3 blocks of 34 bytes, in BF16 192
+ * bytes. */
 static void plan_counts_stored_types(void **state)
 {
     sl_layer_shape layer = { .k_elems = 64, .v_elems = 32, .kv_unit = 32 };

@@ -1,11 +1,12 @@
-/* tests/t_preset.c - the presets' parameter counts against the ones that the makers publish (model cards,
- * technical reports), and what every row must have. */
+/* tests/t_preset.c - the presets' parameter counts against the ones that the makers publish (model
+ * cards, technical reports), and what every row must have. */
 #include "perfmodel/sl_preset.h"
 #include "tests/t.h"
 
 #include <math.h>
 
-static const struct { const char *name; double params, active; } published[] = {   /* 1e9; 0: not given */
+/* 1e9; 0: not given */
+static const struct { const char *name; double params, active; } published[] = {
     { "qwen3-7b-a1b", 6.95, 0 },           { "qwen3-30b-a3b", 30.5, 3.3 },
     { "qwen3-coder-30b-a3b", 30.5, 3.3 },  { "qwen3-235b-a22b", 235, 22 },
     { "qwen3-coder-480b-a35b", 480, 35 },  { "qwen1.5-moe-a2.7b", 14.3, 2.7 },
@@ -24,12 +25,15 @@ static void check_row(const sl_preset *p)
 {
     bool mla = p->kv_lora > 0;
     T_CHECK(p->name && p->title && p->arch, "%s", p->name);
-    T_CHECK(p->n_layer && p->d_model && p->n_vocab && p->n_ctx && p->n_head && p->n_rot, "%s", p->name);
-    T_CHECK(mla ? p->nope && p->v_head : p->n_head_kv && p->head_dim && p->n_head % p->n_head_kv == 0, "%s",
+    T_CHECK(p->n_layer && p->d_model && p->n_vocab && p->n_ctx && p->n_head && p->n_rot, "%s",
             p->name);
+    T_CHECK(mla ? p->nope && p->v_head
+                : p->n_head_kv && p->head_dim && p->n_head % p->n_head_kv == 0,
+            "%s", p->name);
     T_CHECK(p->n_expert && p->n_used && p->n_used < p->n_expert && p->d_expert, "%s", p->name);
     T_CHECK(p->n_dense < p->n_layer && !p->n_dense == !p->d_dense, "%s", p->name);
-    T_CHECK(p->d_shared == p->n_shared * p->d_expert || !p->n_shared || !p->d_shared, "%s", p->name);
+    T_CHECK(p->d_shared == p->n_shared * p->d_expert || !p->n_shared || !p->d_shared, "%s",
+            p->name);
     T_CHECK(p->eps > 0 && p->rope_base >= 10000, "%s", p->name);
     T_CHECK(sl_preset_active_params(p) < sl_preset_params(p), "%s", p->name);
 }
@@ -40,21 +44,25 @@ int main(void)
     t_begin();
     for (; sl_preset_at(n); n++) {
         check_row(sl_preset_at(n));
-        T_CHECK(sl_preset_find(sl_preset_at(n)->name) == sl_preset_at(n), "%s", sl_preset_at(n)->name);
+        T_CHECK(sl_preset_find(sl_preset_at(n)->name) == sl_preset_at(n), "%s",
+                sl_preset_at(n)->name);
     }
     T_CHECK(n == SL_LEN(published), "%u rows, %zu published counts", n, SL_LEN(published));
     for (size_t i = 0; i < SL_LEN(published); i++) {
         const sl_preset *p = sl_preset_find(published[i].name);
         T_NEED(p, "no preset %s", published[i].name);
-        double params = (double)sl_preset_params(p) * 1e-9, active = (double)sl_preset_active_params(p) * 1e-9;
-        T_CHECK(fabs(params / published[i].params - 1) < 0.005, "%s: %.3f, published %g", p->name, params,
-                published[i].params);
+        double params = (double)sl_preset_params(p) * 1e-9,
+               active = (double)sl_preset_active_params(p) * 1e-9;
+        T_CHECK(fabs(params / published[i].params - 1) < 0.005, "%s: %.3f, published %g", p->name,
+                params, published[i].params);
         /* Makers round, and some count the embedding table. */
         double with_table = active + (double)p->d_model * p->n_vocab * 1e-9;
-        T_CHECK(!published[i].active || (published[i].active > active * 0.9
-                && published[i].active < with_table * 1.1), "%s: %.3f active, published %g", p->name, active,
-                published[i].active);
+        T_CHECK(!published[i].active
+                    || (published[i].active > active * 0.9
+                        && published[i].active < with_table * 1.1),
+                "%s: %.3f active, published %g", p->name, active, published[i].active);
     }
-    T_CHECK(sl_preset_find("Qwen3-30B-A3B") && !sl_preset_find("qwen3") && !sl_preset_find(""), "names");
+    T_CHECK(sl_preset_find("Qwen3-30B-A3B") && !sl_preset_find("qwen3") && !sl_preset_find(""),
+            "names");
     return t_end();
 }

@@ -1,8 +1,9 @@
-/* tests/t_quality.c - what 8-bit activations cost: the same quantised weights multiplied by floats give
- * nearly the same probabilities. The bundled model on held-out text: mean KL divergence at most 1e-3 nats,
- * perplexity within 0.5 %. Tiny models of random weights have no such margin: their routers choose between
- * experts at random, so that rounding changes some choices, and each changes everything behind it. There the
- * bounds (1e-2, 2 %) only find errors; measured on 2026-11-22: 2.4e-3 and 4.2e-3. */
+/* tests/t_quality.c - what 8-bit activations cost: the same quantised weights multiplied by floats
+ * give nearly the same probabilities. The bundled model on held-out text: mean KL divergence at
+ * most 1e-3 nats, perplexity within 0.5 %. Tiny models of random weights have no such margin: their
+ * routers choose between experts at random, so that rounding changes some choices, and each changes
+ * everything behind it. There the bounds (1e-2, 2 %) only find errors; measured on 2026-11-22:
+ * 2.4e-3 and 4.2e-3. */
 #include "runtime/sl_synth.h"
 #include "runtime/sluice.h"
 #include "tests/t.h"
@@ -13,7 +14,8 @@
 
 static sl_ctx *ctx;
 
-/* Logits after each token, windows of WINDOW tokens, each with an empty context: [n][n_vocab], malloc'ed. */
+/* Logits after each token, windows of WINDOW tokens, each with an empty context: [n][n_vocab],
+ * malloc'ed. */
 static float *logits_of(const char *path, bool float_acts, const int32_t *ids, uint32_t n)
 {
     sl_plan_params p = sl_plan_defaults();
@@ -29,7 +31,9 @@ static float *logits_of(const char *path, bool float_acts, const int32_t *ids, u
     float *ret = malloc(n * n_vocab * sizeof *ret);
     T_NEED(ret, "%u rows of logits", n);
     for (uint32_t at = 0; at < n; at += WINDOW) {
-        sl_request r = { .tokens = ids + at, .n_tokens = SL_MIN(n - at, WINDOW), .want_logits = true };
+        sl_request r = { .tokens = ids + at,
+                         .n_tokens = SL_MIN(n - at, WINDOW),
+                         .want_logits = true };
         sl_seq id = 0;
         T_NEED(sl_engine_submit(e, &r, &id) == SL_OK, "%s", sl_error(ctx));
         while (sl_engine_busy(e)) {
@@ -55,8 +59,8 @@ static double log_sum(const float *x, uint32_t n)
     return max + log(sum);
 }
 
-static void check_model(const char *name, const char *path, const int32_t *ids, uint32_t n, uint32_t n_vocab,
-                        double max_kl, double max_ppl)
+static void check_model(const char *name, const char *path, const int32_t *ids, uint32_t n,
+                        uint32_t n_vocab, double max_kl, double max_ppl)
 {
     float *exact = logits_of(path, true, ids, n), *fast = logits_of(path, false, ids, n);
     double kl = 0, nll[2] = { 0, 0 };
@@ -65,16 +69,19 @@ static void check_model(const char *name, const char *path, const int32_t *ids, 
         const float *a = exact + (size_t)i * n_vocab, *b = fast + (size_t)i * n_vocab;
         double la = log_sum(a, n_vocab), lb = log_sum(b, n_vocab);
         for (uint32_t v = 0; v < n_vocab; v++) kl += exp(a[v] - la) * ((a[v] - la) - (b[v] - lb));
-        if ((i + 1) % WINDOW == 0 || i + 1 == n) continue;      /* the last of a window predicts nothing */
+        /* the last of a window predicts nothing */
+        if ((i + 1) % WINDOW == 0 || i + 1 == n) continue;
         nll[0] += la - a[ids[i + 1]];
         nll[1] += lb - b[ids[i + 1]];
         scored++;
     }
     double ppl[2] = { exp(nll[0] / scored), exp(nll[1] / scored) };
     kl /= n;
-    printf("%s: %u tokens, mean KL divergence %.2e, perplexity %.4f with floats, %.4f with 8 bits (%+.3f %%)\n",
-           name, n, kl, ppl[0], ppl[1], 100 * (ppl[1] / ppl[0] - 1));
-    T_CHECK(memcmp(exact, fast, (size_t)n * n_vocab * sizeof *fast), "%s: nothing was quantised", name);
+    printf(
+        "%s: %u tokens, mean KL divergence %.2e, perplexity %.4f with floats, %.4f with 8 bits (%+.3f %%)\n",
+        name, n, kl, ppl[0], ppl[1], 100 * (ppl[1] / ppl[0] - 1));
+    T_CHECK(memcmp(exact, fast, (size_t)n * n_vocab * sizeof *fast), "%s: nothing was quantised",
+            name);
     T_CHECK(kl >= 0 && kl <= max_kl, "%s: mean KL divergence %g", name, kl);
     T_CHECK(fabs(ppl[1] / ppl[0] - 1) <= max_ppl, "%s: perplexity %g and %g", name, ppl[0], ppl[1]);
     free(exact);
@@ -96,8 +103,9 @@ static void check_bundled(void)
     snprintf(path, sizeof path, "%s/models/sluice-bard-q8_0.gguf", root ? root : ".");
     T_NEED(sl_model_open(ctx, path, &m) == SL_OK, "%s", sl_error(ctx));
     uint32_t n_vocab = sl_model_shape(m)->n_vocab;
-    T_NEED(sl_vocab_encode(ctx, sl_model_vocab(m), text, sizeof text, false, false, &ids, &n) == SL_OK, "%s",
-           sl_error(ctx));
+    T_NEED(sl_vocab_encode(ctx, sl_model_vocab(m), text, sizeof text, false, false, &ids, &n)
+               == SL_OK,
+           "%s", sl_error(ctx));
     sl_model_close(&m);
     check_model("sluice-bard", path, ids, n, n_vocab, 1e-3, 0.005);
     free(ids);

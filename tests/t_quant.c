@@ -1,5 +1,5 @@
-/* tests/t_quant.c - products of quantised weights: the groups taken apart against the dequantisers, the
- * reference against the same numbers in double, every set this CPU runs bit for bit against the
+/* tests/t_quant.c - products of quantised weights: the groups taken apart against the dequantisers,
+ * the reference against the same numbers in double, every set this CPU runs bit for bit against the
  * reference (a NaN equals a NaN), all operands ending on unmapped pages. */
 #include "kernels/cpu/quant.h"
 #include "tests/t.h"
@@ -24,11 +24,13 @@ enum fill { FILL_RANDOM, FILL_ONES, FILL_ZEROS, FILL_WILD, N_FILLS };
 
 static void fill_weights(sl_type type, enum fill fill, uint8_t *w, size_t bytes)
 {
-    static const struct { sl_type type; int at[2]; } halves[] = {
-        { SL_Q4_0, { 0, 0 } }, { SL_Q4_1, { 0, 2 } }, { SL_Q5_0, { 0, 0 } }, { SL_Q5_1, { 0, 2 } },
-        { SL_Q8_0, { 0, 0 } }, { SL_IQ4_NL, { 0, 0 } }, { SL_Q2_K, { 80, 82 } }, { SL_Q3_K, { 108, 108 } },
-        { SL_Q4_K, { 0, 2 } }, { SL_Q5_K, { 0, 2 } }, { SL_Q6_K, { 208, 208 } }, { SL_IQ4_XS, { 0, 0 } },
-        { SL_IQ2_XXS, { 0, 0 } }, { SL_IQ2_XS, { 0, 0 } }, { SL_IQ2_S, { 0, 0 } },
+    static const struct { sl_type type; int at[2];
+    } halves[] = {
+        { SL_Q4_0, { 0, 0 } },    { SL_Q4_1, { 0, 2 } },     { SL_Q5_0, { 0, 0 } },
+        { SL_Q5_1, { 0, 2 } },    { SL_Q8_0, { 0, 0 } },     { SL_IQ4_NL, { 0, 0 } },
+        { SL_Q2_K, { 80, 82 } },  { SL_Q3_K, { 108, 108 } }, { SL_Q4_K, { 0, 2 } },
+        { SL_Q5_K, { 0, 2 } },    { SL_Q6_K, { 208, 208 } }, { SL_IQ4_XS, { 0, 0 } },
+        { SL_IQ2_XXS, { 0, 0 } }, { SL_IQ2_XS, { 0, 0 } },   { SL_IQ2_S, { 0, 0 } },
         { SL_IQ3_XXS, { 0, 0 } }, { SL_IQ3_S, { 0, 0 } },
     };
     for (size_t i = 0; i < bytes; i++)
@@ -59,23 +61,27 @@ static void fill_x(float *x, size_t n, uint32_t which)
     }
 }
 
-/* Each element of the groups against the dequantised one: the two round differently, 3 roundings each. */
+/* Each element of the groups against the dequantised one: the two round differently, 3 roundings
+ * each. */
 static void check_decode(sl_type type)
 {
     const sl_qtype *t = &sl_qtypes[type];
     uint8_t *w = t_guarded(t->block_bytes);
     float y[256];
     sl_qgroup g;
-    T_NEED(t->block_bytes == sl_type_get(type)->block_bytes && t->group == sl_type_get(type)->block_elems,
+    T_NEED(t->block_bytes == sl_type_get(type)->block_bytes
+               && t->group == sl_type_get(type)->block_elems,
            "%s: block", sl_type_get(type)->name);
     for (int trial = 0; trial < 100; trial++) {
         fill_weights(type, trial < 2 ? FILL_ONES + trial : FILL_RANDOM, w, t->block_bytes);
         t->decode(w, &g);
         sets[0].dequant[type](w, y, t->group);
         for (uint32_t i = 0; i < t->group; i++) {
-            double a = (double)g.d * g.sc[i / 16] * (g.q[i] - t->zero), b = (double)g.dmin * g.mn[i / 16];
+            double a = (double)g.d * g.sc[i / 16] * (g.q[i] - t->zero),
+                   b = (double)g.dmin * g.mn[i / 16];
             T_CHECK(fabs(a - b - y[i]) <= 3 * FLT_EPSILON * (fabs(a) + fabs(b)),
-                    "decode %s element %u: got %g want %g", sl_type_get(type)->name, i, a - b, y[i]);
+                    "decode %s element %u: got %g want %g", sl_type_get(type)->name, i, a - b,
+                    y[i]);
         }
     }
     t_guarded_free(w, t->block_bytes);
@@ -103,22 +109,23 @@ static void check_quantise(uint32_t group, size_t n, uint32_t which)
     for (uint32_t s = 1; s < n_sets; s++) {
         memset(got, 0, bytes);
         sets[s].quantise(group, x, n, got);
-        T_CHECK(!memcmp(got, want, sl_qx_scales(n)), "quantise %s group=%u n=%zu which=%u: a", sets[s].isa,
-                group, n, which);
+        T_CHECK(!memcmp(got, want, sl_qx_scales(n)), "quantise %s group=%u n=%zu which=%u: a",
+                sets[s].isa, group, n, which);
         T_CHECK(same((float *)(void *)(got + sl_qx_scales(n)), scale, n / group),
                 "quantise %s group=%u n=%zu which=%u: dA", sets[s].isa, group, n, which);
-        T_CHECK(!memcmp(got + sl_qx_sums(group, n), sum, n / 8), "quantise %s group=%u n=%zu which=%u: s",
-                sets[s].isa, group, n, which);
+        T_CHECK(!memcmp(got + sl_qx_sums(group, n), sum, n / 8),
+                "quantise %s group=%u n=%zu which=%u: s", sets[s].isa, group, n, which);
     }
     t_guarded_free(x, n * 4);
     t_guarded_free(want, bytes);
     t_guarded_free(got, bytes);
 }
 
-/* The reference against double. u has at most 4 roundings (two integers to float, two operations) and
- * acc one per group, each of a value that is at most the sum of the magnitudes of what went into it. */
-static void check_reference(sl_type type, size_t n, const uint8_t *w, size_t row_bytes, const void *x,
-                            float got)
+/* The reference against double. u has at most 4 roundings (two integers to float, two operations)
+ * and acc one per group, each of a value that is at most the sum of the magnitudes of what went
+ * into it. */
+static void check_reference(sl_type type, size_t n, const uint8_t *w, size_t row_bytes,
+                            const void *x, float got)
 {
     const sl_qtype *t = &sl_qtypes[type];
     const int8_t *a = x;
@@ -128,14 +135,15 @@ static void check_reference(sl_type type, size_t n, const uint8_t *w, size_t row
     for (size_t i = 0; i < n; i++) {
         if (i % t->group == 0) t->decode(w + i / t->group * t->block_bytes, &g);
         size_t e = i % t->group;
-        double p = (double)g.d * g.sc[e / 16] * (g.q[e] - t->zero), m = (double)g.dmin * g.mn[e / 16];
+        double p = (double)g.d * g.sc[e / 16] * (g.q[e] - t->zero),
+               m = (double)g.dmin * g.mn[e / 16];
         want += (p - m) * a[i] * scale[i / t->group];
         mag += (fabs(p) + fabs(m)) * abs(a[i]) * scale[i / t->group];
     }
     double bound = roundings * FLT_EPSILON / 2 * 1.01 * mag + 1e-40 * (double)n;
     T_CHECK(isnan(want) ? isnan(got) : fabs(got - want) <= bound,
-            "%s n=%zu (row of %zu): got %g want %g, bound %g", sl_type_get(type)->name, n, row_bytes, got, want,
-            bound);
+            "%s n=%zu (row of %zu): got %g want %g, bound %g", sl_type_get(type)->name, n,
+            row_bytes, got, want, bound);
 }
 
 /* n_rows rows times n_x activation rows, all sets, both ways. */
@@ -147,7 +155,8 @@ static void check_product(sl_type type, size_t n, uint32_t n_rows, uint32_t n_x,
     size_t row_bytes = n / t->group * t->block_bytes, bytes = row_bytes * n_rows, ld = n_rows + 3;
     size_t x_bytes = sl_qx_bytes(t->group, n);
     uint8_t *w = t_guarded(bytes);
-    float *f = t_guarded(n * 4), *want = malloc((size_t)n_rows * n_x * 4), *got = t_guarded(n_rows * 4);
+    float *f = t_guarded(n * 4), *want = malloc((size_t)n_rows * n_x * 4),
+          *got = t_guarded(n_rows * 4);
     void *x[MAX_ROWS];
     fill_weights(type, fill, w, bytes);
     for (uint32_t j = 0; j < n_x; j++) {
@@ -167,7 +176,8 @@ static void check_product(sl_type type, size_t n, uint32_t n_rows, uint32_t n_x,
             if (!s && fill != FILL_WILD)
                 check_reference(type, n, w, row_bytes, x[j], got[0]);
         }
-        size_t tile_bytes = (q->tile_bytes(n) + 63) / 64 * 64, out = ((size_t)(n_x - 1) * ld + n_rows) * 4;
+        size_t tile_bytes = (q->tile_bytes(n) + 63) / 64 * 64,
+               out = ((size_t)(n_x - 1) * ld + n_rows) * 4;
         void *tile = t_guarded(tile_bytes);
         float *y = t_guarded(out);
         for (size_t i = 0; i < out / 4; i++) y[i] = 123;
@@ -178,10 +188,11 @@ static void check_product(sl_type type, size_t n, uint32_t n_rows, uint32_t n_x,
         }
         for (uint32_t j = 0; j < n_x; j++) {
             T_CHECK(same(y + j * ld, want + (size_t)j * n_rows, n_rows),
-                    "tile %s %s n=%zu rows=%u x %u of %u fill=%d which=%u", name, sets[s].isa, n, n_rows, j, n_x,
-                    (int)fill, which);
+                    "tile %s %s n=%zu rows=%u x %u of %u fill=%d which=%u", name, sets[s].isa, n,
+                    n_rows, j, n_x, (int)fill, which);
             for (size_t i = n_rows; i < ld && j + 1 < n_x; i++)
-                T_CHECK(y[j * ld + i] == 123, "tile %s %s wrote behind its rows", name, sets[s].isa);
+                T_CHECK(y[j * ld + i] == 123, "tile %s %s wrote behind its rows", name,
+                        sets[s].isa);
         }
         t_guarded_free(tile, tile_bytes);
         t_guarded_free(y, out);
@@ -204,7 +215,8 @@ static void check_type(sl_type type)
     for (uint32_t i = 0; i < SL_LEN(n_x); i++)
         check_product(type, 512, 16 + i, n_x[i], FILL_RANDOM, 99);
     for (uint32_t fill = 0; fill < N_FILLS; fill++)
-        for (uint32_t which = 0; which < 8; which++) check_product(type, 768, 3, 1, (enum fill)fill, which);
+        for (uint32_t which = 0; which < 8; which++)
+            check_product(type, 768, 3, 1, (enum fill)fill, which);
     check_product(type, 4096, 2, 3, FILL_RANDOM, 0);
     for (size_t n = group; group == 32 && n < 700; n += 32 + 64 * (n / 256))
         check_product(type, n, 18, 5, FILL_RANDOM, 0);
@@ -216,7 +228,8 @@ static void check_isa_names(void)
     unsigned mask = 7;
     T_CHECK(sl_cpu_from_isa("c", 0, &mask) == SL_OK && mask == 0, "isa c");
     mask = 7;
-    T_CHECK(sl_cpu_from_isa("avx2", 0, &mask) == SL_E_UNSUPPORTED && mask == 7, "avx2 on a CPU without");
+    T_CHECK(sl_cpu_from_isa("avx2", 0, &mask) == SL_E_UNSUPPORTED && mask == 7,
+            "avx2 on a CPU without");
     T_CHECK(sl_cpu_from_isa("sse9", ~0u, &mask) == SL_E_ARG && mask == 7, "no such isa");
     T_CHECK(sl_cpu_from_isa("avx2", ~0u, &mask) == SL_OK && mask == SL_CPU_AVX2, "isa avx2");
 }
@@ -234,7 +247,8 @@ int main(void)
             continue;
         }
         sl_kernels_init(&sets[n_sets], mask);
-        T_CHECK(!strcmp(sets[n_sets].isa, isas[v]), "set %s is called %s", isas[v], sets[n_sets].isa);
+        T_CHECK(!strcmp(sets[n_sets].isa, isas[v]), "set %s is called %s", isas[v],
+                sets[n_sets].isa);
         n_sets++;
     }
     for (uint32_t which = 0; which < 8; which++)

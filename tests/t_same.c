@@ -1,5 +1,6 @@
-/* tests/t_same.c - with quantised weights, logits have the same bits whatever the threads, the sequences in
- * a pass, the rows of a chunk and the instructions. Models: random weights in tiny shapes of the table. */
+/* tests/t_same.c - with quantised weights, logits have the same bits whatever the threads, the
+ * sequences in a pass, the rows of a chunk and the instructions. Models: random weights in tiny
+ * shapes of the table. */
 #include "kernels/sl_kernels.h"
 #include "runtime/sl_synth.h"
 #include "runtime/sluice.h"
@@ -71,9 +72,12 @@ static void end(run *r)
     sl_ctx_destroy(&r->ctx);
 }
 
-static sl_seq submit(run *r, sl_seq seq, const int32_t *ids, uint32_t n, uint32_t chunk, bool logits)
+static sl_seq submit(run *r, sl_seq seq, const int32_t *ids, uint32_t n, uint32_t chunk,
+                     bool logits)
 {
-    sl_request q = { .seq = seq, .tokens = ids, .n_tokens = n, .want_logits = logits, .max_chunk = chunk };
+    sl_request q = {
+        .seq = seq, .tokens = ids, .n_tokens = n, .want_logits = logits, .max_chunk = chunk
+    };
     sl_seq ret = 0;
     T_NEED(sl_engine_submit(r->e, &q, &ret) == SL_OK, "%s", sl_error(r->ctx));
     return ret;
@@ -88,19 +92,20 @@ static void drain(run *r, sl_seq first, const uint32_t *at, uint32_t from, float
         T_NEED(sl_engine_step(r->e, &ev, &n) == SL_OK, "%s", sl_error(r->ctx));
         for (uint32_t i = 0; i < n; i++)
             if (ev[i].kind == SL_EV_LOGITS)
-                memcpy(ret + (at[ev[i].seq - first] + ev[i].pos - from) * (size_t)N_VOCAB, ev[i].logits,
-                       N_VOCAB * sizeof *ret);
+                memcpy(ret + (at[ev[i].seq - first] + ev[i].pos - from) * (size_t)N_VOCAB,
+                       ev[i].logits, N_VOCAB * sizeof *ret);
     }
 }
 
-static void compare(const char *model, const char *what, const how *h, const float *want, const float *got,
-                    uint32_t rows)
+static void compare(const char *model, const char *what, const how *h, const float *want,
+                    const float *got, uint32_t rows)
 {
     uint32_t bad = 0;
     for (uint32_t i = 0; i < rows; i++)
-        bad += memcmp(want + (size_t)i * N_VOCAB, got + (size_t)i * N_VOCAB, N_VOCAB * sizeof *want) != 0;
-    T_CHECK(!bad, "%s, %s: %u threads, chunks of %u, instructions %#x: %u of %u rows differ", model, what,
-            h->threads, h->chunk, h->cpu, bad, rows);
+        bad += memcmp(want + (size_t)i * N_VOCAB, got + (size_t)i * N_VOCAB, N_VOCAB * sizeof *want)
+               != 0;
+    T_CHECK(!bad, "%s, %s: %u threads, chunks of %u, instructions %#x: %u of %u rows differ", model,
+            what, h->threads, h->chunk, h->cpu, bad, rows);
 }
 
 /* A prompt in chunks, then positions with logits, in the same chunks. */
@@ -145,7 +150,8 @@ static void check_instructions(const char *model, const int32_t *ids, float *wan
     }
 }
 
-/* n_seq sequences of different lengths, one row of each a pass, as in decoding; the first n_seq of MANY. */
+/* n_seq sequences of different lengths, one row of each a pass, as in decoding; the first n_seq of
+ * MANY. */
 static void crowd(const how *h, const int32_t *ids, uint32_t n_seq, const uint32_t *at, float *ret)
 {
     run r = start(h, SHORT + MANY, n_seq);
@@ -196,10 +202,13 @@ int main(void)
     T_NEED(want && got && mkdtemp(dir), "a folder %s", dir);
     snprintf(path, sizeof path, "%s/m.gguf", dir);
     for (uint32_t i = 0; i < LONG + TAIL; i++) ids[i] = (int32_t)t_below(N_VOCAB);
-    uint32_t n_models = getenv("SLUICE_SANITIZED") ? 1 : SL_LEN(models);     /* all of them take a minute there */
+    /* all of them take a minute there */
+    uint32_t n_models = getenv("SLUICE_SANITIZED") ? 1 : SL_LEN(models);
     for (uint32_t i = 0; i < n_models; i++) {
         sl_preset p;
-        sl_synth_params sp = { .preset = tiny(models[i].like, &p), .quant = models[i].quant, .seed = 3 };
+        sl_synth_params sp = { .preset = tiny(models[i].like, &p),
+                               .quant = models[i].quant,
+                               .seed = 3 };
         sl_synth_report report;
         T_NEED(sl_synth_write(ctx, &sp, path, &report) == SL_OK, "%s", sl_error(ctx));
         check_prompts(p.name, ids, want, got);

@@ -48,8 +48,8 @@ static void check(const cli_strings *stops, const char *text, unsigned cuts)
     size_t want = reference(stops, text, &want_hit);
     run(stops, text, cuts, out, &hit);
     T_CHECK(hit == want_hit && strlen(out) == want && !memcmp(out, text, want),
-            "\"%s\" cuts %x stops \"%s\"...: got \"%s\" %d, want %zu bytes, %d", text, cuts, stops->s[0],
-            out, hit, want, want_hit);
+            "\"%s\" cuts %x stops \"%s\"...: got \"%s\" %d, want %zu bytes, %d", text, cuts,
+            stops->s[0], out, hit, want, want_hit);
 }
 
 int main(void)

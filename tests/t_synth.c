@@ -1,6 +1,6 @@
-/* tests/t_synth.c - synthetic models: every type and every architecture opens and runs, weights have the
- * deviation they should have, the same seed gives the same bytes, skew skews, and what cannot be written
- * leaves nothing behind. Shapes are tiny copies of the table's rows. */
+/* tests/t_synth.c - synthetic models: every type and every architecture opens and runs, weights
+ * have the deviation they should have, the same seed gives the same bytes, skew skews, and what
+ * cannot be written leaves nothing behind. Shapes are tiny copies of the table's rows. */
 #include "kernels/sl_kernels.h"
 #include "runtime/sl_synth.h"
 #include "runtime/sluice.h"
@@ -38,14 +38,17 @@ static sl_preset tiny(const char *like)
     return p;
 }
 
-static sl_synth_report write_model(sl_ctx *ctx, const sl_preset *p, const char *quant, double skew, uint64_t seed,
-                                   uint32_t n_threads)
+static sl_synth_report write_model(sl_ctx *ctx, const sl_preset *p, const char *quant, double skew,
+                                   uint64_t seed, uint32_t n_threads)
 {
-    sl_synth_params sp = { .preset = p, .quant = quant, .skew = skew, .seed = seed, .n_threads = n_threads };
+    sl_synth_params sp = {
+        .preset = p, .quant = quant, .skew = skew, .seed = seed, .n_threads = n_threads
+    };
     sl_synth_report want, got;
     T_NEED(sl_synth_measure(ctx, &sp, &want) == SL_OK, "%s", sl_error(ctx));
     T_NEED(sl_synth_write(ctx, &sp, path, &got) == SL_OK, "%s", sl_error(ctx));
-    T_CHECK(!memcmp(&want, &got, sizeof got), "%s %s: measured otherwise than written", p->name, quant);
+    T_CHECK(!memcmp(&want, &got, sizeof got), "%s %s: measured otherwise than written", p->name,
+            quant);
     return got;
 }
 
@@ -70,7 +73,8 @@ static void run_model(sl_ctx *ctx, const char *what, uint32_t n_tokens, counts *
     pp.n_threads = 1;
     pp.n_ctx = 512;
     T_NEED(sl_model_open(ctx, path, &m) == SL_OK, "%s: %s", what, sl_error(ctx));
-    T_NEED(sl_plan_make(ctx, sl_model_shape(m), &pp, &plan) == SL_OK, "%s: %s", what, sl_error(ctx));
+    T_NEED(sl_plan_make(ctx, sl_model_shape(m), &pp, &plan) == SL_OK, "%s: %s", what,
+           sl_error(ctx));
     T_NEED(sl_engine_open(ctx, m, &plan, &e) == SL_OK, "%s: %s", what, sl_error(ctx));
     if (ret) sl_engine_set_trace(e, count_experts, ret);
     int32_t *tokens = malloc(n_tokens * sizeof *tokens);
@@ -89,7 +93,8 @@ static void run_model(sl_ctx *ctx, const char *what, uint32_t n_tokens, counts *
             for (uint32_t v = 0; v < n_vocab; v++) sum += ev[i].logits[v];
             for (uint32_t v = 0; v < n_vocab; v++) sq += pow(ev[i].logits[v] - sum / n_vocab, 2);
             double dev = sqrt(sq / n_vocab);
-            T_CHECK(dev > 0.05 && dev < 6, "%s: logits' deviation is %g at %u", what, dev, ev[i].pos);
+            T_CHECK(dev > 0.05 && dev < 6, "%s: logits' deviation is %g at %u", what, dev,
+                    ev[i].pos);
             rows++;
         }
     }
@@ -101,8 +106,8 @@ static void run_model(sl_ctx *ctx, const char *what, uint32_t n_tokens, counts *
 
 /* ---- what is in the file ---- */
 
-static void check_deviation(sl_ctx *ctx, const sl_gguf *g, const char *name, double want, sl_type type,
-                            const char *what)
+static void check_deviation(sl_ctx *ctx, const sl_gguf *g, const char *name, double want,
+                            sl_type type, const char *what)
 {
     const sl_tensor *t = sl_gguf_find(g, name);
     T_NEED(t, "%s: no tensor %s", what, name);
@@ -113,11 +118,13 @@ static void check_deviation(sl_ctx *ctx, const sl_gguf *g, const char *name, dou
     void *raw = malloc(t->bytes);
     float *y = malloc(n * sizeof *y);
     double sum = 0, sq = 0;
-    T_NEED(pread(sl_gguf_fd(g, 0), raw, t->bytes, (off_t)t->offset) == (ssize_t)t->bytes, "read %s", name);
+    T_NEED(pread(sl_gguf_fd(g, 0), raw, t->bytes, (off_t)t->offset) == (ssize_t)t->bytes, "read %s",
+           name);
     k.dequant[t->type](raw, y, n);
     for (uint64_t i = 0; i < n; i++) sum += y[i], sq += (double)y[i] * y[i];
     double dev = sqrt(sq / (double)n), mean = sum / (double)n;
-    T_CHECK(fabs(dev / want - 1) < 0.06, "%s: %s deviates by %g, expected %g", what, name, dev, want);
+    T_CHECK(fabs(dev / want - 1) < 0.06, "%s: %s deviates by %g, expected %g", what, name, dev,
+            want);
     T_CHECK(fabs(mean) < want * (0.01 + 4 / sqrt((double)n)),
             "%s: mean of %s is %g, deviation %g", what, name, mean, want);
     free(raw);
@@ -146,7 +153,8 @@ static void check_types(sl_ctx *ctx)
         sl_synth_report r = write_model(ctx, &p, name, 0, 1, 1);
         sl_gguf *g = NULL;
         T_NEED(sl_gguf_open(ctx, path, &g) == SL_OK, "%s: %s", name, sl_error(ctx));
-        T_CHECK(sl_gguf_n_tensors(g) == r.n_tensors && sl_gguf_file_bytes(g, 0) == r.file_bytes, "%s", name);
+        T_CHECK(sl_gguf_n_tensors(g) == r.n_tensors && sl_gguf_file_bytes(g, 0) == r.file_bytes,
+                "%s", name);
         check_deviation(ctx, g, "blk.0.ffn_up_exps.weight", 1 / 16.0, type, name);
         check_deviation(ctx, g, "blk.0.ffn_gate_inp.weight", 1.5 / 16.0, SL_F32, name);
         sl_gguf_close(&g);
@@ -156,9 +164,10 @@ static void check_types(sl_ctx *ctx)
 
 static void check_architectures(sl_ctx *ctx)
 {
-    static const char *const likes[] = { "qwen3-30b-a3b", "qwen1.5-moe-a2.7b", "olmoe-1b-7b", "mixtral-8x7b",
-                                         "gpt-oss-20b", "glm-4.5-air", "glm-4.5", "deepseek-v2-lite",
-                                         "deepseek-v2", "deepseek-v3", "kimi-k2", "granite-3-1b-a400m",
+    static const char *const likes[] = { "qwen3-30b-a3b", "qwen1.5-moe-a2.7b", "olmoe-1b-7b",
+                                         "mixtral-8x7b",  "gpt-oss-20b",       "glm-4.5-air",
+                                         "glm-4.5",       "deepseek-v2-lite",  "deepseek-v2",
+                                         "deepseek-v3",   "kimi-k2",           "granite-3-1b-a400m",
                                          "phi-3.5-moe" };
     for (size_t i = 0; i < SL_LEN(likes); i++) {
         sl_preset p = tiny(likes[i]);
@@ -229,11 +238,12 @@ static void check_skew(sl_ctx *ctx)
             none[s] += c.n[e] < 25;
         }
     }
-    /* Even: 60 each. Zipf: c / rank of 480, at most 0.45, c = 2.2: 216 for the first, 17 for the last. */
+    /* Even: 60 each. Zipf: c / rank of 480, at most 0.45, c = 2.2: 216 for the first, 17 for the
+     * last. */
     T_CHECK(top[0] > 50 && top[0] < 110 && none[0] == 0, "even: top %u, rare %u", (unsigned)top[0],
             (unsigned)none[0]);
-    T_CHECK(top[1] > 160 && top[1] < 300 && none[1] >= 8, "skewed: top %u, rare %u", (unsigned)top[1],
-            (unsigned)none[1]);
+    T_CHECK(top[1] > 160 && top[1] < 300 && none[1] >= 8, "skewed: top %u, rare %u",
+            (unsigned)top[1], (unsigned)none[1]);
 }
 
 /* ---- refusals ---- */
@@ -248,7 +258,8 @@ static void check_refused(sl_ctx *ctx, sl_synth_params sp, sl_status want, const
 {
     sl_synth_report r = { .file_bytes = 77 };
     sl_status st = sl_synth_write(ctx, &sp, path, &r);
-    T_CHECK(st == want && strstr(sl_error(ctx), word), "%d: %s, expected \"%s\"", st, sl_error(ctx), word);
+    T_CHECK(st == want && strstr(sl_error(ctx), word), "%d: %s, expected \"%s\"", st, sl_error(ctx),
+            word);
     T_CHECK(r.file_bytes == 77, "%s: a report was written", word);
     char part[80];
     snprintf(part, sizeof part, "%s.part", path);
@@ -264,10 +275,15 @@ static void check_refusals(sl_ctx *ctx)
     remove(path);
     check_refused(ctx, (sl_synth_params){ .preset = &p, .quant = "Q9_X" }, SL_E_ARG, "Q4_K_M");
     check_refused(ctx, (sl_synth_params){ .preset = &p, .quant = "Q8_K" }, SL_E_ARG, "Q8_K");
-    check_refused(ctx, (sl_synth_params){ .preset = &p, .quant = "F32", .n_layer = 3 }, SL_E_ARG, "layers");
-    check_refused(ctx, (sl_synth_params){ .preset = &p, .quant = "F32", .skew = NAN }, SL_E_ARG, "skew");
-    check_refused(ctx, (sl_synth_params){ .preset = &strange, .quant = "F32" }, SL_E_UNSUPPORTED, "mamba");
-    check_refused(ctx, (sl_synth_params){ .preset = &p, .quant = "F32", .progress = say_no, .user = &total },
+    check_refused(ctx, (sl_synth_params){ .preset = &p, .quant = "F32", .n_layer = 3 }, SL_E_ARG,
+                  "layers");
+    check_refused(ctx, (sl_synth_params){ .preset = &p, .quant = "F32", .skew = NAN }, SL_E_ARG,
+                  "skew");
+    check_refused(ctx, (sl_synth_params){ .preset = &strange, .quant = "F32" }, SL_E_UNSUPPORTED,
+                  "mamba");
+    check_refused(ctx,
+                  (sl_synth_params){
+                      .preset = &p, .quant = "F32", .progress = say_no, .user = &total },
                   SL_E_IO, "interrupted");
     T_CHECK(total > 1000000, "progress never asked");
     sl_preset huge = *sl_preset_find("kimi-k2");
@@ -275,7 +291,8 @@ static void check_refusals(sl_ctx *ctx)
     check_refused(ctx, (sl_synth_params){ .preset = &huge, .quant = "F32" }, SL_E_IO, "free");
     sl_synth_report r;
     sl_synth_params sp = { .preset = &odd, .quant = "Q4_0" };
-    T_CHECK(sl_synth_write(ctx, &sp, path, &r) == SL_OK, "%s", sl_error(ctx));     /* falls back to F16 */
+    /* falls back to F16 */
+    T_CHECK(sl_synth_write(ctx, &sp, path, &r) == SL_OK, "%s", sl_error(ctx));
     sp.preset = &p;
     T_CHECK(sl_synth_write(ctx, &sp, "/nonexistent/x.gguf", &r) == SL_E_IO, "%s", sl_error(ctx));
 }

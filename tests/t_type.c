@@ -1,6 +1,7 @@
-/* tests/t_type.c - the table of tensor types against GGML_QUANT_SIZES of the gguf package 0.19.0, printed as
- * `for t in GGMLQuantizationType: t, t.name, *GGML_QUANT_SIZES[t]`. One number differs there: Q8_1, which no
- * file holds, has 40 bytes in the package and 36 in ggml itself, the format's definition. */
+/* tests/t_type.c - the table of tensor types against GGML_QUANT_SIZES of the gguf package 0.19.0,
+ * printed as `for t in GGMLQuantizationType: t, t.name, *GGML_QUANT_SIZES[t]`. One number differs
+ * there: Q8_1, which no file holds, has 40 bytes in the package and 36 in ggml itself, the format's
+ * definition. */
 #include "runtime/base/sl_type.h"
 
 #include <setjmp.h>

@@ -1,8 +1,8 @@
 /* tests/t_vocab.c - every NAME.gguf with NAME.inp and NAME.out beside it: the cases of .inp (parted
  * by the line __ggml_vocab_test__), tokenised as plain text without BOS, give the lines of .out,
  * and the ids give the text again, or its NFC. Folders: the arguments (our own vectors are in
- * tests/golden/vocab), else SLUICE_VOCAB_DIR (77 without it; another text may then come back, with a
- * note). A kind of tokenizer that is not supported is skipped, and said. */
+ * tests/golden/vocab), else SLUICE_VOCAB_DIR (77 without it; another text may then come back, with
+ * a note). A kind of tokenizer that is not supported is skipped, and said. */
 #include "runtime/sl_vocab.h"
 #include "tests/t.h"
 

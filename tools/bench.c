@@ -1,4 +1,5 @@
-/* tools/bench.c - tables of `sluice bench` as Markdown, CSV and JSON, and peaks by instruction set. */
+/* tools/bench.c - tables of `sluice bench` as Markdown, CSV and JSON, and peaks by instruction
+ * set. */
 #include "tools/bench.h"
 
 #include <inttypes.h>

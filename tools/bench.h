@@ -1,5 +1,6 @@
-/* tools/bench.h - what `sluice bench` and its --kernels part share: rows of a table in three formats, and
- * which of a machine's peaks belongs to which kernels. Threads: the main thread. Units: operations/s.
+/* tools/bench.h - what `sluice bench` and its --kernels part share: rows of a table in three
+ * formats, and which of a machine's peaks belongs to which kernels. Threads: the main thread.
+ * Units: operations/s.
  * Tested by tests/t_cli.py. */
 #ifndef BENCH_H
 #define BENCH_H
@@ -31,12 +32,13 @@ typedef struct bench_table {
 
 /* Prints a row, the header before the first one; json waits for the end. CLI_DONE or CLI_FAILED. */
 int bench_row(bench_table *t, const bench_cell *cells, size_t n);
-/* Prints what is left, a last line in md; to be called in every case. Returns code or CLI_FAILED. */
+/* Prints what is left, a last line in md; to be called in every case. Returns code or
+ * CLI_FAILED. */
 int bench_end(bench_table *t, int code);
 
-/* 8-bit multiply-adds/s at most with the instructions of mask (SL_CPU_*): peak_s(SL_PEAK_...) times the
- * factor. AVX-512 without VNNI does twice AVX2's in the same instructions; the C reference is measured
- * against AVX2, which compilers do not reach. */
+/* 8-bit multiply-adds/s at most with the instructions of mask (SL_CPU_*): peak_s(SL_PEAK_...) times
+ * the factor. AVX-512 without VNNI does twice AVX2's in the same instructions; the C reference is
+ * measured against AVX2, which compilers do not reach. */
 sl_peak bench_int_peak(unsigned mask, double *ret_factor);
 sl_peak bench_float_peak(unsigned mask);
 
@@ -63,15 +65,16 @@ typedef struct bench_kernel {
 int bench_kernel_row(bench_table *t, const bench_kernel *k, bench_series *s);
 
 typedef struct bench_kernels_args {
-    const char *types, *isas;   /* lists with commas; NULL: those that matter most, the CPU's best */
+    /* lists with commas; NULL: those that matter most, the CPU's best */
+    const char *types, *isas;
     uint32_t repeats;
     bench_format format;
 } bench_kernels_args;
 
 int bench_kernels(const bench_kernels_args *a);
 
-/* Attention of one pass through the device that the pool's threads make, on `room` bytes of mem, which it
- * fills. threads 1: prompts too. */
+/* Attention of one pass through the device that the pool's threads make, on `room` bytes of mem,
+ * which it fills. threads 1: prompts too. */
 typedef struct bench_attention {
     sl_ctx *ctx;
     sl_pool *pool;

@@ -1,6 +1,7 @@
-/* tools/bench_attn.c - attention for `sluice bench --kernels`, through the device's stage, so that cutting
- * the work and handing it to threads counts: 32 query heads on 4 key/value heads of 128. Decode reads
- * the whole working set, context by context; its peak is DRAM. A prompt's peak is one core's FP32. */
+/* tools/bench_attn.c - attention for `sluice bench --kernels`, through the device's stage, so that
+ * cutting the work and handing it to threads counts: 32 query heads on 4 key/value heads of 128.
+ * Decode reads the whole working set, context by context; its peak is DRAM. A prompt's peak is one
+ * core's FP32. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -42,7 +43,8 @@ static void fill(sl_type type, char *mem, size_t bytes)
     for (size_t i = 0; i < unit; i += 2) {
         uint16_t v = (uint16_t)rnd(&state);
         if (type == SL_Q8_0 && i % 34 == 0) v = 8 << 10;
-        if (type == SL_F16 || type == SL_BF16) v = (v & halves[type == SL_BF16].keep) | halves[type == SL_BF16].set;
+        if (type == SL_F16 || type == SL_BF16)
+            v = (v & halves[type == SL_BF16].keep) | halves[type == SL_BF16].set;
         if (type == SL_F32 && i % 4) v = (v & halves[1].keep) | halves[1].set;
         memcpy(mem + i, &v, 2);
     }
@@ -54,9 +56,16 @@ static int make(struct attn_bench *b)
     sl_kernels k;
     sl_kernels_init(&k, sl_cpu_detect() & b->a->mask);
     b->isa = k.isa;
-    sl_device_params p = { .pool = b->a->pool, .max_rows = PROMPT, .cpu_mask = b->a->mask,
-                           .widths = { .d_model = DIM, .q = HEADS * DIM, .k = KV_HEADS * DIM, .v = KV_HEADS * DIM,
-                                       .att = HEADS * DIM, .cols = HEADS * DIM, .n_head = HEADS,
+    sl_device_params p = { .pool = b->a->pool,
+                           .max_rows = PROMPT,
+                           .cpu_mask = b->a->mask,
+                           .widths = { .d_model = DIM,
+                                       .q = HEADS * DIM,
+                                       .k = KV_HEADS * DIM,
+                                       .v = KV_HEADS * DIM,
+                                       .att = HEADS * DIM,
+                                       .cols = HEADS * DIM,
+                                       .n_head = HEADS,
                                        .head_dim = DIM } };
     if (sl_device_create_cpu(b->a->ctx, &p, &b->dev) != SL_OK) return cli_fail_ctx(b->a->ctx);
     size_t row = 2 * HEADS * DIM + 2 * KV_HEADS * DIM, n_acts = PROMPT * row;
@@ -73,14 +82,20 @@ static int make(struct attn_bench *b)
     b->batch.att = b->batch.q + (size_t)PROMPT * HEADS * DIM;
     b->batch.k = b->batch.att + (size_t)PROMPT * HEADS * DIM;
     b->batch.v = b->batch.k + (size_t)PROMPT * KV_HEADS * DIM;
-    b->layer.attn = (sl_attn){ .kind = SL_ATTN_GQA, .n_head = HEADS, .n_head_kv = KV_HEADS, .k_dim = DIM,
-                               .v_dim = DIM, .scale = 0.088388f };
+    b->layer.attn = (sl_attn){ .kind = SL_ATTN_GQA,
+                               .n_head = HEADS,
+                               .n_head_kv = KV_HEADS,
+                               .k_dim = DIM,
+                               .v_dim = DIM,
+                               .scale = 0.088388f };
     b->kv = (sl_kv_view){ .blocks = b->blocks_of, .block_rows = BLOCK };
     return CLI_DONE;
 }
 
-/* rows at positions first, first + 1, ... of context number i. Seconds, or negative after one line. */
-static double attend(struct attn_bench *b, uint32_t n_ctx, uint32_t i, uint32_t first, uint32_t rows)
+/* rows at positions first, first + 1, ... of context number i. Seconds, or negative after one
+ * line. */
+static double attend(struct attn_bench *b, uint32_t n_ctx, uint32_t i, uint32_t first,
+                     uint32_t rows)
 {
     b->kv.k = b->a->mem + (size_t)i * n_ctx * (b->kv.k_bytes + b->kv.v_bytes);
     b->kv.v = b->kv.k + (size_t)n_ctx * b->kv.k_bytes;
@@ -110,7 +125,9 @@ static int decode(struct attn_bench *b, uint32_t n_ctx, bench_table *t, bench_se
         if (i) bench_add(s, (double)bytes * n / seconds, peak);
         if (cli_interrupted()) return CLI_INTERRUPTED;
     }
-    bench_kernel row = { name, sl_type_get(b->kv.type)->name, b->isa, sl_pool_threads(b->a->pool), 1, "GB/s",
+    bench_kernel row = { name,        sl_type_get(b->kv.type)->name,
+                         b->isa,      sl_pool_threads(b->a->pool),
+                         1,           "GB/s",
                          "DRAM reads" };
     return bench_kernel_row(t, &row, s);
 }

@@ -1,6 +1,7 @@
-/* tools/bench_kernels.c - `sluice bench --kernels`: the products of quantised weights alone, in the shape
- * of an expert's gate (1024 x 2048), each run in turn with a run of its peak: what else the machine does
- * then slows both. Reported are the median rate, the median peak and the median of the ratios. */
+/* tools/bench_kernels.c - `sluice bench --kernels`: the products of quantised weights alone, in the
+ * shape of an expert's gate (1024 x 2048), each run in turn with a run of its peak: what else the
+ * machine does then slows both. Reported are the median rate, the median peak and the median of the
+ * ratios. */
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
@@ -10,7 +11,8 @@
 #include "tools/bench.h"
 #include "tools/session.h"
 
-enum { ROWS = 1024, COLS = 2048, CHUNK = 64, MAX_TOKENS = 128, TRIES = 3 };   /* a repeat is short */
+/* a repeat is short */
+enum { ROWS = 1024, COLS = 2048, CHUNK = 64, MAX_TOKENS = 128, TRIES = 3 };
 
 struct kernel_bench {
     const bench_kernels_args *a;
@@ -31,13 +33,16 @@ struct kernel_bench {
     uint32_t expert;            /* the next one of `order` that the tile benchmark reads */
 };
 
-/* Where the f16 scales of a block are, so that random bytes are sane numbers; MXFP4 has an exponent. */
-static const struct { sl_type type; int at[2]; } scales[] = {
-    { SL_Q4_0, { 0, 0 } }, { SL_Q4_1, { 0, 2 } }, { SL_Q5_0, { 0, 0 } }, { SL_Q5_1, { 0, 2 } },
-    { SL_Q8_0, { 0, 0 } }, { SL_IQ4_NL, { 0, 0 } }, { SL_MXFP4, { -1, -1 } }, { SL_Q2_K, { 80, 82 } },
-    { SL_Q3_K, { 108, 108 } }, { SL_Q4_K, { 0, 2 } }, { SL_Q5_K, { 0, 2 } }, { SL_Q6_K, { 208, 208 } },
-    { SL_IQ4_XS, { 0, 0 } }, { SL_IQ2_XXS, { 0, 0 } }, { SL_IQ2_XS, { 0, 0 } }, { SL_IQ2_S, { 0, 0 } },
-    { SL_IQ3_XXS, { 0, 0 } }, { SL_IQ3_S, { 0, 0 } },
+/* Where the f16 scales of a block are, so that random bytes are sane numbers; MXFP4 has an
+ * exponent. */
+static const struct { sl_type type; int at[2];
+} scales[] = {
+    { SL_Q4_0, { 0, 0 } },    { SL_Q4_1, { 0, 2 } },    { SL_Q5_0, { 0, 0 } },
+    { SL_Q5_1, { 0, 2 } },    { SL_Q8_0, { 0, 0 } },    { SL_IQ4_NL, { 0, 0 } },
+    { SL_MXFP4, { -1, -1 } }, { SL_Q2_K, { 80, 82 } },  { SL_Q3_K, { 108, 108 } },
+    { SL_Q4_K, { 0, 2 } },    { SL_Q5_K, { 0, 2 } },    { SL_Q6_K, { 208, 208 } },
+    { SL_IQ4_XS, { 0, 0 } },  { SL_IQ2_XXS, { 0, 0 } }, { SL_IQ2_XS, { 0, 0 } },
+    { SL_IQ2_S, { 0, 0 } },   { SL_IQ3_XXS, { 0, 0 } }, { SL_IQ3_S, { 0, 0 } },
 };
 
 static uint64_t rnd(uint64_t *state)        /* xorshift64 */
@@ -97,8 +102,8 @@ static void fill_activations(struct kernel_bench *b)
 static void stream_task(void *arg, uint32_t index, uint32_t thread)
 {
     struct kernel_bench *b = arg;
-    b->q->rows(b->weights + (size_t)index * CHUNK * b->row_bytes, b->row_bytes, CHUNK, b->x[0], COLS,
-               b->out + (size_t)(thread % MAX_TOKENS) * ROWS);
+    b->q->rows(b->weights + (size_t)index * CHUNK * b->row_bytes, b->row_bytes, CHUNK, b->x[0],
+               COLS, b->out + (size_t)(thread % MAX_TOKENS) * ROWS);
 }
 
 /* CHUNK rows of the expert that is on. */
@@ -110,7 +115,8 @@ static void expert_task(void *arg, uint32_t index, uint32_t thread)
                b->out + (size_t)(thread % MAX_TOKENS) * ROWS);
 }
 
-/* Bytes/s of one pass over the working set; barriers: experts in random order, a barrier behind each. */
+/* Bytes/s of one pass over the working set; barriers: experts in random order, a barrier behind
+ * each. */
 static double run_rows(struct kernel_bench *b, sl_pool *pool, bool barriers)
 {
     double start = cli_now_s();
@@ -120,8 +126,8 @@ static double run_rows(struct kernel_bench *b, sl_pool *pool, bool barriers)
     return (double)b->n_experts * (double)expert_bytes(b) / (cli_now_s() - start);
 }
 
-/* Multiply-adds/s of whole experts on n tokens for about `seconds`, on the calling thread; the next call
- * goes on with the experts that were not read for longest. */
+/* Multiply-adds/s of whole experts on n tokens for about `seconds`, on the calling thread; the next
+ * call goes on with the experts that were not read for longest. */
 static double run_tiles(struct kernel_bench *b, uint32_t n, double seconds)
 {
     double start = cli_now_s(), s = 0;
@@ -153,8 +159,13 @@ static int bench_rows(struct kernel_bench *b, bench_series *s, uint32_t threads,
             bench_add(s, run_rows(b, pool, barriers), peak);
             if (cli_interrupted()) return CLI_INTERRUPTED;
         }
-        bench_kernel row = { barriers ? "rows, barriers" : "rows", sl_type_get(b->type)->name, b->k.isa,
-                             threads, 1, "GB/s", "DRAM reads" };
+        bench_kernel row = { barriers ? "rows, barriers" : "rows",
+                             sl_type_get(b->type)->name,
+                             b->k.isa,
+                             threads,
+                             1,
+                             "GB/s",
+                             "DRAM reads" };
         int code = bench_kernel_row(&b->table, &row, s);
         if (code != CLI_DONE) return code;
     }
@@ -177,7 +188,8 @@ static int bench_tiles(struct kernel_bench *b, bench_series *s)
             bench_add(s, run_tiles(b, tokens[t], 0.015), limit);
             if (cli_interrupted()) return CLI_INTERRUPTED;
         }
-        bench_kernel row = { "tile", sl_type_get(b->type)->name, b->k.isa, 1, tokens[t], "GMAC/s", name };
+        bench_kernel row = { "tile", sl_type_get(b->type)->name, b->k.isa, 1, tokens[t], "GMAC/s",
+                             name };
         int code = bench_kernel_row(&b->table, &row, s);
         if (code != CLI_DONE) return code;
     }
@@ -219,7 +231,8 @@ static int set_type(struct kernel_bench *b, const char *name)
     return CLI_DONE;
 }
 
-/* Every type with every ISA: rows with `threads`, tiles when that is 1. dry: only the names are checked. */
+/* Every type with every ISA: rows with `threads`, tiles when that is 1. dry: only the names are
+ * checked. */
 static int each(struct kernel_bench *b, bench_series *s, uint32_t threads, sl_pool *pool,
                 sl_probe_reader *reader, bool dry)
 {
@@ -227,7 +240,8 @@ static int each(struct kernel_bench *b, bench_series *s, uint32_t threads, sl_po
     char type[24], isa[24];
     int code = CLI_DONE;
     for (uint32_t t = 0; code == CLI_DONE && list_at(types, t, type); t++)
-        for (uint32_t i = 0; code == CLI_DONE && (b->a->isas ? list_at(b->a->isas, i, isa) : !i); i++) {
+        for (uint32_t i = 0; code == CLI_DONE && (b->a->isas ? list_at(b->a->isas, i, isa) : !i);
+             i++) {
             code = set_isa(b, b->a->isas ? isa : NULL);
             if (code == CLI_DONE) code = set_type(b, type);
             if (code != CLI_DONE || dry) continue;
@@ -252,9 +266,11 @@ static int take_memory(struct kernel_bench *b)
     if (available) room = SL_MIN(room, available / 3);
     room = SL_MAX(room, (uint64_t)32 << 20) >> 21 << 21;
     if (room < 8 * id.l3_bytes)
-        cli_warn("the working set of %" PRIu64 " MiB is below 8 times the last-level cache", room >> 20);
+        cli_warn("the working set of %" PRIu64 " MiB is below 8 times the last-level cache",
+                 room >> 20);
     void *p = mmap(NULL, room, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (p == MAP_FAILED) return cli_fail("no memory for a working set of %" PRIu64 " MiB", room >> 20);
+    if (p == MAP_FAILED)
+        return cli_fail("no memory for a working set of %" PRIu64 " MiB", room >> 20);
     (void)madvise(p, room, MADV_HUGEPAGE);      /* a wish */
     b->weights = p;
     b->room = room;
@@ -276,7 +292,8 @@ static int with_threads(struct kernel_bench *b, bench_series *s, uint32_t thread
     char isa[24];
     for (uint32_t i = 0; code == CLI_DONE && (b->a->isas ? list_at(b->a->isas, i, isa) : !i); i++) {
         code = set_isa(b, b->a->isas ? isa : NULL);
-        bench_attention at = { b->ctx, pool, reader, (char *)b->weights, b->room, b->mask, b->a->repeats };
+        bench_attention at = { b->ctx,  pool,    reader,       (char *)b->weights,
+                               b->room, b->mask, b->a->repeats };
         if (code == CLI_DONE) code = bench_attend(&at, &b->table, s);
     }
     sl_pool_destroy(&pool);

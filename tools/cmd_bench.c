@@ -1,5 +1,5 @@
-/* tools/cmd_bench.c - `sluice bench`: prompt and generation speed in llama-bench's table, each beside the
- * bound that this machine sets. */
+/* tools/cmd_bench.c - `sluice bench`: prompt and generation speed in llama-bench's table, each
+ * beside the bound that this machine sets. */
 #include <errno.h>
 #include <inttypes.h>
 #include <math.h>
@@ -25,26 +25,31 @@ struct args {
 #define AT(field) offsetof(struct args, field)
 static const cli_option options[] = {
     { "-m,--model", CLI_STR, "FILE", "GGUF file (default: the bundled model)", AT(model), 0, 0 },
-    { "-p,--n-prompt", CLI_STR, "N,...", "prompt lengths, 0: none (default: 512)", AT(n_prompt), 0, 0 },
-    { "-n,--n-gen", CLI_STR, "N,...", "tokens generated behind an empty context, 0: none (default: 128)",
-      AT(n_gen), 0, 0 },
+    { "-p,--n-prompt", CLI_STR, "N,...", "prompt lengths, 0: none (default: 512)", AT(n_prompt), 0,
+      0 },
+    { "-n,--n-gen", CLI_STR, "N,...",
+      "tokens generated behind an empty context, 0: none (default: 128)", AT(n_gen), 0, 0 },
     { "-t,--threads", CLI_STR, "N,...", "threads (default: physical cores)", AT(n_threads), 0, 0 },
-    { "-r,--repetitions", CLI_U32, "N", "timed runs of each test, after one that is not (default: 5)",
-      AT(repeats), 1, 1000 },
+    { "-r,--repetitions", CLI_U32, "N",
+      "timed runs of each test, after one that is not (default: 5)", AT(repeats), 1, 1000 },
     { "-b,--batch-size", CLI_U32, "N", "rows of a pass: prompt tokens at a time (default: 512)",
       AT(max_rows), 1, 65536 },
-    { "-o,--output", CLI_CHOICE, "md|csv|json", "format on stdout (default: md)", AT(format), 0, 0 },
+    { "-o,--output", CLI_CHOICE, "md|csv|json", "format on stdout (default: md)", AT(format), 0,
+      0 },
     { "--isa", CLI_STR, "NAME",
       "at most these instructions: c, avx2, avxvnni, avx512, avx512vnni (default: all of the CPU's); "
-      "a list with --kernels", AT(isa), 0, 0 },
-    { "--machine", CLI_STR, "FILE", "machine file for the bounds (default: the one that `sluice probe` keeps)",
-      AT(machine), 0, 0 },
+      "a list with --kernels",
+      AT(isa), 0, 0 },
+    { "--machine", CLI_STR, "FILE",
+      "machine file for the bounds (default: the one that `sluice probe` keeps)", AT(machine), 0,
+      0 },
     { "--ram", CLI_BYTES, "SIZE", "memory budget, 8G or auto (default: auto, what is available)",
       AT(ram_bytes), 0, 0 },
-    { "--kernels", CLI_FLAG, NULL, "measure the kernels alone, each in turn with its peak; no model is read",
-      AT(kernels), 0, 0 },
-    { "--type", CLI_STR, "TYPE,...", "with --kernels: weight types (default: Q4_K,Q5_K,Q6_K,Q8_0,Q4_0,MXFP4)",
-      AT(types), 0, 0 },
+    { "--kernels", CLI_FLAG, NULL,
+      "measure the kernels alone, each in turn with its peak; no model is read", AT(kernels), 0,
+      0 },
+    { "--type", CLI_STR, "TYPE,...",
+      "with --kernels: weight types (default: Q4_K,Q5_K,Q6_K,Q8_0,Q4_0,MXFP4)", AT(types), 0, 0 },
     { "-v,--verbose", CLI_FLAG, NULL, "more on stderr", AT(verbose), 0, 0 },
 };
 #undef AT
@@ -92,7 +97,10 @@ struct result { double mean, stddev, bound; };
 /* One sequence from nothing: n_prompt tokens read, then n_gen drawn. */
 static int run_once(struct bench *b, uint32_t n_prompt, uint32_t n_gen, double *ret_s)
 {
-    sl_request r = { .tokens = b->tokens, .n_tokens = n_prompt, .n_predict = n_gen, .ignore_eog = true,
+    sl_request r = { .tokens = b->tokens,
+                     .n_tokens = n_prompt,
+                     .n_predict = n_gen,
+                     .ignore_eog = true,
                      .sampler = sl_sampler_defaults() };
     sl_seq seq;
     r.sampler.temp = 0;
@@ -113,8 +121,9 @@ static void progress(const char *test, uint32_t threads, uint32_t i, uint32_t n)
 {
     if (!isatty(2)) return;
     if (i > n) fprintf(stderr, "\r%60s\r", "");
-    else fprintf(stderr, "\r%s, %" PRIu32 " thread%s: run %" PRIu32 " of %" PRIu32 "   ", test, threads,
-                 threads == 1 ? "" : "s", i, n);
+    else
+        fprintf(stderr, "\r%s, %" PRIu32 " thread%s: run %" PRIu32 " of %" PRIu32 "   ", test,
+                threads, threads == 1 ? "" : "s", i, n);
 }
 
 /* A warm-up and the repeats of one test. gen: n tokens are drawn, otherwise read. */
@@ -141,9 +150,11 @@ static int measure(struct bench *b, const char *test, bool gen, uint32_t n, stru
     ret->stddev = sqrt(fmax(var, 0));
     const sl_shape *shape = sl_model_shape(b->s.model);
     double passes = (double)(last.passes - first.passes);
-    double experts = b->n_moe ? (double)(last.expert_runs - first.expert_runs) / passes / b->n_moe : 0;
-    ret->bound = gen ? sl_bound_decode(shape, b->steps, b->n_steps, n, &b->rates)
-                     : sl_bound_prompt(shape, b->steps, b->n_steps, n, plan->max_rows, experts, &b->rates);
+    double experts = b->n_moe ? (double)(last.expert_runs - first.expert_runs) / passes / b->n_moe
+                              : 0;
+    ret->bound =
+        gen ? sl_bound_decode(shape, b->steps, b->n_steps, n, &b->rates)
+            : sl_bound_prompt(shape, b->steps, b->n_steps, n, plan->max_rows, experts, &b->rates);
     return CLI_DONE;
 }
 
@@ -170,22 +181,56 @@ static int print_row(struct bench *b, const char *test, const struct result *r)
     snprintf(bound, sizeof bound, "%.2f", r->bound);
     snprintf(share, sizeof share, "%.1f %%", 100 * part);
     const bench_cell cells[] = {
-        { .title = "model", .key = "model", .width = -SL_MAX((int)strlen(name), 16),
-          .text = name, .in_json = true },
-        { .title = "size", .key = "size_bytes", .width = 10, .text = size,
-          .number = (double)shape->total_bytes, .is_number = true, .integer = true },
-        { .title = "params", .key = "n_params", .width = 10, .text = params, .number = p, .is_number = true,
+        { .title = "model",
+          .key = "model",
+          .width = -SL_MAX((int)strlen(name), 16),
+          .text = name,
+          .in_json = true },
+        { .title = "size",
+          .key = "size_bytes",
+          .width = 10,
+          .text = size,
+          .number = (double)shape->total_bytes,
+          .is_number = true,
+          .integer = true },
+        { .title = "params",
+          .key = "n_params",
+          .width = 10,
+          .text = params,
+          .number = p,
+          .is_number = true,
           .integer = true },
         { .title = "backend", .key = "backend", .width = -14, .text = backend },
-        { .title = "threads", .key = "threads", .width = 7, .text = threads, .number = plan->n_threads,
-          .is_number = true, .integer = true, .in_json = true },
+        { .title = "threads",
+          .key = "threads",
+          .width = 7,
+          .text = threads,
+          .number = plan->n_threads,
+          .is_number = true,
+          .integer = true,
+          .in_json = true },
         { .title = "test", .key = "test", .width = 8, .text = test, .in_json = true },
-        { .title = "t/s", .key = "tok_per_s", .width = 19, .text = speed, .number = r->mean,
-          .is_number = true, .in_json = true },
+        { .title = "t/s",
+          .key = "tok_per_s",
+          .width = 19,
+          .text = speed,
+          .number = r->mean,
+          .is_number = true,
+          .in_json = true },
         { .key = "stddev", .number = r->stddev, .is_number = true, .in_json = true },
-        { .title = "bound", .key = "bound_tok_per_s", .width = 10, .text = bound, .number = r->bound,
-          .is_number = true, .in_json = true },
-        { .title = "share", .key = "share", .width = 8, .text = share, .number = part, .is_number = true,
+        { .title = "bound",
+          .key = "bound_tok_per_s",
+          .width = 10,
+          .text = bound,
+          .number = r->bound,
+          .is_number = true,
+          .in_json = true },
+        { .title = "share",
+          .key = "share",
+          .width = 8,
+          .text = share,
+          .number = part,
+          .is_number = true,
           .in_json = true },
     };
     return bench_row(&b->table, cells, SL_LEN(cells));
@@ -221,7 +266,8 @@ static void set_rates(struct bench *b, unsigned mask)
     b->rates = (sl_rates){ .bytes_s = sl_machine_dram_s(m, threads),
                            .int_ops_s = factor * sl_machine_peak_s(m, peak, threads),
                            .flops_s = sl_machine_peak_s(m, bench_float_peak(mask), threads) };
-    cli_note("bounds (%s): DRAM %.1f GB/s, int8 %.0f GMAC/s, FP32 %.0f GFLOP/s with %" PRIu32 " thread%s",
+    cli_note("bounds (%s): DRAM %.1f GB/s, int8 %.0f GMAC/s, FP32 %.0f GFLOP/s with %" PRIu32
+             " thread%s",
              sl_machine_source_name(m->source), b->rates.bytes_s * 1e-9, b->rates.int_ops_s * 1e-9,
              b->rates.flops_s * 1e-9, threads, threads == 1 ? "" : "s");
     uint64_t weights = sl_engine_plan(b->s.engine)->weights_bytes;
@@ -285,10 +331,13 @@ static uint32_t largest(const struct list *l)
 static int bench_model(const struct args *a, const struct list *prompts, const struct list *gens,
                        const struct list *threads)
 {
-    struct bench b = { .a = a, .table.format = (bench_format)a->format, .max_prompt = largest(prompts) };
+    struct bench b = { .a = a,
+                       .table.format = (bench_format)a->format,
+                       .max_prompt = largest(prompts) };
     uint32_t mask, n_ctx = SL_MAX(b.max_prompt, largest(gens)) + 1;
     int code = cli_isa_mask(a->isa, &mask);
-    for (uint32_t i = 0; i < threads->n && code == CLI_DONE; i++) code = cli_check_threads(threads->v[i]);
+    for (uint32_t i = 0; i < threads->n && code == CLI_DONE; i++)
+        code = cli_check_threads(threads->v[i]);
     if (code != CLI_DONE) return code;
     /* A model that cannot be read should not cost a probe. */
     sl_ctx *ctx = cli_ctx(a->verbose);
@@ -310,26 +359,36 @@ static int bench_model(const struct args *a, const struct list *prompts, const s
 
 int cmd_bench(int argc, char **argv)
 {
-    struct args a = { .n_prompt = "512", .n_gen = "128", .repeats = 5, .max_rows = sl_plan_defaults().max_rows };
+    struct args a = {
+        .n_prompt = "512", .n_gen = "128", .repeats = 5, .max_rows = sl_plan_defaults().max_rows
+    };
     struct list prompts, gens, threads = { .n = 1 };
     cli_group groups[] = { { "Options", options, SL_LEN(options), &a, 0 } };
-    cli_spec spec = { "bench", "[-m FILE] [-p 512] [-n 128] [-t LIST] [-r 5] [-o md|csv|json] [options]", about,
-                      groups, SL_LEN(groups), 0 };
+    cli_spec spec = {
+        "bench",        "[-m FILE] [-p 512] [-n 128] [-t LIST] [-r 5] [-o md|csv|json] [options]",
+        about,          groups,
+        SL_LEN(groups), 0
+    };
     int code;
     if (!cli_parse(&spec, argc, argv, NULL, NULL, &code)) return code;
     if (!parse_list(a.n_prompt, 0, 1 << 20, &prompts) || !parse_list(a.n_gen, 0, 1 << 20, &gens))
-        return cli_usage_error(&spec, "-p %s -n %s: expected whole numbers up to %d, with commas between them",
-                               a.n_prompt, a.n_gen, 1 << 20);
+        return cli_usage_error(
+            &spec, "-p %s -n %s: expected whole numbers up to %d, with commas between them",
+            a.n_prompt, a.n_gen, 1 << 20);
     if (a.n_threads && !parse_list(a.n_threads, 1, 4096, &threads))
-        return cli_usage_error(&spec, "-t %s: expected whole numbers from 1 to 4096, with commas between them",
-                               a.n_threads);
+        return cli_usage_error(
+            &spec, "-t %s: expected whole numbers from 1 to 4096, with commas between them",
+            a.n_threads);
     if (a.kernels) {
         static const char *const others[] = { "-m", "-p", "-n", "-t", "-b", "--machine", "--ram" };
         for (size_t i = 0; i < SL_LEN(others); i++)
-            if (cli_given(&groups[0], others[i])) cli_warn("%s has no effect with --kernels", others[i]);
-        return bench_kernels(&(bench_kernels_args){ a.types, a.isa, a.repeats, (bench_format)a.format });
+            if (cli_given(&groups[0], others[i]))
+                cli_warn("%s has no effect with --kernels", others[i]);
+        return bench_kernels(
+            &(bench_kernels_args){ a.types, a.isa, a.repeats, (bench_format)a.format });
     }
-    if (!largest(&prompts) && !largest(&gens)) return cli_usage_error(&spec, "-p 0 -n 0 leaves nothing to test");
+    if (!largest(&prompts) && !largest(&gens))
+        return cli_usage_error(&spec, "-p 0 -n 0 leaves nothing to test");
     if (cli_given(&groups[0], "--type")) cli_warn("--type has no effect without --kernels");
     return bench_model(&a, &prompts, &gens, &threads);
 }

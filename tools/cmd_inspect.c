@@ -374,8 +374,8 @@ static json_t *json_tensors(const sl_gguf *g)
         json_t *shape = json_array();
         for (uint32_t d = 0; d < t->n_dims; d++)
             json_array_append_new(shape, json_integer((json_int_t)t->ne[d]));
-        json_t *one = json_pack("{s:o, s:s, s:o, s:I, s:i, s:I}", "name", json_text(t->name), "type",
-                                sl_type_get(t->type)->name, "shape", shape, "bytes",
+        json_t *one = json_pack("{s:o, s:s, s:o, s:I, s:i, s:I}", "name", json_text(t->name),
+                                "type", sl_type_get(t->type)->name, "shape", shape, "bytes",
                                 (json_int_t)t->bytes, "file", (int)t->file, "offset",
                                 (json_int_t)t->offset);
         json_array_append_new(all, one);
@@ -398,8 +398,9 @@ static json_t *json_types(const struct summary *s)
     json_t *all = json_object();
     for (size_t i = 0; i < n; i++)
         json_object_set_new(all, sl_type_get(order[i])->name,
-                            json_pack("{s:I, s:I}", "tensors", (json_int_t)s->type_tensors[order[i]],
-                                      "bytes", (json_int_t)s->type_bytes[order[i]]));
+                            json_pack("{s:I, s:I}", "tensors",
+                                      (json_int_t)s->type_tensors[order[i]], "bytes",
+                                      (json_int_t)s->type_bytes[order[i]]));
     return all;
 }
 
@@ -414,8 +415,8 @@ static int print_json(const sl_gguf *g, const struct summary *s)
     }
     bool known = sl_gguf_get_str(g, sl_gguf_kv_find(g, "general.architecture"), 0, &name);
     arch = known ? json_text(name) : json_null();
-    json_t *all = json_pack("{s:o, s:i, s:o, s:I, s:I, s:I, s:I, s:I, s:I}", "files", files, "version",
-                            (int)sl_gguf_version(g), "architecture", arch, "n_tensors",
+    json_t *all = json_pack("{s:o, s:i, s:o, s:I, s:I, s:I, s:I, s:I, s:I}", "files", files,
+                            "version", (int)sl_gguf_version(g), "architecture", arch, "n_tensors",
                             (json_int_t)sl_gguf_n_tensors(g), "bytes", (json_int_t)s->bytes,
                             "parameters", (json_int_t)s->params, "n_moe_layers",
                             (json_int_t)s->n_moe_layers, "n_experts", (json_int_t)s->n_experts,
@@ -437,12 +438,15 @@ static int print_json(const sl_gguf *g, const struct summary *s)
 int cmd_inspect(int argc, char **argv)
 {
     static const cli_option options[] = {
-        { "-v,--verbose", CLI_FLAG, NULL, "list every tensor", offsetof(struct args, verbose), 0, 0 },
-        { "--json", CLI_FLAG, NULL, "one JSON object on stdout", offsetof(struct args, json), 0, 0 },
+        { "-v,--verbose", CLI_FLAG, NULL, "list every tensor", offsetof(struct args, verbose), 0,
+          0 },
+        { "--json", CLI_FLAG, NULL, "one JSON object on stdout", offsetof(struct args, json), 0,
+          0 },
     };
     struct args a = { 0 };
     cli_group groups[] = { { "Options", options, SL_LEN(options), &a, 0 } };
-    static const char *const about = "Shows a GGUF's metadata, tensors and bytes per class, from its "
+    static const char *const about =
+        "Shows a GGUF's metadata, tensors and bytes per class, from its "
         "header.\nOf a split model, name the first file.";
     cli_spec spec = { "inspect", "[-v] [--json] MODEL", about,
                       groups, SL_LEN(groups), 1 };

@@ -15,14 +15,15 @@ struct args {
 
 #define AT(field) offsetof(struct args, field)
 static const cli_option options[] = {
-    { "-o,--output", CLI_STR, "FILE", "where to keep the result (default: in the user's cache folder)", AT(out),
-      0, 0 },
+    { "-o,--output", CLI_STR, "FILE",
+      "where to keep the result (default: in the user's cache folder)", AT(out), 0, 0 },
     { "--quick", CLI_FLAG, NULL, "about 2 s instead of 15; for a first forecast", AT(quick), 0, 0 },
-    { "-t,--threads", CLI_U32, "N", "measure up to so many threads (default: physical cores)", AT(n_threads), 1,
-      SL_MACHINE_MAX_THREADS },
+    { "-t,--threads", CLI_U32, "N", "measure up to so many threads (default: physical cores)",
+      AT(n_threads), 1, SL_MACHINE_MAX_THREADS },
     { "--json", CLI_FLAG, NULL, "print the file's text instead of the table", AT(json), 0, 0 },
-    { "--show", CLI_FLAG, NULL, "measure nothing: print the kept file, or -o's, and say whether it still fits",
-      AT(show), 0, 0 },
+    { "--show", CLI_FLAG, NULL,
+      "measure nothing: print the kept file, or -o's, and say whether it still fits", AT(show), 0,
+      0 },
 };
 #undef AT
 
@@ -43,8 +44,9 @@ static void print_table(const sl_machine *m)
         "float32, AVX-512",
     };
     char l3[24], ram[24];
-    printf("%s, %" PRIu32 " cores, %" PRIu32 " hardware threads, last cache %s, memory %s\n", m->id.cpu,
-           m->id.cores, m->id.hw_threads, cli_bytes(m->id.l3_bytes, l3), cli_bytes(m->id.ram_bytes, ram));
+    printf("%s, %" PRIu32 " cores, %" PRIu32 " hardware threads, last cache %s, memory %s\n",
+           m->id.cpu, m->id.cores, m->id.hw_threads, cli_bytes(m->id.l3_bytes, l3),
+           cli_bytes(m->id.ram_bytes, ram));
     printf("instructions: %s\n\n", m->id.isa[0] ? m->id.isa : "plain C only");
     printf("%-9s %16s %16s\n", "threads", "DRAM read GB/s", "barrier us");
     for (uint32_t i = 0; i < m->n_dram; i++) {
@@ -83,7 +85,8 @@ static int show(const struct args *a, sl_ctx *ctx, const char *path)
     sl_machine m;
     sl_machine_id now;
     char why[200];
-    if (sl_machine_load(ctx, path, &m) != SL_OK || sl_probe_identify(ctx, &now) != SL_OK) return cli_fail_ctx(ctx);
+    if (sl_machine_load(ctx, path, &m) != SL_OK || sl_probe_identify(ctx, &now) != SL_OK)
+        return cli_fail_ctx(ctx);
     if (!sl_machine_same(&m.id, &now, why)) cli_warn("%s is stale: %s", path, why);
     else cli_note("%s (%s) fits this machine", path, sl_machine_source_name(m.source));
     return print_result(&m, a->json);
@@ -93,7 +96,9 @@ static int probe(const struct args *a, sl_ctx *ctx, const char *path)
 {
     bool tty = isatty(2);
     sl_machine m;
-    sl_probe_params p = { .quick = a->quick, .max_threads = a->n_threads, .progress = progress, .user = &tty };
+    sl_probe_params p = {
+        .quick = a->quick, .max_threads = a->n_threads, .progress = progress, .user = &tty
+    };
     double start_s = cli_now_s();
     if (cli_make_parents(ctx, path) != SL_OK) return cli_fail_ctx(ctx);     /* before the work */
     sl_status st = sl_probe_run(ctx, &p, &m);
@@ -111,7 +116,8 @@ int cmd_probe(int argc, char **argv)
     cli_spec spec = { "probe", "[-o FILE] [--quick] [--json]", about, groups, SL_LEN(groups), 0 };
     int code;
     if (!cli_parse(&spec, argc, argv, NULL, NULL, &code)) return code;
-    if (a.show && a.quick) return cli_usage_error(&spec, "--show measures nothing: --quick has no place");
+    if (a.show && a.quick)
+        return cli_usage_error(&spec, "--show measures nothing: --quick has no place");
     char *path = a.out ? strdup(a.out) : cli_machine_path();
     sl_ctx *ctx = path ? cli_ctx(false) : NULL;
     code = !ctx ? CLI_FAILED : a.show ? show(&a, ctx, path) : probe(&a, ctx, path);

@@ -16,16 +16,20 @@ struct args {
 
 #define AT(field) offsetof(struct args, field)
 static const cli_option options[] = {
-    { "--like", CLI_STR, "PRESET", "the model whose shape it gets (--list names them)", AT(like), 0, 0 },
-    { "-q,--quant", CLI_STR, "TYPE", "Q4_K, Q8_0, F16, MXFP4, ... or Q4_K_M, llama.cpp's mix (default: Q4_K)",
-      AT(quant), 0, 0 },
+    { "--like", CLI_STR, "PRESET", "the model whose shape it gets (--list names them)", AT(like), 0,
+      0 },
+    { "-q,--quant", CLI_STR, "TYPE",
+      "Q4_K, Q8_0, F16, MXFP4, ... or Q4_K_M, llama.cpp's mix (default: Q4_K)", AT(quant), 0, 0 },
     { "-o,--output", CLI_STR, "FILE", "the GGUF to write", AT(out), 0, 0 },
     { "--layers", CLI_U32, "N", "only so many layers (default: all)", AT(n_layer), 1, 10000 },
-    { "--skew", CLI_F32, "S", "popularity of experts falls as 1 / rank^S; input still decides (default: 0, even)",
-      AT(skew), 0, 4 },
-    { "-s,--seed", CLI_SEED, "N", "the same seed gives the same file (default: 0)", AT(seed), 0, 0 },
+    { "--skew", CLI_F32, "S",
+      "popularity of experts falls as 1 / rank^S; input still decides (default: 0, even)", AT(skew),
+      0, 4 },
+    { "-s,--seed", CLI_SEED, "N", "the same seed gives the same file (default: 0)", AT(seed), 0,
+      0 },
     { "-t,--threads", CLI_U32, "N", "threads (default: physical cores)", AT(n_threads), 1, 4096 },
-    { "--list", CLI_FLAG, NULL, "print the presets and their sizes, write nothing", AT(list), 0, 0 },
+    { "--list", CLI_FLAG, NULL, "print the presets and their sizes, write nothing", AT(list), 0,
+      0 },
 };
 #undef AT
 
@@ -35,13 +39,13 @@ static const char *const about =
 
 static void list_presets(void)
 {
-    printf("%-22s %-11s %7s %6s %6s %9s %9s %8s\n", "preset", "arch", "layers", "width", "experts", "used",
-           "params", "active");
+    printf("%-22s %-11s %7s %6s %6s %9s %9s %8s\n", "preset", "arch", "layers", "width", "experts",
+           "used", "params", "active");
     for (uint32_t i = 0; sl_preset_at(i); i++) {
         const sl_preset *p = sl_preset_at(i);
-        printf("%-22s %-11s %7" PRIu32 " %6" PRIu32 " %6" PRIu32 " %9" PRIu32 " %8.1fB %7.1fB\n", p->name, p->arch,
-               p->n_layer, p->d_model, p->n_expert, p->n_used, (double)sl_preset_params(p) * 1e-9,
-               (double)sl_preset_active_params(p) * 1e-9);
+        printf("%-22s %-11s %7" PRIu32 " %6" PRIu32 " %6" PRIu32 " %9" PRIu32 " %8.1fB %7.1fB\n",
+               p->name, p->arch, p->n_layer, p->d_model, p->n_expert, p->n_used,
+               (double)sl_preset_params(p) * 1e-9, (double)sl_preset_active_params(p) * 1e-9);
     }
 }
 
@@ -62,16 +66,22 @@ static bool progress(void *user, uint64_t done, uint64_t total)
     const struct bar *b = user;
     double s = cli_now_s() - b->start_s, rate = s > 0 ? (double)done / s : 0;
     if (b->tty)
-        fprintf(stderr, "\r%5.1f %%  %.2f GB/s  %.0f s left   ", 100.0 * (double)done / (double)total,
-                rate * 1e-9, rate > 0 ? (double)(total - done) / rate : 0);
+        fprintf(stderr, "\r%5.1f %%  %.2f GB/s  %.0f s left   ",
+                100.0 * (double)done / (double)total, rate * 1e-9,
+                rate > 0 ? (double)(total - done) / rate : 0);
     if (b->tty && done == total) fprintf(stderr, "\r%40s\r", "");
     return !cli_interrupted();
 }
 
 static int run(const struct args *a, sl_ctx *ctx)
 {
-    sl_synth_params p = { .preset = sl_preset_find(a->like), .quant = a->quant, .n_layer = a->n_layer,
-                          .skew = a->skew, .seed = a->seed, .n_threads = a->n_threads, .progress = progress };
+    sl_synth_params p = { .preset = sl_preset_find(a->like),
+                          .quant = a->quant,
+                          .n_layer = a->n_layer,
+                          .skew = a->skew,
+                          .seed = a->seed,
+                          .n_threads = a->n_threads,
+                          .progress = progress };
     sl_synth_report r;
     struct bar bar = { cli_now_s(), isatty(2) };
     p.user = &bar;
@@ -83,8 +93,10 @@ static int run(const struct args *a, sl_ctx *ctx)
         return cli_interrupted() ? CLI_INTERRUPTED : code;
     }
     double s = cli_now_s() - bar.start_s;
-    cli_note("%s: %" PRIu32 " layers, %.3f B parameters, %.3f GB, %.3f GB of weights per decoded token; "
-             "%.1f s, %.2f GB/s", a->out, r.n_layer, (double)r.n_params * 1e-9, (double)r.file_bytes * 1e-9,
+    cli_note("%s: %" PRIu32
+             " layers, %.3f B parameters, %.3f GB, %.3f GB of weights per decoded token; "
+             "%.1f s, %.2f GB/s",
+             a->out, r.n_layer, (double)r.n_params * 1e-9, (double)r.file_bytes * 1e-9,
              (double)r.token_bytes * 1e-9, s, (double)r.file_bytes * 1e-9 / s);
     return CLI_DONE;
 }
@@ -93,7 +105,9 @@ int cmd_synth(int argc, char **argv)
 {
     struct args a = { .quant = "Q4_K" };
     cli_group groups[] = { { "Options", options, SL_LEN(options), &a, 0 } };
-    cli_spec spec = { "synth", "--like PRESET [--quant TYPE] -o FILE [options]", about, groups, SL_LEN(groups), 0 };
+    cli_spec spec = { "synth",        "--like PRESET [--quant TYPE] -o FILE [options]",
+                      about,          groups,
+                      SL_LEN(groups), 0 };
     int code;
     if (!cli_parse(&spec, argc, argv, NULL, NULL, &code)) return code;
     if (a.list) {

@@ -1,5 +1,5 @@
-/* tools/cmd_tokenize.c - `sluice tokenize`: token ids of texts, and texts of token ids. Needs only the
- * vocabulary of a file. */
+/* tools/cmd_tokenize.c - `sluice tokenize`: token ids of texts, and texts of token ids. Needs only
+ * the vocabulary of a file. */
 #include <ctype.h>
 #include <errno.h>
 #include <inttypes.h>
@@ -18,7 +18,8 @@ struct args {
 static const cli_option options[] = {
     { "-m,--model", CLI_STR, "FILE", "model, or a file with a vocabulary only", AT(model), 0, 0 },
     { "--no-bos", CLI_FLAG, NULL, "no BOS in front, where the model wants one", AT(no_bos), 0, 0 },
-    { "--decode", CLI_FLAG, NULL, "the way back: TEXT or each line of stdin is ids", AT(decode), 0, 0 },
+    { "--decode", CLI_FLAG, NULL, "the way back: TEXT or each line of stdin is ids", AT(decode), 0,
+      0 },
     { "--special", CLI_FLAG, NULL, "control tokens in the text count as such; --decode shows them",
       AT(special), 0, 0 },
 };

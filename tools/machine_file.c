@@ -28,14 +28,16 @@ sl_status cli_make_parents(sl_ctx *ctx, const char *path)
     sl_status st = SL_OK;
     for (char *s = p + 1; st == SL_OK && (s = strchr(s, '/')); s++) {
         *s = 0;
-        if (mkdir(p, 0777) && errno != EEXIST) st = sl_fail(ctx, SL_E_IO, "folder %s: %s", p, strerror(errno));
+        if (mkdir(p, 0777) && errno != EEXIST)
+            st = sl_fail(ctx, SL_E_IO, "folder %s: %s", p, strerror(errno));
         *s = '/';
     }
     free(p);
     return st;
 }
 
-static int given(sl_ctx *ctx, const char *file, const sl_machine_id *now, sl_machine *ret, bool *file_fits)
+static int given(sl_ctx *ctx, const char *file, const sl_machine_id *now, sl_machine *ret,
+                 bool *file_fits)
 {
     char why[200];
     if (sl_machine_load(ctx, file, ret) != SL_OK) return cli_fail_ctx(ctx);
@@ -62,7 +64,9 @@ int cli_machine(sl_ctx *ctx, const char *file, sl_machine *ret, bool *file_fits)
     if (good) cli_note("%s is stale: %s", path, why);
     else if (there) cli_note("%s", sl_error(ctx));
     free(path);
-    cli_note("measuring this machine for 2 s; `sluice probe` does it thoroughly and keeps the result");
-    if (sl_probe_run(ctx, &(sl_probe_params){ .quick = true }, ret) != SL_OK) return cli_fail_ctx(ctx);
+    cli_note(
+        "measuring this machine for 2 s; `sluice probe` does it thoroughly and keeps the result");
+    if (sl_probe_run(ctx, &(sl_probe_params){ .quick = true }, ret) != SL_OK)
+        return cli_fail_ctx(ctx);
     return CLI_DONE;
 }

@@ -1,5 +1,5 @@
-/* tools/machine_file.h - the machine file that commands share: where it is kept, and a quick probe where there
- * is none that fits. Threads: the main thread. Tested by tests/t_probe_cli.py. */
+/* tools/machine_file.h - the machine file that commands share: where it is kept, and a quick probe
+ * where there is none that fits. Threads: the main thread. Tested by tests/t_probe_cli.py. */
 #ifndef MACHINE_FILE_H
 #define MACHINE_FILE_H
 
@@ -11,10 +11,10 @@ char *cli_machine_path(void);
 /* The folders of path, which may exist already. SL_E_IO with a message otherwise. */
 SL_NODISCARD sl_status cli_make_parents(sl_ctx *ctx, const char *path);
 
-/* The machine described by `file`; with NULL the kept one, and where that is missing, damaged or of other
- * hardware a quick probe of about 2 s, which is not kept; a note says so. file_fits (may be NULL): a given
- * file's hardware is this machine's; otherwise a warning was printed. Returns CLI_DONE, or another code
- * after one line. */
+/* The machine described by `file`; with NULL the kept one, and where that is missing, damaged or of
+ * other hardware a quick probe of about 2 s, which is not kept; a note says so. file_fits (may be
+ * NULL): a given file's hardware is this machine's; otherwise a warning was printed. Returns
+ * CLI_DONE, or another code after one line. */
 int cli_machine(sl_ctx *ctx, const char *file, sl_machine *ret, bool *file_fits);
 
 #endif

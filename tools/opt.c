@@ -125,7 +125,8 @@ static void store(const cli_option *o, void *base, const char *value, char want[
         if (!strcmp(value, "-1")) *(uint64_t *)at = cli_random_seed();
         else if (!errno && end != value && !*end && !strchr(value, '-') && v <= INT64_MAX)
             *(uint64_t *)at = v;    /* JSON has no larger integers */
-        else snprintf(want, 160, "a whole number up to %" PRId64 ", or -1: a random one", INT64_MAX);
+        else
+            snprintf(want, 160, "a whole number up to %" PRId64 ", or -1: a random one", INT64_MAX);
         return;
     }
     case CLI_F32: {

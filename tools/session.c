@@ -15,17 +15,14 @@
 #define AT(field) offsetof(cli_engine_args, field)
 static const cli_option engine_options[] = {
     { "-m,--model", CLI_STR, "FILE",
-      "GGUF file, the first of a split one (default: the bundled model)",
-      AT(model), 0, 0 },
+      "GGUF file, the first of a split one (default: the bundled model)", AT(model), 0, 0 },
     { "-c,--ctx-size", CLI_U32, "N",
-      "positions of context; 0: the model's (default: that, at most 4096)",
-      AT(n_ctx), 0, 1 << 24 },
+      "positions of context; 0: the model's (default: that, at most 4096)", AT(n_ctx), 0, 1 << 24 },
     { "-t,--threads", CLI_U32, "N", "threads (default: physical cores)", AT(n_threads), 1, 4096 },
     { "-b,--batch-size", CLI_U32, "N", "rows of a pass: prompt tokens at a time (default: 512)",
       AT(max_rows), 1, 65536 },
     { "-ctk,--cache-type-k", CLI_CHOICE, "f16|f32|bf16|q8_0",
-      "type of the KV cache, K and V alike (default: f16)",
-      AT(kv_k), 0, 0 },
+      "type of the KV cache, K and V alike (default: f16)", AT(kv_k), 0, 0 },
     { "-ctv,--cache-type-v", CLI_CHOICE, "f16|f32|bf16|q8_0", "the same", AT(kv_v), 0, 0 },
     { "--ram", CLI_BYTES, "SIZE", "memory budget, 8G or auto (default: auto, what is available)",
       AT(ram_bytes), 0, 0 },
@@ -40,8 +37,8 @@ static const cli_option engine_options[] = {
     { "--trace-routing", CLI_STR, "FILE",
       "write the experts that were chosen: JSON lines {pass, sequence, layer, position, experts}",
       AT(trace), 0, 0 },
-    { "-v,--verbose", CLI_FLAG, NULL, "more on stderr: notes, memory by account",
-      AT(verbose), 0, 0 },
+    { "-v,--verbose", CLI_FLAG, NULL, "more on stderr: notes, memory by account", AT(verbose), 0,
+      0 },
 };
 #undef AT
 
@@ -126,7 +123,8 @@ int cli_isa_mask(const char *isa, uint32_t *ret_mask)
         return CLI_DONE;
     }
     sl_kernels_init(&k, cpu);
-    if (st == SL_E_UNSUPPORTED) cli_fail("--isa %s: this CPU lacks it; the most it has is %s", isa, k.isa);
+    if (st == SL_E_UNSUPPORTED)
+        cli_fail("--isa %s: this CPU lacks it; the most it has is %s", isa, k.isa);
     else cli_fail("--isa %s: expected %s", isa, names);
     return CLI_USAGE;
 }
@@ -155,8 +153,8 @@ static const char *kv_name(sl_type type)
 }
 
 /* The plan's parameters from the flags and the model; -1 after one line. */
-static int make_plan(const cli_engine_args *a, const cli_group *g, uint32_t cpu_mask, uint32_t n_seq,
-                     cli_session *s, sl_plan *ret_plan)
+static int make_plan(const cli_engine_args *a, const cli_group *g, uint32_t cpu_mask,
+                     uint32_t n_seq, cli_session *s, sl_plan *ret_plan)
 {
     const sl_shape *shape = sl_model_shape(s->model);
     sl_plan_params p = sl_plan_defaults();
@@ -182,8 +180,10 @@ static int make_plan(const cli_engine_args *a, const cli_group *g, uint32_t cpu_
     char w[24], b[24];
     s->budget_bytes = a->ram_bytes ? a->ram_bytes : available;
     if (available && wanted > available)
-        cli_warn("weights and KV cache take %s, and %s is available: expect the disk to be read for "
-                 "every token", cli_bytes(wanted, w), cli_bytes(available, b));
+        cli_warn(
+            "weights and KV cache take %s, and %s is available: expect the disk to be read for "
+            "every token",
+            cli_bytes(wanted, w), cli_bytes(available, b));
     return CLI_DONE;
 }
 

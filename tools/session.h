@@ -27,7 +27,8 @@ typedef struct cli_engine_args {
     bool no_text;               /* a model without a tokenizer will do */
 } cli_engine_args;
 
-/* The mask of an ISA's name, NULL being all of this CPU's. CLI_DONE, or CLI_USAGE after one line. */
+/* The mask of an ISA's name, NULL being all of this CPU's. CLI_DONE, or CLI_USAGE after one
+ * line. */
 int cli_isa_mask(const char *isa, uint32_t *ret_mask);
 /* Would a pool of n threads (0: the default) start? CLI_DONE, or CLI_USAGE after one line. */
 int cli_check_threads(uint32_t n);

@@ -1,13 +1,14 @@
-/* kernels/cpu/attn.c - attention on stored keys and values (kernels/sl_attn.h), written once and compiled
- * once per set. One register tile serves prefill and decode: KX_NQ queries by two vectors, of keys
- * for the scores (keys transposed into a panel, which all queries of the call share) and of dimensions
- * for the weighted sum. */
+/* kernels/cpu/attn.c - attention on stored keys and values (kernels/sl_attn.h), written once and
+ * compiled once per set. One register tile serves prefill and decode: KX_NQ queries by two vectors,
+ * of keys for the scores (keys transposed into a panel, which all queries of the call share) and of
+ * dimensions for the weighted sum. */
 #include "kernels/cpu/attn_load.h"
 #include "kernels/cpu/cpu.h"
 
 #include <assert.h>
 
-/* What the next call reads, a line at each step of an inner loop: memory works while this call multiplies. */
+/* What the next call reads, a line at each step of an inner loop: memory works while this call
+ * multiplies. */
 struct fetch {
     const char *const *at;
     size_t left, offset;
@@ -25,8 +26,8 @@ KX_INLINE void fetch_one(struct fetch *f)
     __builtin_prefetch(*f->at++ + f->offset, 0, 2);
 }
 
-KX_INLINE void score_tile(const float *const *q, uint32_t k_dim, const float *panel, float scale, float *s,
-                          struct fetch *fetch, const int nq)
+KX_INLINE void score_tile(const float *const *q, uint32_t k_dim, const float *panel, float scale,
+                          float *s, struct fetch *fetch, const int nq)
 {
     vf c[KX_NQ][2];
     struct fetch f = *fetch;
@@ -53,18 +54,21 @@ static void scores(const sl_attn_tile *t, float *s, float *panel)
     struct fetch f = fetch_of(&t->next_k);
     for (uint32_t j = t->first / KX_P * KX_P; j < t->end; j += KX_P) {
         const void *k[KX_P];
-        for (uint32_t e = 0; e < KX_P; e++) k[e] = t->k[SL_MIN(SL_MAX(j + e, t->first), t->end - 1)];
+        for (uint32_t e = 0; e < KX_P; e++)
+            k[e] = t->k[SL_MIN(SL_MAX(j + e, t->first), t->end - 1)];
         pack_keys(t->type, k, t->k_dim, panel);
         uint32_t i = 0;
         for (; i + KX_NQ <= t->n_q; i += KX_NQ)
             score_tile(t->q + i, t->k_dim, panel, t->scale, s + i * SL_ATTN_BLOCK + j, &f, KX_NQ);
         for (; i + 2 <= t->n_q; i += 2)
             score_tile(t->q + i, t->k_dim, panel, t->scale, s + i * SL_ATTN_BLOCK + j, &f, 2);
-        if (i < t->n_q) score_tile(t->q + i, t->k_dim, panel, t->scale, s + i * SL_ATTN_BLOCK + j, &f, 1);
+        if (i < t->n_q)
+            score_tile(t->q + i, t->k_dim, panel, t->scale, s + i * SL_ATTN_BLOCK + j, &f, 1);
     }
 }
 
-enum { LANES = 16 / KX_W, STEPS = SL_ATTN_BLOCK / 16 };     /* vectors of 16 partial results; and rounds of them */
+/* vectors of 16 partial results; and rounds of them */
+enum { LANES = 16 / KX_W, STEPS = SL_ATTN_BLOCK / 16 };
 
 /* From scores to weights: s[j] = exp(s_j - mb), and their maximum and sum. */
 KX_INLINE void weigh(float *s, uint32_t from, uint32_t to, float *ret_m, float *ret_l)
@@ -90,7 +94,8 @@ KX_INLINE void weigh(float *s, uint32_t from, uint32_t to, float *ret_m, float *
     *ret_l = tree_add(t);
 }
 
-/* Weights of all queries; m and l merged; old and now [SL_ATTN_QUERIES]: the factors of acc and of the block. */
+/* Weights of all queries; m and l merged; old and now [SL_ATTN_QUERIES]: the factors of acc and of
+ * the block. */
 static void weights(const sl_attn_tile *t, float *s, float *old, float *now)
 {
     float lb[SL_ATTN_QUERIES];
@@ -119,8 +124,8 @@ struct values {
     uint32_t v_dim, from, to;
 };
 
-KX_INLINE void value_tile(const sl_type type, const struct values *x, uint32_t d, struct fetch *fetch,
-                          const int nq, const int nv)
+KX_INLINE void value_tile(const sl_type type, const struct values *x, uint32_t d,
+                          struct fetch *fetch, const int nq, const int nv)
 {
     vf c[KX_NQ][2];
     struct fetch f = *fetch;
@@ -128,7 +133,8 @@ KX_INLINE void value_tile(const sl_type type, const struct values *x, uint32_t d
         KX_UNROLL for (int e = 0; e < nv; e++) c[i][e] = vf_all(0);
     for (uint32_t j = x->from; j < x->to; j++) {
         vf b[2];
-        KX_UNROLL for (int e = 0; e < nv; e++) b[e] = load_row(type, x->v[j], d + (uint32_t)e * KX_W);
+        KX_UNROLL for (int e = 0; e < nv; e++)
+            b[e] = load_row(type, x->v[j], d + (uint32_t)e * KX_W);
         fetch_one(&f);
         KX_UNROLL for (int i = 0; i < nq; i++) {
             vf a = vf_all(x->p[i * SL_ATTN_BLOCK + j]);
@@ -138,7 +144,8 @@ KX_INLINE void value_tile(const sl_type type, const struct values *x, uint32_t d
     KX_UNROLL for (int i = 0; i < nq; i++)
         KX_UNROLL for (int e = 0; e < nv; e++) {
             float *acc = x->acc + (size_t)i * x->v_dim + d + e * KX_W;
-            vf_store(acc, vf_fma(c[i][e], vf_all(x->now[i]), vf_mul(vf_load(acc), vf_all(x->old[i]))));
+            vf_store(acc,
+                     vf_fma(c[i][e], vf_all(x->now[i]), vf_mul(vf_load(acc), vf_all(x->old[i]))));
         }
     *fetch = f;
 }
@@ -173,7 +180,8 @@ VALUES(q8, SL_Q8_0)
 static uint32_t alike(const sl_attn_tile *t, uint32_t i)
 {
     uint32_t n = 1;
-    while (n < KX_NQ && i + n < t->n_q && t->from[i + n] == t->from[i] && t->to[i + n] == t->to[i]) n++;
+    while (n < KX_NQ && i + n < t->n_q && t->from[i + n] == t->from[i] && t->to[i + n] == t->to[i])
+        n++;
     return n == KX_NQ ? n : n >= 2 ? 2 : 1;
 }
 
@@ -184,8 +192,9 @@ static void widen(const sl_attn_tile *t, float *to, const void **rows)
         float *row = to + (size_t)j * t->v_dim;
         uint32_t d = 0;
         for (; d + KX_W <= t->v_dim; d += KX_W) {
-            vf v = t->type == SL_F16 ? load_row(SL_F16, t->v[j], d)
-                 : t->type == SL_BF16 ? load_row(SL_BF16, t->v[j], d) : load_row(SL_Q8_0, t->v[j], d);
+            vf v = t->type == SL_F16    ? load_row(SL_F16, t->v[j], d)
+                   : t->type == SL_BF16 ? load_row(SL_BF16, t->v[j], d)
+                                        : load_row(SL_Q8_0, t->v[j], d);
             vf_store(row + d, v);
         }
         for (; d < t->v_dim; d++) row[d] = element(t->type, t->v[j], d);
@@ -219,8 +228,8 @@ static void attend(const sl_attn_tile *t)
     }
 }
 
-static void attend_merge(uint32_t n_q, uint32_t v_dim, const float *m2, const float *l2, const float *acc2,
-                         float *m, float *l, float *acc)
+static void attend_merge(uint32_t n_q, uint32_t v_dim, const float *m2, const float *l2,
+                         const float *acc2, float *m, float *l, float *acc)
 {
     for (uint32_t i = 0; i < n_q; i++, acc += v_dim, acc2 += v_dim) {
         if (l2[i] == 0) continue;
@@ -230,12 +239,14 @@ static void attend_merge(uint32_t n_q, uint32_t v_dim, const float *m2, const fl
         l[i] = fmaf(l2[i], now, l[i] * old);
         uint32_t d = 0;
         for (; d + KX_W <= v_dim; d += KX_W)
-            vf_store(acc + d, vf_fma(vf_load(acc2 + d), vf_all(now), vf_mul(vf_load(acc + d), vf_all(old))));
+            vf_store(acc + d,
+                     vf_fma(vf_load(acc2 + d), vf_all(now), vf_mul(vf_load(acc + d), vf_all(old))));
         for (; d < v_dim; d++) acc[d] = fmaf(acc2[d], now, acc[d] * old);
     }
 }
 
-static void attend_end(const float *sink, float m, float l, const float *acc, uint32_t v_dim, float *out)
+static void attend_end(const float *sink, float m, float l, const float *acc, uint32_t v_dim,
+                       float *out)
 {
     float old = 1;
     if (sink) {

@@ -1,5 +1,5 @@
-/* kernels/cpu/attn_load.h - vectors of the set being compiled, and stored keys and values brought into
- * them: rows of values as they lie, keys transposed. Private to kernels/cpu/attn.c. */
+/* kernels/cpu/attn_load.h - vectors of the set being compiled, and stored keys and values brought
+ * into them: rows of values as they lie, keys transposed. Private to kernels/cpu/attn.c. */
 #ifndef KX_ATTN_LOAD_H
 #define KX_ATTN_LOAD_H
 
@@ -241,8 +241,8 @@ KX_INLINE vf load_row(const sl_type type, const void *row, uint32_t d)
     }
 }
 
-/* 16 dimensions of KX_W keys of 2-byte elements: three rounds of interleaving leave the eight keys of one
- * dimension in every 128 bits. */
+/* 16 dimensions of KX_W keys of 2-byte elements: three rounds of interleaving leave the eight keys
+ * of one dimension in every 128 bits. */
 KX_INLINE void pack_words(const bool bf16, const void *const *k, uint32_t d, float *to)
 {
     vi r[8], t[8], u[8];
@@ -257,9 +257,11 @@ KX_INLINE void pack_words(const bool bf16, const void *const *k, uint32_t d, flo
             u[i + 2 * h + 1] = KX_I(unpackhi_epi32)(t[i + h], t[i + h + 2]);
         }
     KX_UNROLL for (uint32_t c = 0; c < 8; c++) {
-        vi w = c % 2 ? KX_I(unpackhi_epi64)(u[c / 2], u[c / 2 + 4]) : KX_I(unpacklo_epi64)(u[c / 2], u[c / 2 + 4]);
+        vi w = c % 2 ? KX_I(unpackhi_epi64)(u[c / 2], u[c / 2 + 4])
+                     : KX_I(unpacklo_epi64)(u[c / 2], u[c / 2 + 4]);
 #if defined(__AVX512F__)
-        w = _mm512_shuffle_i64x2(w, w, 0xd8);   /* both halves of the keys of a dimension side by side */
+        /* both halves of the keys of a dimension side by side */
+        w = _mm512_shuffle_i64x2(w, w, 0xd8);
 #endif
         vi_half lo = low_half(w), hi = high_half(w);
         vf_store(to + (d + c) * KX_P, bf16 ? bf16_lanes(lo) : f16_lanes(lo));
@@ -271,8 +273,10 @@ KX_INLINE void pack_words(const bool bf16, const void *const *k, uint32_t d, flo
 KX_INLINE void store_bytes(vi w, vf scale, float *to)
 {
     vf_store(to, vf_mul(scale, KX_I(cvtepi32_ps)(KX_I(srai_epi32)(KX_I(slli_epi32)(w, 24), 24))));
-    vf_store(to + KX_P, vf_mul(scale, KX_I(cvtepi32_ps)(KX_I(srai_epi32)(KX_I(slli_epi32)(w, 16), 24))));
-    vf_store(to + 2 * KX_P, vf_mul(scale, KX_I(cvtepi32_ps)(KX_I(srai_epi32)(KX_I(slli_epi32)(w, 8), 24))));
+    vf_store(to + KX_P,
+             vf_mul(scale, KX_I(cvtepi32_ps)(KX_I(srai_epi32)(KX_I(slli_epi32)(w, 16), 24))));
+    vf_store(to + 2 * KX_P,
+             vf_mul(scale, KX_I(cvtepi32_ps)(KX_I(srai_epi32)(KX_I(slli_epi32)(w, 8), 24))));
     vf_store(to + 3 * KX_P, vf_mul(scale, KX_I(cvtepi32_ps)(KX_I(srai_epi32)(w, 24))));
 }
 
@@ -295,8 +299,10 @@ KX_INLINE void pack_q8(const void *const *k, uint32_t d, float *to)
     }
     KX_UNROLL for (uint32_t c = 0; c < 4; c++) {
 #if defined(__AVX512F__)
-        vi lo = _mm512_permutex2var_epi64(w[c], _mm512_set_epi64(13, 12, 5, 4, 9, 8, 1, 0), w[c + 4]);
-        vi hi = _mm512_permutex2var_epi64(w[c], _mm512_set_epi64(15, 14, 7, 6, 11, 10, 3, 2), w[c + 4]);
+        vi lo =
+            _mm512_permutex2var_epi64(w[c], _mm512_set_epi64(13, 12, 5, 4, 9, 8, 1, 0), w[c + 4]);
+        vi hi =
+            _mm512_permutex2var_epi64(w[c], _mm512_set_epi64(15, 14, 7, 6, 11, 10, 3, 2), w[c + 4]);
 #else
         vi lo = _mm256_permute2x128_si256(w[c], w[c + 4], 0x20);
         vi hi = _mm256_permute2x128_si256(w[c], w[c + 4], 0x31);

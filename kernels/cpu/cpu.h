@@ -1,6 +1,8 @@
-/* kernels/cpu/cpu.h - what the files of kernels/cpu share: the sets of kernels, and how they are filled.
+/* kernels/cpu/cpu.h - what the files of kernels/cpu share: the sets of kernels, and how they are
+ * filled.
  * A file compiled per set (f32.c, dequant*.c; see meson.build) is compiled with KX_SET = c, avx2 or
- * avx512 and that ISA's flags; KX_NAME puts the set at the end of its public names. Private to kernels/cpu. */
+ * avx512 and that ISA's flags; KX_NAME puts the set at the end of its public names. Private to
+ * kernels/cpu. */
 #ifndef KX_CPU_H
 #define KX_CPU_H
 

@@ -10,7 +10,8 @@
 
 #define DEQUANT(name) KX_NAME(sl_dequant_##name, KX_SET)   /* sl_dequant_q4_k_avx2 */
 
-/* In front of a loop with a constant count: gcc must not unroll it, else its vectoriser never sees it. */
+/* In front of a loop with a constant count: gcc must not unroll it, else its vectoriser never sees
+ * it. */
 #ifdef __clang__
 #define KX_ROLLED
 #else

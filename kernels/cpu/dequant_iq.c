@@ -7,7 +7,8 @@
 static const int8_t iq4_levels[16] = {      /* IQ4_NL and IQ4_XS: denser near zero */
     -127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113,
 };
-static const int8_t e2m1_levels[16] = {     /* MXFP4: sign, two bits exponent, one mantissa; doubled */
+/* MXFP4: sign, two bits exponent, one mantissa; doubled */
+static const int8_t e2m1_levels[16] = {
     0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12,
 };
 static const uint8_t iq2_levels[4] = { 8, 25, 43, 0 };
@@ -85,7 +86,8 @@ void DEQUANT(iq2_xxs)(const void *row, float *restrict y, size_t n)
             uint32_t w = sl_load_u32(q + 4);
             float ds = d * (0.5f + (float)(w >> 28)) * 0.25f;
             for (int j = 0; j < 4; j++)
-                row_iq2(sl_grid_iq2_xxs[q[j]], even_signs(w >> 7 * j & 127), ds, y + 32 * g + 8 * j);
+                row_iq2(sl_grid_iq2_xxs[q[j]], even_signs(w >> 7 * j & 127), ds,
+                        y + 32 * g + 8 * j);
         }
     }
 }

@@ -12,8 +12,8 @@ unsigned sl_cpu_detect(void)
 {
     unsigned cpu = 0;
 #if SL_HAVE_X86_SETS
-    /* The builtin asks the operating system too whether it saves the registers; clang 14's has no name
-     * for F16C: CPUID leaf 1, ECX bit 29. */
+    /* The builtin asks the operating system too whether it saves the registers; clang 14's has no
+     * name for F16C: CPUID leaf 1, ECX bit 29. */
     unsigned a, b, c, d;
     bool f16c = __get_cpuid(1, &a, &b, &c, &d) && (c >> 29 & 1);
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && f16c) cpu |= SL_CPU_AVX2;

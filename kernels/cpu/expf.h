@@ -22,9 +22,9 @@ static inline uint32_t kx_bits(float f)
     return u;
 }
 
-/* x = n ln 2 + r, |r| <= ln 2 / 2; e^r = 1 + r + r^2 P(r), P a minimax fit of relative error 3.1e-9.
- * ln 2 is cut in two so that n * HI is exact. 2^n is multiplied in two steps, which reaches the
- * denormals and infinity. Below -104 the result is 0, above 89 infinity; NaN stays NaN. */
+/* x = n ln 2 + r, |r| <= ln 2 / 2; e^r = 1 + r + r^2 P(r), P a minimax fit of relative error
+ * 3.1e-9. ln 2 is cut in two so that n * HI is exact. 2^n is multiplied in two steps, which reaches
+ * the denormals and infinity. Below -104 the result is 0, above 89 infinity; NaN stays NaN. */
 static inline float kx_exp(float x)
 {
     const float round = 12582912.0f;                    /* 1.5 * 2^23: its last bit is worth 1 */

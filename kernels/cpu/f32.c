@@ -1,6 +1,7 @@
-/* kernels/cpu/f32.c - the float32 kernels, written once and compiled once per set (KX_SET of cpu.h).
- * Every operation here is one IEEE operation on one element, in an order that does not depend on the
- * width of a vector, so all sets give the same bits. KX_W is the number of floats of a vector.
+/* kernels/cpu/f32.c - the float32 kernels, written once and compiled once per set (KX_SET of
+ * cpu.h).
+ * Every operation here is one IEEE operation on one element, in an order that does not depend on
+ * the width of a vector, so all sets give the same bits. KX_W is the number of floats of a vector.
  * KX_TW x KX_TX is the register tile of `dots`: as many sums as the ISA's registers hold. */
 #include "kernels/cpu/cpu.h"
 #include "kernels/cpu/expf.h"

@@ -17,13 +17,14 @@ static inline float sl_f16_to_f32(uint16_t h)
     return r.f;
 }
 
-/* To nearest, ties to even: adding 0.5 lets the float adder round denormal halves (0.5's last bit is 2^-24),
- * normal ones round by integer arithmetic. 65520 and above is infinity. */
+/* To nearest, ties to even: adding 0.5 lets the float adder round denormal halves (0.5's last bit
+ * is 2^-24), normal ones round by integer arithmetic. 65520 and above is infinity. */
 static inline uint16_t sl_f32_to_f16(float x)
 {
     union { float f; uint32_t u; } v = { .f = x }, tiny;
     uint32_t sign = v.u >> 16 & 0x8000, a = v.u & 0x7fffffff;
-    uint32_t normal = (a - 0x38000000 + 0xfff + (a >> 13 & 1)) >> 13;   /* exponent bias 127 -> 15 */
+    /* exponent bias 127 -> 15 */
+    uint32_t normal = (a - 0x38000000 + 0xfff + (a >> 13 & 1)) >> 13;
     tiny.u = a;
     tiny.f += 0.5f;
     uint32_t h = a < 0x38800000 ? tiny.u - 0x3f000000 : normal;

@@ -1,5 +1,5 @@
-/* kernels/cpu/quant.h - private to kernels: a group of quantised weights taken apart, as the formula of
- * kernels/sl_quant.h wants it, and what the sets of quantised products share. */
+/* kernels/cpu/quant.h - private to kernels: a group of quantised weights taken apart, as the
+ * formula of kernels/sl_quant.h wants it, and what the sets of quantised products share. */
 #ifndef KX_QUANT_H
 #define KX_QUANT_H
 

@@ -1,13 +1,14 @@
-/* kernels/cpu/quant_256.c - quantised products in 256-bit registers, compiled twice: with AVX2, FMA and
- * F16C (KX_SET = avx2), and with AVX-VNNI beside them (avxvnni: vpdpbusd).
+/* kernels/cpu/quant_256.c - quantised products in 256-bit registers, compiled twice: with AVX2, FMA
+ * and F16C (KX_SET = avx2), and with AVX-VNNI beside them (avxvnni: vpdpbusd).
  *
  * Few activations: a row at a time. Pairs of products are int16 (vpmaddubsw), vpmaddwd applies the
  * scales, and zero * sc or mn meet the sums of the activations in one more vpmaddwd per group.
- * Many: a tile is 16 rows with 4 consecutive elements of 8 rows in a register, so that an activation's
- * 4 elements are broadcast and the lanes are rows: no sum across lanes, and every weight that is
- * loaded meets 4 activation rows. Group by group over all activations, so that a group stays in L1.
- * int16 sums of `chain` products: q <= 16 takes 8, q <= 32 takes 4, q <= 64 takes 2, q <= 128 one
- * (q * 2 * 127 * chain <= 32767); 8 bits are |q| times a with the sign of q. */
+ * Many: a tile is 16 rows with 4 consecutive elements of 8 rows in a register, so that an
+ * activation's 4 elements are broadcast and the lanes are rows: no sum across lanes, and every
+ * weight that is loaded meets 4 activation rows. Group by group over all activations, so that a
+ * group stays in L1. int16 sums of `chain` products: q <= 16 takes 8, q <= 32 takes 4, q <= 64
+ * takes 2, q <= 128 one (q * 2 * 127 * chain <= 32767); 8 bits are |q| times a with the sign of
+ * q. */
 #include "kernels/cpu/quant_load256.h"
 
 #include <assert.h>
@@ -20,8 +21,8 @@
 #define Q256_VNNI 0
 #endif
 
-/* The compiler must take v as it is: gcc loads the same bytes twice, and turns a sum into a tree whose
- * leaves it spills. */
+/* The compiler must take v as it is: gcc loads the same bytes twice, and turns a sum into a tree
+ * whose leaves it spills. */
 #define KEEP(v) __asm__("" : "+x"(v))
 #define KEEP_STORED(v) __asm__("" : "+m"(v))
 
@@ -90,7 +91,8 @@ static void quantise(uint32_t group, const float *x, size_t n, void *ret)
     }
 }
 
-/* ---- few activations ------------------------------------------------------------------------------ */
+/* ---- few activations
+ * ------------------------------------------------------------------------------ */
 
 Q256_INLINE __m256i four(const int8_t *a)
 {
@@ -115,8 +117,9 @@ Q256_INLINE __m256i add_madd(__m256i sum, __m256i p, __m256i sc)
 #endif
 }
 
-/* The prefetch of `rows`: bytes in the order of their addresses, whatever the order of use, from the
- * rows after the ones in work on. It stops at the last row: another thread may have what follows. */
+/* The prefetch of `rows`: bytes in the order of their addresses, whatever the order of use, from
+ * the rows after the ones in work on. It stops at the last row: another thread may have what
+ * follows. */
 typedef struct ahead { const char *next, *end; } ahead;
 
 Q256_INLINE void fetch(ahead *f, size_t bytes)
@@ -144,7 +147,8 @@ Q256_INLINE const uint8_t *row_at(const void *w, size_t row_bytes, uint32_t n_ro
 Q256_INLINE __m128 sum_four(const __m256i *v)
 {
     __m256i s = _mm256_hadd_epi32(_mm256_hadd_epi32(v[0], v[1]), _mm256_hadd_epi32(v[2], v[3]));
-    return _mm_cvtepi32_ps(_mm_add_epi32(_mm256_castsi256_si128(s), _mm256_extracti128_si256(s, 1)));
+    return _mm_cvtepi32_ps(
+        _mm_add_epi32(_mm256_castsi256_si128(s), _mm256_extracti128_si256(s, 1)));
 }
 
 /* What four rows' super-blocks are multiplied by, and where sums begin. */
@@ -155,7 +159,8 @@ typedef struct super_rows {
     float d[4], dmin[4];
 } super_rows;
 
-Q256_INLINE void start_rows(const q256_super *t, const uint8_t *const *b, const int16_t *s, super_rows *g)
+Q256_INLINE void start_rows(const q256_super *t, const uint8_t *const *b, const int16_t *s,
+                            super_rows *g)
 {
     const __m256i split = _mm256_setr_epi8(0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15,
                                            0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15);
@@ -174,9 +179,10 @@ Q256_INLINE void start_rows(const q256_super *t, const uint8_t *const *b, const 
     }
 }
 
-/* acc with a super-block of each of four rows added: every activation that is loaded serves all four. */
-Q256_INLINE __m128 add_super(const q256_super *t, const uint8_t *const *b, const int8_t *a, const int16_t *s,
-                             float scale, __m128 acc)
+/* acc with a super-block of each of four rows added: every activation that is loaded serves all
+ * four. */
+Q256_INLINE __m128 add_super(const q256_super *t, const uint8_t *const *b, const int8_t *a,
+                             const int16_t *s, float scale, __m128 acc)
 {
     super_rows g;
     start_rows(t, b, s, &g);
@@ -189,7 +195,8 @@ Q256_INLINE __m128 add_super(const q256_super *t, const uint8_t *const *b, const
         Q256_UNROLL
         for (int r = 0; r < 4; r++) {
             __m256i sc0 = t->half ? _mm256_shuffle_epi8(g.sc[r], at0) : four(g.twice[r] + 4 * j);
-            __m256i sc1 = t->half ? _mm256_shuffle_epi8(g.sc[r], at1) : four(g.twice[r] + 4 * j + 4);
+            __m256i sc1 = t->half ? _mm256_shuffle_epi8(g.sc[r], at1)
+                                  : four(g.twice[r] + 4 * j + 4);
             g.sum[r] = add_madd(g.sum[r], pairs(t->sgn, t->q(b[r], j), a0), sc0);
             KEEP(g.sum[r]);
             g.sum[r] = add_madd(g.sum[r], pairs(t->sgn, t->q(b[r], j + 1), a1), sc1);
@@ -248,18 +255,21 @@ Q256_INLINE block_x load_blocks(const int8_t *a, const int16_t *s)
 }
 
 /* Four sums of each block's products, the two blocks in a lane each. */
-Q256_INLINE __m256i two_blocks(const q256_block *t, const uint8_t *b, const uint8_t *c, __m256i lo, __m256i hi)
+Q256_INLINE __m256i two_blocks(const q256_block *t, const uint8_t *b, const uint8_t *c, __m256i lo,
+                               __m256i hi)
 {
     const __m256i ones = _mm256_set1_epi16(1);
     __m256i q, h;
     t->q(b, c, &q, &h);
 #if Q256_VNNI
     const __m256i null = _mm256_setzero_si256();
-    return _mm256_dpbusd_avx_epi32(_mm256_dpbusd_avx_epi32(null, stored(t->sgn, q), lo), stored(t->sgn, h), hi);
+    return _mm256_dpbusd_avx_epi32(_mm256_dpbusd_avx_epi32(null, stored(t->sgn, q), lo),
+                                   stored(t->sgn, h), hi);
 #endif
     lo = pairs(t->sgn, q, lo);
     hi = pairs(t->sgn, h, hi);
-    if (!t->sgn) return _mm256_madd_epi16(_mm256_add_epi16(lo, hi), ones);    /* at most 4 * 31 * 127 */
+    /* at most 4 * 31 * 127 */
+    if (!t->sgn) return _mm256_madd_epi16(_mm256_add_epi16(lo, hi), ones);
     return _mm256_add_epi32(_mm256_madd_epi16(lo, ones), _mm256_madd_epi16(hi, ones));
 }
 
@@ -276,7 +286,8 @@ Q256_INLINE __m256 u_blocks(const q256_block *t, const uint8_t *b, const block_x
     __m256i sum = _mm256_hadd_epi32(_mm256_hadd_epi32(p[0], p[1]), _mm256_hadd_epi32(p[2], p[3]));
     sum = _mm256_permutevar8x32_epi32(sum, order);
     int zero = zero_of(t->sgn, t->zero);
-    if (t->mins || zero) corr = _mm256_madd_epi16(corr, _mm256_set1_epi16((int16_t)(t->mins ? 1 : -zero)));
+    if (t->mins || zero)
+        corr = _mm256_madd_epi16(corr, _mm256_set1_epi16((int16_t)(t->mins ? 1 : -zero)));
     if (zero) sum = _mm256_add_epi32(sum, corr);
     __m256 u = _mm256_mul_ps(t->d(at), _mm256_cvtepi32_ps(sum));
     return t->mins ? _mm256_fnmadd_ps(t->dmin(at), _mm256_cvtepi32_ps(corr), u) : u;
@@ -303,7 +314,8 @@ Q256_INLINE void rows_block(const q256_block *t, const void *w, size_t row_bytes
     for (size_t i = 0; i < 32 * tail; i++) a_end[i] = a[n - 32 * tail + i];
     ahead f = fetch_first(w, row_bytes, n_rows, 2);
     for (uint32_t r = 0; r < n_rows; r += 2) {
-        const uint8_t *b = (const uint8_t *)w + r * row_bytes, *c = r + 1 < n_rows ? b + row_bytes : b;
+        const uint8_t *b = (const uint8_t *)w + r * row_bytes,
+                      *c = r + 1 < n_rows ? b + row_bytes : b;
         __m128 acc = _mm_setzero_ps();
         for (size_t k = 0; k < n / 32; k += 8, b += step, c += step) {
             uint32_t m = 8;
@@ -332,7 +344,8 @@ Q256_INLINE void rows_block(const q256_block *t, const void *w, size_t row_bytes
     }
 }
 
-/* ---- many activations: the tile ------------------------------------------------------------------- */
+/* ---- many activations: the tile
+ * ------------------------------------------------------------------- */
 
 typedef __m256i q256_w[8][2];   /* 32 elements: 4 of 8 rows each, two times 8 rows */
 
@@ -355,8 +368,14 @@ typedef struct tile_kind {
     bool sgn, half, mins, corr;
 } tile_kind;
 
-Q256_INLINE size_t super_bytes(bool half) { return sizeof(super_tile) + (half ? 16 : 8) * sizeof(__m256i[2]); }
-Q256_INLINE size_t block_bytes(bool mins) { return sizeof(block_tile) + (mins ? sizeof(__m256[2]) : 0); }
+Q256_INLINE size_t super_bytes(bool half)
+{
+    return sizeof(super_tile) + (half ? 16 : 8) * sizeof(__m256i[2]);
+}
+Q256_INLINE size_t block_bytes(bool mins)
+{
+    return sizeof(block_tile) + (mins ? sizeof(__m256[2]) : 0);
+}
 
 /* Eight registers of 8 dwords, row r to lane r. */
 Q256_INLINE void transpose(const __m256i *v, __m256i *ret, size_t step)
@@ -389,7 +408,9 @@ Q256_INLINE void unpack_scales(const q256_super *t, const uint8_t *const *b, sup
         t->scales(b[r], d, &sc[r], &corr[r]);
         ((float *)&g->d[h])[r] = d[0];
         if (t->mins) ((float *)&g->dmin[h])[r] = d[1];
-        else corr[r] = _mm256_mullo_epi16(sc[r], _mm256_set1_epi16((int16_t)-zero_of(t->sgn, t->zero)));
+        else
+            corr[r] =
+                _mm256_mullo_epi16(sc[r], _mm256_set1_epi16((int16_t)-zero_of(t->sgn, t->zero)));
     }
     transpose(corr, &g->corr[0][h], 2);
     transpose(sc, both, 1);
@@ -405,8 +426,8 @@ Q256_INLINE void unpack_scales(const q256_super *t, const uint8_t *const *b, sup
     }
 }
 
-Q256_INLINE void unpack_super(const q256_super *t, const void *w, size_t row_bytes, uint32_t n_rows, size_t n,
-                              void *ret)
+Q256_INLINE void unpack_super(const q256_super *t, const void *w, size_t row_bytes, uint32_t n_rows,
+                              size_t n, void *ret)
 {
     char *to = ret;
     for (size_t k = 0; k < n / 256; k++, to += super_bytes(t->half)) {
@@ -438,8 +459,8 @@ Q256_INLINE void transpose_lanes(const __m256i *v, __m256i *ret, size_t step)
     ret[3 * step] = _mm256_unpackhi_epi64(c, d);
 }
 
-Q256_INLINE void unpack_block(const q256_block *t, const void *w, size_t row_bytes, uint32_t n_rows, size_t n,
-                              void *ret)
+Q256_INLINE void unpack_block(const q256_block *t, const void *w, size_t row_bytes, uint32_t n_rows,
+                              size_t n, void *ret)
 {
     char *to = ret;
     for (size_t k = 0; k < n / 32; k++, to += block_bytes(t->mins)) {
@@ -463,7 +484,8 @@ Q256_INLINE void unpack_block(const q256_block *t, const void *w, size_t row_byt
     }
 }
 
-/* ---- many activations: the product ---------------------------------------------------------------- */
+/* ---- many activations: the product
+ * ---------------------------------------------------------------- */
 
 #if Q256_VNNI
 /* sum[][x] += sc * the products of `count` times 4 elements. */
@@ -486,7 +508,8 @@ Q256_INLINE void add_part(tile_kind kind, const __m256i (*w)[2], int count, cons
     Q256_UNROLL
     for (uint32_t x = 0; x < cols; x++)
         for (int h = 0; h < 2; h++)
-            sum[h][x] = _mm256_add_epi32(sum[h][x], sc ? _mm256_mullo_epi32(p[h][x], sc[h]) : p[h][x]);
+            sum[h][x] =
+                _mm256_add_epi32(sum[h][x], sc ? _mm256_mullo_epi32(p[h][x], sc[h]) : p[h][x]);
 }
 #else
 Q256_INLINE void add_part(tile_kind kind, const __m256i (*w)[2], int count, const int8_t *const *a,
@@ -521,7 +544,8 @@ typedef struct q256_x {
 
 /* acc += dA * (d * sum - dmin * summ) */
 Q256_INLINE void finish(bool mins, const __m256 *d, const __m256 *dmin, __m256i (*sum)[COLS],
-                        __m256i (*summ)[COLS], uint32_t cols, const q256_x *x, size_t k, float (*acc)[ROWS])
+                        __m256i (*summ)[COLS], uint32_t cols, const q256_x *x, size_t k,
+                        float (*acc)[ROWS])
 {
     Q256_UNROLL
     for (uint32_t c = 0; c < cols; c++) {
@@ -530,19 +554,21 @@ Q256_INLINE void finish(bool mins, const __m256 *d, const __m256 *dmin, __m256i 
         for (int h = 0; h < 2; h++) {
             __m256 u = _mm256_mul_ps(d[h], _mm256_cvtepi32_ps(sum[h][c]));
             if (mins) u = _mm256_fnmadd_ps(dmin[h], _mm256_cvtepi32_ps(summ[h][c]), u);
-            _mm256_store_ps(acc[c] + 8 * h, _mm256_fmadd_ps(scale, u, _mm256_load_ps(acc[c] + 8 * h)));
+            _mm256_store_ps(acc[c] + 8 * h,
+                            _mm256_fmadd_ps(scale, u, _mm256_load_ps(acc[c] + 8 * h)));
         }
     }
 }
 
-Q256_INLINE void super_cols(tile_kind kind, const super_tile *g, const q256_x *x, uint32_t cols, size_t k,
-                            float (*acc)[ROWS])
+Q256_INLINE void super_cols(tile_kind kind, const super_tile *g, const q256_x *x, uint32_t cols,
+                            size_t k, float (*acc)[ROWS])
 {
     __m256i sum[2][COLS], corr[2][COLS];
     const int8_t *a[COLS];
     Q256_UNROLL
     for (uint32_t c = 0; c < cols; c++) {
-        const int16_t *s = (const int16_t *)(const void *)((const char *)x->x[c] + x->sums) + 16 * k;
+        const int16_t *s = (const int16_t *)(const void *)((const char *)x->x[c] + x->sums)
+                           + 16 * k;
         a[c] = (const int8_t *)x->x[c] + 256 * k;
         __m256i c0 = _mm256_setzero_si256(), c1 = c0;
         for (int j = 0; j < 8 && kind.corr; j++) {
@@ -572,14 +598,15 @@ Q256_INLINE void super_cols(tile_kind kind, const super_tile *g, const q256_x *x
     finish(kind.mins, g->d, g->dmin, sum, corr, cols, x, k, acc);
 }
 
-Q256_INLINE void block_cols(tile_kind kind, int zero, const block_tile *g, const q256_x *x, uint32_t cols,
-                            size_t k, float (*acc)[ROWS])
+Q256_INLINE void block_cols(tile_kind kind, int zero, const block_tile *g, const q256_x *x,
+                            uint32_t cols, size_t k, float (*acc)[ROWS])
 {
     __m256i sum[2][COLS], corr[2][COLS];
     const int8_t *a[COLS];
     Q256_UNROLL
     for (uint32_t c = 0; c < cols; c++) {
-        __m256i v = _mm256_setzero_si256(), by = _mm256_set1_epi16((int16_t)(kind.mins ? 1 : -zero));
+        __m256i v = _mm256_setzero_si256(),
+                by = _mm256_set1_epi16((int16_t)(kind.mins ? 1 : -zero));
         if (kind.corr) v = _mm256_madd_epi16(four((const int8_t *)x->x[c] + x->sums + 4 * k), by);
         a[c] = (const int8_t *)x->x[c] + 32 * k;
         corr[0][c] = corr[1][c] = v;
@@ -598,7 +625,8 @@ Q256_INLINE void tile_many(bool super, tile_kind kind, int zero, const void *til
     q256_x at = { x, sl_qx_scales(n), sl_qx_sums(group, n) };
     const char *g = tile;
     memset(acc, 0, n_x * sizeof acc[0]);
-    for (size_t k = 0; k < n / group; k++, g += super ? super_bytes(kind.half) : block_bytes(kind.mins)) {
+    for (size_t k = 0; k < n / group;
+         k++, g += super ? super_bytes(kind.half) : block_bytes(kind.mins)) {
         const super_tile *s = (const void *)g;
         const block_tile *b = (const void *)g;
         for (uint32_t j = 0; j < n_x; j += COLS) {
@@ -621,7 +649,8 @@ Q256_INLINE void tile_all(bool super, tile_kind kind, int zero, const void *tile
                           const void *const *x, uint32_t n_x, size_t n, float *ret, size_t ld)
 {
     for (uint32_t j = 0; j < n_x; j += MANY)
-        tile_many(super, kind, zero, tile, n_rows, x + j, SL_MIN(n_x - j, MANY), n, ret + j * ld, ld);
+        tile_many(super, kind, zero, tile, n_rows, x + j, SL_MIN(n_x - j, MANY), n, ret + j * ld,
+                  ld);
 }
 
 /* Kernels of tiles: name, chain, sgn, half, mins, zero (of groups of 32). */

@@ -1,11 +1,12 @@
-/* kernels/cpu/quant_512.c - quantised products with 512-bit vectors, compiled for AVX-512-VNNI and for
- * AVX-512 without it. Lanes are weight rows: a vector of weights holds 4 elements of each of 16 rows, the
- * activations come as broadcast dwords, and nothing is ever added across lanes. `rows` unpacks 16 rows and
- * multiplies them on the spot; `tile` unpacks a block of 32 rows into the first-level cache and multiplies
- * it by up to 6 activation rows at a time, 24 sums in registers.
+/* kernels/cpu/quant_512.c - quantised products with 512-bit vectors, compiled for AVX-512-VNNI and
+ * for AVX-512 without it. Lanes are weight rows: a vector of weights holds 4 elements of each of 16
+ * rows, the activations come as broadcast dwords, and nothing is ever added across lanes. `rows`
+ * unpacks 16 rows and multiplies them on the spot; `tile` unpacks a block of 32 rows into the
+ * first-level cache and multiplies it by up to 6 activation rows at a time, 24 sums in registers.
  * Per 32 elements (16 for types with finer scales): a chain of dot products that starts at
- * -zero * sum(a), one vpmulld by the scale, one add. Against vpdpwssd on int16 halves this costs one
- * multiplier slot in nine instead of two in ten (Zen 5: 88 % of the peak of vpdpbusd against 79 %). */
+ * -zero * sum(a), one vpmulld by the scale, one add. Against vpdpwssd on int16 halves this costs
+ * one multiplier slot in nine instead of two in ten (Zen 5: 88 % of the peak of vpdpbusd against 79
+ * %). */
 #include "kernels/cpu/quant_unpack512.h"
 
 #include <assert.h>
@@ -26,7 +27,8 @@ KX_INLINE vi dot4(vi acc, vi w, vi x, bool wide)
 #else
     vi ones = _mm512_set1_epi16(1);
     if (!wide) return _mm512_add_epi32(acc, _mm512_madd_epi16(_mm512_maddubs_epi16(w, x), ones));
-    vi low = _mm512_maddubs_epi16(and8(w, 127), x), high = _mm512_maddubs_epi16(and8(shr(w, 7), 1), x);
+    vi low = _mm512_maddubs_epi16(and8(w, 127), x),
+       high = _mm512_maddubs_epi16(and8(shr(w, 7), 1), x);
     acc = _mm512_add_epi32(acc, _mm512_madd_epi16(low, ones));
     return _mm512_add_epi32(acc, _mm512_madd_epi16(high, _mm512_set1_epi16(128)));
 #endif
@@ -71,13 +73,15 @@ struct xblock {
     int32_t z[16];
 };
 
-KX_INLINE void xblock_init(struct kind k, int zero, const void *x, size_t n, size_t at, struct xblock *ret)
+KX_INLINE void xblock_init(struct kind k, int zero, const void *x, size_t n, size_t at,
+                           struct xblock *ret)
 {
     const char *base = x;
     const __m256i *s = (const void *)(base + sl_qx_sums((uint32_t)k.group, n) + at / 8);
     __m256i s16 = _mm256_loadu_si256(s);
     ret->a = (const int8_t *)base + at;
-    __asm__("" : "+r"(ret->a));     /* else gcc keeps, and advances, an address for each of 64 dwords */
+    /* else gcc keeps, and advances, an address for each of 64 dwords */
+    __asm__("" : "+r"(ret->a));
     ret->scale = (const float *)(const void *)(base + sl_qx_scales(n)) + at / (size_t)k.group;
     if (k.mins && k.n_sc == 16) {
         _mm256_storeu_si256((void *)ret->z, s16);
@@ -91,14 +95,15 @@ KX_INLINE void xblock_init(struct kind k, int zero, const void *x, size_t n, siz
         vi s32 = _mm512_cvtepi16_epi32(s16);
         _mm512_storeu_si512(ret->z, _mm512_mullo_epi32(s32, _mm512_set1_epi32(-zero)));
     } else {
-        _mm256_storeu_si256((void *)ret->z, _mm256_madd_epi16(s16, _mm256_set1_epi16((short)-zero)));
+        _mm256_storeu_si256((void *)ret->z,
+                            _mm256_madd_epi16(s16, _mm256_set1_epi16((short)-zero)));
     }
 }
 
-/* `steps` slots from w, weights of nv row groups, times nx activation rows from a[] + at; the sums start
- * at z[i] or at 0. */
-KX_INLINE void chain(struct kind k, const uint8_t *w, const struct xblock *x, int at, int i, const int steps,
-                     const int nv, const int nx, vi sum[TILE_VECTORS][MAX_X])
+/* `steps` slots from w, weights of nv row groups, times nx activation rows from a[] + at; the sums
+ * start at z[i] or at 0. */
+KX_INLINE void chain(struct kind k, const uint8_t *w, const struct xblock *x, int at, int i,
+                     const int steps, const int nv, const int nx, vi sum[TILE_VECTORS][MAX_X])
 {
     KX_UNROLL for (int t = 0; t < nx; t++)
         KX_UNROLL for (int v = 0; v < nv; v++)
@@ -114,9 +119,9 @@ KX_INLINE void chain(struct kind k, const uint8_t *w, const struct xblock *x, in
 }
 
 /* acc = fma(dA, u, acc), u from a group's sums. summ: as float, used with minima. */
-KX_INLINE void add_group(struct kind k, const uint8_t *w, const struct xblock *x, int group, const int nv,
-                         const int nx, vi sum[TILE_VECTORS][MAX_X], vf summ[TILE_VECTORS][MAX_X],
-                         vf acc[TILE_VECTORS][MAX_X])
+KX_INLINE void add_group(struct kind k, const uint8_t *w, const struct xblock *x, int group,
+                         const int nv, const int nx, vi sum[TILE_VECTORS][MAX_X],
+                         vf summ[TILE_VECTORS][MAX_X], vf acc[TILE_VECTORS][MAX_X])
 {
     const float *d = (const float *)(const void *)(w + slot_d(k) * nv * 64);
     KX_UNROLL for (int t = 0; t < nx; t++) {
@@ -130,8 +135,8 @@ KX_INLINE void add_group(struct kind k, const uint8_t *w, const struct xblock *x
 }
 
 /* A block of 256 elements: n_groups groups of 32, or one of 256. */
-KX_INLINE void multiply(struct kind k, const uint8_t *w, const struct xblock *x, int n_groups, const int nv,
-                        const int nx, vf acc[TILE_VECTORS][MAX_X])
+KX_INLINE void multiply(struct kind k, const uint8_t *w, const struct xblock *x, int n_groups,
+                        const int nv, const int nx, vf acc[TILE_VECTORS][MAX_X])
 {
     vi sum[TILE_VECTORS][MAX_X], part[TILE_VECTORS][MAX_X];
     vf summ[TILE_VECTORS][MAX_X];
@@ -162,18 +167,17 @@ KX_INLINE void multiply(struct kind k, const uint8_t *w, const struct xblock *x,
         const uint8_t *m = sc + k.n_sc * nv * 64;
         KX_UNROLL for (int t = 0; t < nx; t++)
             KX_UNROLL for (int v = 0; v < nv; v++) part[v][t] = _mm512_setzero_si512();
-        KX_UNROLL for (int j = 0; j < n_mins(k); j++)
-            KX_UNROLL for (int t = 0; t < nx; t++)
-                KX_UNROLL for (int v = 0; v < nv; v++)
-                    part[v][t] = dot2(part[v][t], _mm512_load_si512(m + (j * nv + v) * 64), bcast(&x[t].z[j]));
+        KX_UNROLL for (int j = 0; j < n_mins(k); j++) KX_UNROLL for (int t = 0; t < nx; t++)
+            KX_UNROLL for (int v = 0; v < nv; v++) part[v][t] =
+                dot2(part[v][t], _mm512_load_si512(m + (j * nv + v) * 64), bcast(&x[t].z[j]));
         KX_UNROLL for (int t = 0; t < nx; t++)
             KX_UNROLL for (int v = 0; v < nv; v++) summ[v][t] = _mm512_cvtepi32_ps(part[v][t]);
     }
     add_group(k, w, x, 0, nv, nx, sum, summ, acc);
 }
 
-/* What becomes of the slots of a block: either they are stored, the vectors of nv row groups side by side,
- * or they are multiplied on the spot by one activation row. */
+/* What becomes of the slots of a block: either they are stored, the vectors of nv row groups side
+ * by side, or they are multiplied on the spot by one activation row. */
 struct sink {
     uint8_t *to;                /* the block's place plus 64 times the row group's index */
     int nv;
@@ -199,15 +203,18 @@ KX_INLINE void sink_put(SINK, const int slot, vi v)
     if (stores) {
         _mm512_store_si512(o->to + (size_t)slot * 64 * (size_t)o->nv, v);
     } else if (slot < n_w) {
-        o->sum[slot / chain] = dot4_at(o->sum[slot / chain], v, o->x->a + o->group * 32 + 4 * slot, k.wide);
+        o->sum[slot / chain] =
+            dot4_at(o->sum[slot / chain], v, o->x->a + o->group * 32 + 4 * slot, k.wide);
     } else if (slot < n_w + k.n_sc) {
         o->total = _mm512_add_epi32(o->total, _mm512_mullo_epi32(o->sum[slot - n_w], v));
     } else if (slot < d) {
         o->summ = dot2(o->summ, v, bcast(&o->x->z[slot - n_w - k.n_sc]));
     } else if (slot == d) {
-        o->u = _mm512_mul_ps(_mm512_castsi512_ps(v), _mm512_cvtepi32_ps(k.n_sc ? o->total : o->sum[0]));
+        o->u = _mm512_mul_ps(_mm512_castsi512_ps(v),
+                             _mm512_cvtepi32_ps(k.n_sc ? o->total : o->sum[0]));
     } else {
-        vf summ = k.n_sc ? _mm512_cvtepi32_ps(o->summ) : _mm512_castsi512_ps(bcast(&o->x->z[o->group]));
+        vf summ = k.n_sc ? _mm512_cvtepi32_ps(o->summ)
+                         : _mm512_castsi512_ps(bcast(&o->x->z[o->group]));
         o->u = _mm512_fnmadd_ps(_mm512_castsi512_ps(v), summ, o->u);
     }
     if (!stores && slot == d + k.mins)
@@ -246,7 +253,8 @@ KX_INLINE void tile_block(struct kind k, int zero, const struct product *p, cons
 }
 
 /* All activation rows times the block w, in pieces of nearly equal size: 8 are 4 + 4, not 6 + 2. */
-KX_INLINE void all_pieces(struct kind k, int zero, const struct product *p, const uint8_t *w, size_t at)
+KX_INLINE void all_pieces(struct kind k, int zero, const struct product *p, const uint8_t *w,
+                          size_t at)
 {
     uint32_t low = SL_MIN(p->n_rows, 16u), n_pieces = (p->n_x + MAX_X - 1) / MAX_X;
     const __mmask16 mask[TILE_VECTORS] = { (__mmask16)((1u << low) - 1),
@@ -279,15 +287,16 @@ KX_INLINE void prefetch(const uint8_t *from, size_t bytes)
     for (size_t i = 0; i < bytes; i += 64) _mm_prefetch(from + i, _MM_HINT_T0);
 }
 
-/* Block by block of 256 elements, so that the unpacked weights of 32 rows stay in the first-level cache
- * for all activation rows. The rows behind these are fetched meanwhile. */
+/* Block by block of 256 elements, so that the unpacked weights of 32 rows stay in the first-level
+ * cache for all activation rows. The rows behind these are fetched meanwhile. */
 KX_INLINE void tile(struct kind k, int zero, unpack_fn fn, pieces_fn pieces, size_t block_bytes,
                     const struct product *p)
 {
     _Alignas(64) uint8_t block[MAX_SLOTS * TILE_VECTORS * 64];
     const uint8_t *row[TILE_VECTORS][16];
     const uint8_t *ahead = p->w + TILE_ROWS * p->row_bytes;
-    for (uint32_t v = 0; v < TILE_VECTORS; v++) row_pointers(p->w, p->row_bytes, 16 * v, p->n_rows, row[v]);
+    for (uint32_t v = 0; v < TILE_VECTORS; v++)
+        row_pointers(p->w, p->row_bytes, 16 * v, p->n_rows, row[v]);
     for (size_t at = 0; at < p->n; at += BLOCK) {
         size_t first = at / (size_t)k.group * block_bytes;
         int n_groups = k.group == 32 ? (int)(SL_MIN(p->n - at, (size_t)BLOCK) / 32) : 1;
@@ -302,9 +311,10 @@ KX_INLINE void tile(struct kind k, int zero, unpack_fn fn, pieces_fn pieces, siz
     }
 }
 
-/* 16 rows at a time, while the 16 behind them are fetched in the order of their addresses, whatever the
- * order of use: that streams, fetching along the 16 rows does not (24 against 40 GB/s). The first 16 are
- * fetched at once. Nothing behind the last row is fetched: another thread may have it. */
+/* 16 rows at a time, while the 16 behind them are fetched in the order of their addresses, whatever
+ * the order of use: that streams, fetching along the 16 rows does not (24 against 40 GB/s). The
+ * first 16 are fetched at once. Nothing behind the last row is fetched: another thread may have
+ * it. */
 KX_INLINE void rows(struct kind k, int zero, unpack_fn fn, size_t block_bytes, const void *w,
                     size_t row_bytes, uint32_t n_rows, const void *x, size_t n, float *ret)
 {
@@ -397,9 +407,9 @@ static void quantise(uint32_t group, const float *x, size_t n, void *ret)
 KINDS(KIND)
 KINDS_WIDE(KIND)
 
-/* `unpack` leaves the work to `tile`, which unpacks a block at a time into the first-level cache: a tile of
- * all blocks would go through the second-level cache. At 8 activation rows that is 0.44 of the peak
- * against 0.33. */
+/* `unpack` leaves the work to `tile`, which unpacks a block at a time into the first-level cache: a
+ * tile of all blocks would go through the second-level cache. At 8 activation rows that is 0.44 of
+ * the peak against 0.33. */
 struct deferred {
     const uint8_t *w;
     size_t row_bytes;

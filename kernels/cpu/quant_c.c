@@ -1,5 +1,6 @@
-/* kernels/cpu/quant_c.c - quantised products, the reference: groups taken apart (quant_decode.c), then
- * the formula of kernels/sl_quant.h word for word. Its tile is the rows' groups, taken apart once. */
+/* kernels/cpu/quant_c.c - quantised products, the reference: groups taken apart (quant_decode.c),
+ * then the formula of kernels/sl_quant.h word for word. Its tile is the rows' groups, taken apart
+ * once. */
 #include "kernels/cpu/quant.h"
 
 #include <assert.h>
@@ -41,7 +42,8 @@ void sl_quantise_c(uint32_t group, const float *x, size_t n, void *ret)
 }
 
 /* acc with group k added. */
-static float add_group(const sl_qtype *t, const sl_qgroup *g, const void *x, size_t n, size_t k, float acc)
+static float add_group(const sl_qtype *t, const sl_qgroup *g, const void *x, size_t n, size_t k,
+                       float acc)
 {
     const int8_t *a = (const int8_t *)x + k * t->group;
     const float *scale = (const float *)(const void *)((const char *)x + sl_qx_scales(n));
@@ -78,7 +80,8 @@ static size_t tile_bytes(const sl_qtype *t, size_t n)
     return TILE_ROWS * (n / t->group) * sl_qgroup_bytes(t->group);
 }
 
-static void unpack(const sl_qtype *t, const void *w, size_t row_bytes, uint32_t n_rows, size_t n, void *ret)
+static void unpack(const sl_qtype *t, const void *w, size_t row_bytes, uint32_t n_rows, size_t n,
+                   void *ret)
 {
     size_t step = sl_qgroup_bytes(t->group);
     char *to = ret;
@@ -92,8 +95,8 @@ static void unpack(const sl_qtype *t, const void *w, size_t row_bytes, uint32_t 
     }
 }
 
-static void tile(const sl_qtype *t, const void *data, uint32_t n_rows, const void *const *x, uint32_t n_x,
-                 size_t n, float *ret, size_t ld)
+static void tile(const sl_qtype *t, const void *data, uint32_t n_rows, const void *const *x,
+                 uint32_t n_x, size_t n, float *ret, size_t ld)
 {
     size_t step = sl_qgroup_bytes(t->group);
     for (uint32_t j = 0; j < n_x; j++)

@@ -1,7 +1,8 @@
-/* kernels/cpu/quant_decode.c - blocks of every quantised type taken apart into sl_qgroup: the plainest
- * code that is right, for the reference and the tests. Layouts: kernels/cpu/dequant.c, dequant_iq.c.
- * Types with a codebook have q = level + 128, or + 64 where that keeps q below 128 (which spares sets
- * without VNNI a saturation). The fractions in the scales of IQ2 and IQ3 go into d:
+/* kernels/cpu/quant_decode.c - blocks of every quantised type taken apart into sl_qgroup: the
+ * plainest code that is right, for the reference and the tests. Layouts: kernels/cpu/dequant.c,
+ * dequant_iq.c.
+ * Types with a codebook have q = level + 128, or + 64 where that keeps q below 128 (which spares
+ * sets without VNNI a saturation). The fractions in the scales of IQ2 and IQ3 go into d:
  * d (0.5 + s) / 4 is (d / 8) (1 + 2 s), exact since d came from a float16. */
 #define KX_SET c
 #include "kernels/cpu/dequant.h"

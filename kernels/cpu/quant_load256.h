@@ -1,5 +1,6 @@
-/* kernels/cpu/quant_load256.h - blocks of every quantised type into 256-bit registers: 32 unsigned elements
- * and the scales as they go into the formula of kernels/sl_quant.h. Layouts: kernels/cpu/quant_decode.c.
+/* kernels/cpu/quant_load256.h - blocks of every quantised type into 256-bit registers: 32 unsigned
+ * elements and the scales as they go into the formula of kernels/sl_quant.h. Layouts:
+ * kernels/cpu/quant_decode.c.
  * The constant `zero` is each type's own here: q is chosen small, so that sums stay within int16.
  * Part of quant_256.c. Private to kernels/cpu. */
 #ifndef QUANT_LOAD256_H
@@ -41,7 +42,10 @@ Q256_INLINE float q256_f16(const uint8_t *p)
 }
 
 Q256_INLINE __m256i q256_load(const void *p) { return _mm256_loadu_si256(p); }
-Q256_INLINE __m256i q256_and(__m256i v, int mask) { return _mm256_and_si256(v, _mm256_set1_epi8((char)mask)); }
+Q256_INLINE __m256i q256_and(__m256i v, int mask)
+{
+    return _mm256_and_si256(v, _mm256_set1_epi8((char)mask));
+}
 
 Q256_INLINE uint64_t q256_u64(const uint8_t *p)
 {
@@ -53,7 +57,8 @@ Q256_INLINE uint64_t q256_u64(const uint8_t *p)
 /* Bit i of h as byte i, 0 or 0xff. */
 Q256_INLINE __m256i q256_bits(uint32_t h)
 {
-    const __m256i spread = _mm256_setr_epi64x(0, 0x0101010101010101, 0x0202020202020202, 0x0303030303030303);
+    const __m256i spread =
+        _mm256_setr_epi64x(0, 0x0101010101010101, 0x0202020202020202, 0x0303030303030303);
     const __m256i bit = _mm256_set1_epi64x((long long)0x8040201008040201);
     __m256i v = _mm256_shuffle_epi8(_mm256_set1_epi32((int)h), spread);
     return _mm256_cmpeq_epi8(_mm256_and_si256(v, bit), bit);
@@ -80,7 +85,8 @@ Q256_INLINE __m256i q256_levels(const uint8_t *p, const int8_t *level)
     return _mm256_shuffle_epi8(table, q256_nibbles(p));
 }
 
-static const int8_t q256_iq4[16] = { -127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113 };
+static const int8_t q256_iq4[16] = { -127, -104, -83, -65, -49, -35, -22, -10,
+                                     1,    13,   25,  38,  53,  69,  89,  113 };
 static const int8_t q256_e2m1[16] = { 12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0 };
 
 /* Blocks of 32. */
@@ -171,8 +177,10 @@ Q256_INLINE __m256 q256_m_f16(const uint8_t *const *b)
 /* 2^(byte - 128), for the levels are doubled: below 2 a denormal. */
 Q256_INLINE __m256 q256_d_e8m0(const uint8_t *const *b)
 {
-    uint32_t lo = b[0][0] | (uint32_t)b[1][0] << 8 | (uint32_t)b[2][0] << 16 | (uint32_t)b[3][0] << 24;
-    uint32_t hi = b[4][0] | (uint32_t)b[5][0] << 8 | (uint32_t)b[6][0] << 16 | (uint32_t)b[7][0] << 24;
+    uint32_t lo = b[0][0] | (uint32_t)b[1][0] << 8 | (uint32_t)b[2][0] << 16
+                  | (uint32_t)b[3][0] << 24;
+    uint32_t hi = b[4][0] | (uint32_t)b[5][0] << 8 | (uint32_t)b[6][0] << 16
+                  | (uint32_t)b[7][0] << 24;
     __m256i n = _mm256_cvtepu8_epi32(_mm_cvtsi64_si128((long long)(lo | (uint64_t)hi << 32)));
     __m256i one = _mm256_set1_epi32(1), v = _mm256_slli_epi32(_mm256_sub_epi32(n, one), 23);
     __m256i small = _mm256_sllv_epi32(_mm256_set1_epi32(0x00200000), n);
@@ -182,13 +190,15 @@ Q256_INLINE __m256 q256_d_e8m0(const uint8_t *const *b)
 /* Super-blocks. 8 scales of 32 elements each, as dwords: twice as int16. */
 Q256_INLINE __m256i q256_twice(__m256i s)
 {
-    return _mm256_or_si256(_mm256_and_si256(s, _mm256_set1_epi32(0xffff)), _mm256_slli_epi32(s, 16));
+    return _mm256_or_si256(_mm256_and_si256(s, _mm256_set1_epi32(0xffff)),
+                           _mm256_slli_epi32(s, 16));
 }
 
 /* `bits` bits (at most 4) at each of 8 places `bits` apart, from bit 0 on. */
 Q256_INLINE __m256i q256_fields(uint32_t v, int bits)
 {
-    __m256i at = _mm256_mullo_epi32(_mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7), _mm256_set1_epi32(bits));
+    __m256i at =
+        _mm256_mullo_epi32(_mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7), _mm256_set1_epi32(bits));
     return _mm256_and_si256(_mm256_srlv_epi32(_mm256_set1_epi32((int)v), at),
                             _mm256_set1_epi32((1 << bits) - 1));
 }
@@ -200,8 +210,8 @@ Q256_INLINE void q256_two_f16(const uint8_t *b, float *d)
     d[1] = _mm_cvtss_f32(_mm_movehdup_ps(v));
 }
 
-/* Dwords of a block: d and dmin, then 6 bits each of scales 0-3, of minima 0-3, and the low 4 of both's
- * 4-7, whose high 2 are on top of the first ones. */
+/* Dwords of a block: d and dmin, then 6 bits each of scales 0-3, of minima 0-3, and the low 4 of
+ * both's 4-7, whose high 2 are on top of the first ones. */
 Q256_INLINE void q256_scales_k4(const uint8_t *b, float *d, __m256i *sc, __m256i *mn)
 {
     __m128i v = _mm_loadu_si128((const void *)b);
@@ -262,7 +272,8 @@ Q256_INLINE void q256_scales_q2_k(const uint8_t *b, float *d, __m256i *sc, __m25
 
 Q256_INLINE __m256i q256_q_q3_k(const uint8_t *b, int j)
 {
-    __m256i h = q256_load(b), l = q256_and(_mm256_srli_epi16(q256_load(b + 32 + 32 * (j / 4)), 2 * (j % 4)), 3);
+    __m256i h = q256_load(b),
+            l = q256_and(_mm256_srli_epi16(q256_load(b + 32 + 32 * (j / 4)), 2 * (j % 4)), 3);
     h = j < 2 ? _mm256_slli_epi16(h, 2 - j) : _mm256_srli_epi16(h, j - 2);
     return _mm256_or_si256(l, q256_and(h, 4));
 }
@@ -270,7 +281,8 @@ Q256_INLINE __m256i q256_q_q3_k(const uint8_t *b, int j)
 Q256_INLINE void q256_scales_q3_k(const uint8_t *b, float *d, __m256i *sc, __m256i *mn)
 {
     uint64_t l = q256_u64(b + 96), low = 0x0f0f0f0f0f0f0f0f;
-    __m128i h = _mm_srlv_epi32(_mm_set1_epi32((int)sl_load_u32(b + 104)), _mm_setr_epi32(0, 2, 4, 6));
+    __m128i h =
+        _mm_srlv_epi32(_mm_set1_epi32((int)sl_load_u32(b + 104)), _mm_setr_epi32(0, 2, 4, 6));
     __m128i s = _mm_set_epi64x((long long)(l >> 4 & low), (long long)(l & low));
     h = _mm_slli_epi16(_mm_and_si128(h, _mm_set1_epi8(3)), 4);
     (void)mn;
@@ -278,7 +290,10 @@ Q256_INLINE void q256_scales_q3_k(const uint8_t *b, float *d, __m256i *sc, __m25
     d[0] = q256_f16(b + 108);
 }
 
-Q256_INLINE __m256i q256_q_iq4_xs(const uint8_t *b, int j) { return q256_levels(b + 8 + 16 * j, q256_iq4); }
+Q256_INLINE __m256i q256_q_iq4_xs(const uint8_t *b, int j)
+{
+    return q256_levels(b + 8 + 16 * j, q256_iq4);
+}
 Q256_INLINE void q256_scales_iq4_xs(const uint8_t *b, float *d, __m256i *sc, __m256i *mn)
 {
     __m256i h = _mm256_slli_epi32(q256_fields(sl_load_u16(b + 2), 2), 4);
@@ -288,19 +303,22 @@ Q256_INLINE void q256_scales_iq4_xs(const uint8_t *b, float *d, __m256i *sc, __m
     d[0] = q256_f16(b);
 }
 
-/* Types with a grid: 32 levels from 4 rows of 2 bits (IQ2) or 8 rows of 4 bits (IQ3), then signs. */
+/* Types with a grid: 32 levels from 4 rows of 2 bits (IQ2) or 8 rows of 4 bits (IQ3), then
+ * signs. */
 Q256_INLINE __m256i q256_grid2(const uint16_t *grid, unsigned i, unsigned j, unsigned k, unsigned l)
 {
     const __m128i even = _mm_setr_epi8(8, 25, 43, 0, 8, 25, 43, 0, 8, 25, 43, 0, 8, 25, 43, 0);
     const __m128i odd = _mm_setr_epi8(8, 8, 8, 8, 25, 25, 25, 25, 43, 43, 43, 43, 0, 0, 0, 0);
-    uint64_t v = grid[i] | (uint64_t)grid[j] << 16 | (uint64_t)grid[k] << 32 | (uint64_t)grid[l] << 48;
+    uint64_t v = grid[i] | (uint64_t)grid[j] << 16 | (uint64_t)grid[k] << 32
+                 | (uint64_t)grid[l] << 48;
     __m128i n = _mm256_castsi256_si128(q256_nibbles_in_order(_mm_cvtsi64_si128((long long)v)));
     __m128i a = _mm_shuffle_epi8(even, n), b = _mm_shuffle_epi8(odd, n);
     return _mm256_set_m128i(_mm_unpackhi_epi8(a, b), _mm_unpacklo_epi8(a, b));
 }
 
 /* levels: 8 bytes. q: the low 8 bits of the 8 row numbers, high: their ninth bits. */
-Q256_INLINE __m256i q256_grid3(const uint16_t *grid, uint64_t levels, const uint8_t *q, unsigned high)
+Q256_INLINE __m256i q256_grid3(const uint16_t *grid, uint64_t levels, const uint8_t *q,
+                               unsigned high)
 {
     uint64_t v[2] = { 0, 0 };
     for (int i = 0; i < 8; i++)
@@ -338,8 +356,10 @@ Q256_INLINE __m256i q256_q_iq2_xxs(const uint8_t *b, int j)
 Q256_INLINE __m256i q256_q_iq2_xs(const uint8_t *b, int j)
 {
     uint64_t q = q256_u64(b + 2 + 8 * j);
-    uint32_t s = (uint32_t)((q >> 9 & 127) | (q >> 25 & 127) << 7 | (q >> 41 & 127) << 14 | q >> 57 << 21);
-    return q256_signed(q256_grid2(sl_grid_iq2_xs, q & 511, q >> 16 & 511, q >> 32 & 511, q >> 48 & 511),
+    uint32_t s =
+        (uint32_t)((q >> 9 & 127) | (q >> 25 & 127) << 7 | (q >> 41 & 127) << 14 | q >> 57 << 21);
+    return q256_signed(q256_grid2(sl_grid_iq2_xs, q & 511, q >> 16 & 511, q >> 32 & 511,
+                                  q >> 48 & 511),
                        q256_even_signs(s), Q256_IQ2_ZERO);
 }
 
@@ -365,7 +385,10 @@ Q256_INLINE __m256i q256_q_iq3_s(const uint8_t *b, int j)
 }
 
 /* 1 + 2 s for s of 4 bits; of XXS types at the top of each 32 elements' signs. */
-Q256_INLINE __m256i q256_odd(__m256i s) { return _mm256_or_si256(_mm256_add_epi16(s, s), _mm256_set1_epi16(1)); }
+Q256_INLINE __m256i q256_odd(__m256i s)
+{
+    return _mm256_or_si256(_mm256_add_epi16(s, s), _mm256_set1_epi16(1));
+}
 
 Q256_INLINE void q256_scales_iq2_xxs(const uint8_t *b, float *d, __m256i *sc, __m256i *mn)
 {

@@ -1,8 +1,8 @@
-/* kernels/cpu/quant_unpack512.h - one block of each of 16 rows into the layout of quant_512.c: lane r of a
- * vector belongs to row r. Private to quant_512.c, compiled with its flags.
+/* kernels/cpu/quant_unpack512.h - one block of each of 16 rows into the layout of quant_512.c: lane
+ * r of a vector belongs to row r. Private to quant_512.c, compiled with its flags.
  * The layout of a block is a run of slots of one vector for each 16 rows: G / 4 slots of weights (4
- * elements of a row in a lane), then scales as int32, then minima as pairs of int16, then d and dmin as
- * float32; they are put in this order.
+ * elements of a row in a lane), then scales as int32, then minima as pairs of int16, then d and
+ * dmin as float32; they are put in this order.
  * Blocks are bits of 32 or 16 elements side by side in their bytes, so rows are first transposed as
  * dwords and then taken apart with shifts and masks, 64 elements at a time. Layouts of the blocks:
  * kernels/cpu/dequant.c. No function reads outside its blocks. */
@@ -36,9 +36,9 @@ KX_INLINE int n_mins(struct kind k) { return k.mins ? k.n_sc / 2 : 0; }
 KX_INLINE int slot_d(struct kind k) { return k.group / 4 + k.n_sc + n_mins(k); }
 KX_INLINE int n_slots(struct kind k) { return slot_d(k) + 1 + k.mins; }
 
-/* Where slots go: quant_512.c stores or multiplies them. Slot numbers are constants once inlined, so
- * every loop around a PUT is unrolled; k and stores stand beside the struct, because clang leaves a
- * constant in a struct in memory, and the struct with it. */
+/* Where slots go: quant_512.c stores or multiplies them. Slot numbers are constants once inlined,
+ * so every loop around a PUT is unrolled; k and stores stand beside the struct, because clang
+ * leaves a constant in a struct in memory, and the struct with it. */
 struct sink;
 #define SINK struct sink *o, const struct kind k, const bool stores
 KX_INLINE void sink_put(SINK, const int slot, vi v);
@@ -71,7 +71,8 @@ KX_INLINE void dwords4(const uint8_t *const *row, size_t off, vi *out)
 KX_INLINE void dwords16(const uint8_t *const *row, size_t off, vi *out)
 {
     vi u[4][4];
-    KX_UNROLL for (int q = 0; q < 4; q++) {     /* lane l of u[q][c]: dword 4l + c of rows 4q .. 4q + 3 */
+    /* lane l of u[q][c]: dword 4l + c of rows 4q .. 4q + 3 */
+    KX_UNROLL for (int q = 0; q < 4; q++) {
         vi a[4];
         KX_UNROLL for (int c = 0; c < 4; c++) {
             a[c] = _mm512_loadu_si512(row[4 * q + c] + off);
@@ -85,8 +86,10 @@ KX_INLINE void dwords16(const uint8_t *const *row, size_t off, vi *out)
         u[q][3] = _mm512_unpackhi_epi64(h0, h1);
     }
     KX_UNROLL for (int c = 0; c < 4; c++) {
-        vi a = _mm512_shuffle_i32x4(u[0][c], u[1][c], 0x88), b = _mm512_shuffle_i32x4(u[2][c], u[3][c], 0x88);
-        vi d = _mm512_shuffle_i32x4(u[0][c], u[1][c], 0xdd), e = _mm512_shuffle_i32x4(u[2][c], u[3][c], 0xdd);
+        vi a = _mm512_shuffle_i32x4(u[0][c], u[1][c], 0x88),
+           b = _mm512_shuffle_i32x4(u[2][c], u[3][c], 0x88);
+        vi d = _mm512_shuffle_i32x4(u[0][c], u[1][c], 0xdd),
+           e = _mm512_shuffle_i32x4(u[2][c], u[3][c], 0xdd);
         out[c] = _mm512_shuffle_i32x4(a, b, 0x88);
         out[8 + c] = _mm512_shuffle_i32x4(a, b, 0xdd);
         out[4 + c] = _mm512_shuffle_i32x4(d, e, 0x88);
@@ -98,9 +101,10 @@ KX_INLINE void dwords16(const uint8_t *const *row, size_t off, vi *out)
 KX_INLINE vi dwords1(const uint8_t *const *row, size_t off)
 {
     __m128i q[4];
-    KX_UNROLL for (int i = 0; i < 4; i++)
-        q[i] = _mm_set_epi32((int)sl_load_u32(row[4 * i + 3] + off), (int)sl_load_u32(row[4 * i + 2] + off),
-                             (int)sl_load_u32(row[4 * i + 1] + off), (int)sl_load_u32(row[4 * i] + off));
+    KX_UNROLL for (int i = 0; i < 4; i++) q[i] =
+        _mm_set_epi32((int)sl_load_u32(row[4 * i + 3] + off),
+                      (int)sl_load_u32(row[4 * i + 2] + off),
+                      (int)sl_load_u32(row[4 * i + 1] + off), (int)sl_load_u32(row[4 * i] + off));
     __m256i a = _mm256_inserti128_si256(_mm256_castsi128_si256(q[0]), q[1], 1);
     __m256i b = _mm256_inserti128_si256(_mm256_castsi128_si256(q[2]), q[3], 1);
     return _mm512_inserti64x4(_mm512_castsi256_si512(a), b, 1);
@@ -147,11 +151,13 @@ KX_INLINE vi fifth(vi h, int i, vi q)
 {
     vi from = _mm512_broadcast_i32x4(_mm_setr_epi32(0, 0x04040404, 0x08080808, 0x0c0c0c0c));
     vi bytes = _mm512_shuffle_epi8(h, _mm512_add_epi8(from, _mm512_set1_epi8((char)(i / 2))));
-    __mmask64 set = _mm512_test_epi8_mask(bytes, _mm512_set1_epi32(i % 2 ? (int)0x80402010 : 0x08040201));
+    __mmask64 set =
+        _mm512_test_epi8_mask(bytes, _mm512_set1_epi32(i % 2 ? (int)0x80402010 : 0x08040201));
     return _mm512_mask_add_epi8(q, set, q, _mm512_set1_epi8(16));
 }
 
-/* The bits of `low` that the byte mask m has, then those of `high`, of which only the ones in `all` stay. */
+/* The bits of `low` that the byte mask m has, then those of `high`, of which only the ones in `all`
+ * stay. */
 KX_INLINE vi pick(vi low, vi high, int m, int all)
 {
     return and8(_mm512_ternarylogic_epi32(_mm512_set1_epi8((char)m), low, high, 0xca), all);
@@ -172,7 +178,8 @@ KX_INLINE vi levels_at(int zero, const int8_t *level)
 
 KX_INLINE vi iq4_levels(void)
 {
-    static const int8_t l[16] = { -127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113 };
+    static const int8_t l[16] = { -127, -104, -83, -65, -49, -35, -22, -10,
+                                  1,    13,   25,  38,  53,  69,  89,  113 };
     return levels_at(-128, l);      /* + 128 modulo 256 */
 }
 
@@ -222,7 +229,8 @@ KX_INLINE void unpack_q8_0(const uint8_t *const *row, size_t off, SINK)
     vi w[8];
     dwords4(row, off + 2, w);
     dwords4(row, off + 18, w + 4);
-    KX_UNROLL for (int i = 0; i < 8; i++) PUT(i, _mm512_xor_si512(w[i], _mm512_set1_epi8((char)0x80)));
+    KX_UNROLL for (int i = 0; i < 8; i++)
+        PUT(i, _mm512_xor_si512(w[i], _mm512_set1_epi8((char)0x80)));
     PUTF(8, floats(words1(row, off)));
 }
 
@@ -311,7 +319,8 @@ KX_INLINE void unpack_q6_k(const uint8_t *const *row, size_t off, SINK)
         KX_UNROLL for (int run = 0; run < 4; run++)
             KX_UNROLL for (int i = 0; i < 8; i++) {
                 vi low = shift(l[8 * (run % 2) + i], -4 * (run / 2));
-                PUT(32 * half + 8 * run + i, pick(low, shift(h[8 * half + i], 4 - 2 * run), 15, 63));
+                PUT(32 * half + 8 * run + i,
+                    pick(low, shift(h[8 * half + i], 4 - 2 * run), 15, 63));
             }
     }
     dwords4(row, off + 192, s);
@@ -373,7 +382,8 @@ KX_INLINE void unpack_iq4_xs(const uint8_t *const *row, size_t off, SINK)
     PUTF(72, floats(head[0]));
 }
 
-/* ---- types with codebooks of rows (dequant_iq.c): each row's elements to bytes, then transposed ---- */
+/* ---- types with codebooks of rows (dequant_iq.c): each row's elements to bytes, then transposed
+ * ---- */
 
 struct book {
     _Alignas(64) uint8_t q[16][256];
@@ -400,8 +410,8 @@ KX_INLINE __m128i codes8(const uint16_t *grid, const uint32_t *at)
     return _mm_insert_epi16(c, grid[at[7]], 7);
 }
 
-/* 8 rows of 8 levels of 2 bits. Each byte is brought to a copy of the byte that holds its bits, and these
- * to the nibble's lower or upper half: the table has both. */
+/* 8 rows of 8 levels of 2 bits. Each byte is brought to a copy of the byte that holds its bits, and
+ * these to the nibble's lower or upper half: the table has both. */
 KX_INLINE vi levels_iq2(const uint16_t *grid, const uint32_t *at)
 {
     const __m128i copy = _mm_setr_epi8(0, 0, 0, 0, 1, 1, 1, 1, 8, 8, 8, 8, 9, 9, 9, 9);
@@ -417,7 +427,8 @@ KX_INLINE vi levels_iq2(const uint16_t *grid, const uint32_t *at)
 KX_INLINE vi levels_iq3(const uint16_t *grid, const uint32_t *at, __m128i level)
 {
     const __m128i copy = _mm_setr_epi8(0, 0, 1, 1, 4, 4, 5, 5, 8, 8, 9, 9, 12, 12, 13, 13);
-    __m256i c = _mm256_inserti128_si256(_mm256_castsi128_si256(codes8(grid, at)), codes8(grid, at + 8), 1);
+    __m256i c =
+        _mm256_inserti128_si256(_mm256_castsi128_si256(codes8(grid, at)), codes8(grid, at + 8), 1);
     vi v = _mm512_cvtepu16_epi32(c);
     v = _mm512_shuffle_epi8(v, _mm512_broadcast_i32x4(copy));
     v = _mm512_mask_blend_epi8(0xaaaaaaaaaaaaaaaa, v, _mm512_srli_epi16(v, 4));
@@ -445,7 +456,8 @@ KX_INLINE void book_iq2_xxs(const uint8_t *b, uint8_t *q, int16_t *sc)
         const uint8_t *p = b + 2 + 16 * i;
         uint32_t w0 = sl_load_u32(p + 4), w1 = sl_load_u32(p + 12);
         uint32_t at[8] = { p[0], p[1], p[2], p[3], p[8], p[9], p[10], p[11] };
-        put_levels(levels_iq2(sl_grid_iq2_xxs, at), even_signs(sevens(w0) | sevens(w1) << 32), q + 64 * i);
+        put_levels(levels_iq2(sl_grid_iq2_xxs, at), even_signs(sevens(w0) | sevens(w1) << 32),
+                   q + 64 * i);
         sc[2 * i] = (int16_t)(1 + 2 * (w0 >> 28));
         sc[2 * i + 1] = (int16_t)(1 + 2 * (w1 >> 28));
     }
@@ -465,7 +477,8 @@ KX_INLINE void book_iq2_xs(const uint8_t *b, uint8_t *q, int16_t *sc)
     for (int i = 0; i < 4; i++) {
         __m128i v = _mm_loadu_si128((const void *)(b + 2 + 16 * i)), s = _mm_srli_epi16(v, 9);
         uint32_t at[8];
-        _mm256_storeu_si256((void *)at, _mm256_cvtepu16_epi32(_mm_and_si128(v, _mm_set1_epi16(511))));
+        _mm256_storeu_si256((void *)at,
+                            _mm256_cvtepu16_epi32(_mm_and_si128(v, _mm_set1_epi16(511))));
         uint64_t signs = (uint64_t)_mm_cvtsi128_si64(_mm_packus_epi16(s, s));
         put_levels(levels_iq2(sl_grid_iq2_xs, at), even_signs(signs), q + 64 * i);
     }
@@ -491,8 +504,8 @@ KX_INLINE void book_iq3_xxs(const uint8_t *b, uint8_t *q, int16_t *sc)
     for (int i = 0; i < 4; i++) {
         uint32_t w0 = sl_load_u32(b + 66 + 8 * i), w1 = sl_load_u32(b + 70 + 8 * i), at[16];
         for (int j = 0; j < 16; j++) at[j] = b[2 + 16 * i + j];
-        put_levels(levels_iq3(sl_grid_iq3_xxs, at, level), even_signs(sevens(w0) | sevens(w1) << 32),
-                   q + 64 * i);
+        put_levels(levels_iq3(sl_grid_iq3_xxs, at, level),
+                   even_signs(sevens(w0) | sevens(w1) << 32), q + 64 * i);
         sc[2 * i] = (int16_t)(1 + 2 * (w0 >> 28));
         sc[2 * i + 1] = (int16_t)(1 + 2 * (w1 >> 28));
     }

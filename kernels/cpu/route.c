@@ -92,7 +92,8 @@ static void weigh(const sl_routing *r, const float *score, const uint32_t *id, f
     }
 }
 
-void sl_route_row(const sl_routing *r, const float *logits, float *scratch, uint32_t *ret_id, float *ret_w)
+void sl_route_row(const sl_routing *r, const float *logits, float *scratch, uint32_t *ret_id,
+                  float *ret_w)
 {
     uint32_t n = r->n_expert;
     float *score = scratch, *sel = scratch + n, *group = scratch + 2 * (size_t)n;

@@ -108,12 +108,14 @@ sl_status sl_mem_alloc(sl_ctx *ctx, sl_account acc, size_t bytes, void **ret)
         return sl_fail(ctx, SL_E_NOMEM, "%s: %zu bytes overflow", sl_account_name(acc), bytes);
     uint64_t total = (uint64_t)atomic_load(&ctx->total);
     if (limit && (bytes > limit || total > limit - bytes))
-        return sl_fail(ctx, SL_E_NOMEM, "%s: %zu bytes wanted, %llu of the budget's %llu bytes in use",
+        return sl_fail(ctx, SL_E_NOMEM,
+                       "%s: %zu bytes wanted, %llu of the budget's %llu bytes in use",
                        sl_account_name(acc), bytes, (unsigned long long)total,
                        (unsigned long long)limit);
     char *base = calloc(1, (size_t)want);
     if (!base)
-        return sl_fail(ctx, SL_E_NOMEM, "%s: the system has no %zu bytes", sl_account_name(acc), bytes);
+        return sl_fail(ctx, SL_E_NOMEM, "%s: the system has no %zu bytes", sl_account_name(acc),
+                       bytes);
     uintptr_t at = ((uintptr_t)base + HEAD_BYTES + align - 1) / align * align;
     struct block_head *h = (struct block_head *)(at - HEAD_BYTES);
     *h = (struct block_head){ .base = base, .bytes = bytes, .acc = acc };
@@ -172,8 +174,10 @@ sl_status sl_parse_bytes(sl_ctx *ctx, const char *text, uint64_t *ret_bytes)
     if (*end == 'B' || *end == 'b') end++;
     double bytes = v * (double)((uint64_t)1 << shift);
     /* Digits only in front: strtod would take "nan", "inf" and hexadecimal. */
-    if (!isdigit((unsigned char)text[0]) || errno || *end || !(bytes < 1e18) || strpbrk(text, "xXpP"))
-        return sl_fail(ctx, SL_E_ARG, "\"%s\" is no size: expected a number, then K, M, G or T", text);
+    if (!isdigit((unsigned char)text[0]) || errno || *end || !(bytes < 1e18)
+        || strpbrk(text, "xXpP"))
+        return sl_fail(ctx, SL_E_ARG, "\"%s\" is no size: expected a number, then K, M, G or T",
+                       text);
     *ret_bytes = (uint64_t)bytes;
     return SL_OK;
 }

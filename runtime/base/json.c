@@ -18,7 +18,9 @@ static const char *found(const json_t *v, char buf[64])
     case JSON_OBJECT: return "an object";
     case JSON_ARRAY: snprintf(buf, 64, "an array of %zu", json_array_size(v)); return buf;
     case JSON_STRING: snprintf(buf, 64, "\"%.40s\"", json_string_value(v)); return buf;
-    case JSON_INTEGER: snprintf(buf, 64, "%" JSON_INTEGER_FORMAT, json_integer_value(v)); return buf;
+    case JSON_INTEGER:
+        snprintf(buf, 64, "%" JSON_INTEGER_FORMAT, json_integer_value(v));
+        return buf;
     case JSON_REAL: snprintf(buf, 64, "%g", json_real_value(v)); return buf;
     case JSON_TRUE: return "true";
     case JSON_FALSE: return "false";
@@ -36,7 +38,9 @@ sl_status sl_json_expected(const sl_json *j, const char *what)
 
 static sl_status take(sl_ctx *ctx, const char *file, json_t *v, const json_error_t *e, sl_json *ret)
 {
-    if (!v) return sl_fail(ctx, SL_E_FORMAT, "%s: line %d, column %d: %s", file, e->line, e->column, e->text);
+    if (!v)
+        return sl_fail(ctx, SL_E_FORMAT, "%s: line %d, column %d: %s", file, e->line, e->column,
+                       e->text);
     *ret = (sl_json){ .ctx = ctx, .file = file, .v = v };
     return SL_OK;
 }
@@ -67,7 +71,8 @@ sl_status sl_json_get(const sl_json *j, const char *key, sl_json *ret)
 {
     if (!json_is_object(j->v)) return sl_json_expected(j, "an object");
     sl_json r = { .ctx = j->ctx, .file = j->file, .v = json_object_get(j->v, key) };
-    snprintf(r.path, sizeof r.path, "%.*s%s%.60s", (int)sizeof r.path - 64, j->path, j->path[0] ? "." : "", key);
+    snprintf(r.path, sizeof r.path, "%.*s%s%.60s", (int)sizeof r.path - 64, j->path,
+             j->path[0] ? "." : "", key);
     if (!r.v) return sl_json_expected(&r, "a value");
     *ret = r;
     return SL_OK;
@@ -80,7 +85,8 @@ sl_status sl_json_f64(const sl_json *j, const char *key, double min, double max,
     SL_TRY(sl_json_get(j, key, &f));
     double v = json_number_value(f.v);
     snprintf(want, sizeof want, "a number from %g to %g", min, max);
-    if (!json_is_number(f.v) || !isfinite(v) || v < min || v > max) return sl_json_expected(&f, want);
+    if (!json_is_number(f.v) || !isfinite(v) || v < min || v > max)
+        return sl_json_expected(&f, want);
     *ret = v;
     return SL_OK;
 }
@@ -120,7 +126,8 @@ sl_status sl_json_str(const sl_json *j, const char *key, char *ret, size_t size)
     return SL_OK;
 }
 
-sl_status sl_json_array(const sl_json *j, const char *key, size_t min, size_t max, sl_json *ret, size_t *ret_n)
+sl_status sl_json_array(const sl_json *j, const char *key, size_t min, size_t max, sl_json *ret,
+                        size_t *ret_n)
 {
     sl_json f;
     char want[80];

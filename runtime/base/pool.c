@@ -9,12 +9,13 @@
  *   I3  every join happens before the close, so after it the count inside only falls
  * Workers wait for `gen` to move: they spin for SPIN_NS, then sleep on a futex.
  *
- * Workers are bound to physical cores until other programs want one of them. A thread that loses its
- * core inside a task keeps everybody waiting for milliseconds, where a run takes fractions of one. So
- * each thread looks now and then how often it was preempted, and how much of the time it got. When it
- * was crowded, a worker (for the driver, the first that comes by) gives up its core for its NUMA node,
- * where the kernel finds free ones, and rests while the others do its work: longer each time, until all
- * is calm again. Short visits by others cost less than a rest, and do not count.
+ * Workers are bound to physical cores until other programs want one of them. A thread that loses
+ * its core inside a task keeps everybody waiting for milliseconds, where a run takes fractions of
+ * one. So each thread looks now and then how often it was preempted, and how much of the time it
+ * got. When it was crowded, a worker (for the driver, the first that comes by) gives up its core
+ * for its NUMA node, where the kernel finds free ones, and rests while the others do its work:
+ * longer each time, until all is calm again. Short visits by others cost less than a rest, and do
+ * not count.
  */
 #include "runtime/base/sl_pool.h"
 

@@ -1,6 +1,7 @@
 /* runtime/base/sl_base.h - what every folder stands on: status codes, the context with its error
  * text, log callback and memory accounts, checked size arithmetic.
- * Owns nothing beyond the context. Must not know another folder, print, exit or read the environment.
+ * Owns nothing beyond the context. Must not know another folder, print, exit or read the
+ * environment.
  * Threads: one thread per context; the memory accounts alone may be used by any thread.
  * Units: bytes. Tested by tests/t_base.c. */
 #ifndef SL_BASE_H
@@ -35,7 +36,8 @@ typedef enum sl_status {
 } sl_status;
 
 typedef enum sl_level { SL_ERROR, SL_WARN, SL_INFO, SL_DEBUG } sl_level;
-typedef void (*sl_log_fn)(void *user, sl_level level, const char *msg); /* no newline; NULL: silent */
+/* no newline; NULL: silent */
+typedef void (*sl_log_fn)(void *user, sl_level level, const char *msg);
 
 /* Where memory goes. Every allocation above 1 MiB belongs to one of these; the sum is what a RAM
  * budget limits. */
@@ -75,7 +77,8 @@ typedef struct sl_mem_report {
     uint64_t peak[SL_N_ACCOUNTS];
     uint64_t total, total_peak;     /* all accounts but SL_ACC_MAPPED */
     uint64_t limit;                 /* 0: none */
-    uint64_t n_allocs;              /* calls of sl_mem_alloc so far: a test proves that steps make none */
+    /* calls of sl_mem_alloc so far: a test proves that steps make none */
+    uint64_t n_allocs;
 } sl_mem_report;
 SL_API void sl_mem_get(const sl_ctx *ctx, sl_mem_report *ret);
 SL_API void sl_mem_set_limit(sl_ctx *ctx, uint64_t bytes);  /* 0: none */

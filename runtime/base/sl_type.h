@@ -23,7 +23,8 @@ typedef struct sl_type_info {
     bool matmul;            /* kernels can multiply by a matrix of this type */
 } sl_type_info;
 
-/* Any value is allowed; an unknown one gives an entry whose name is NULL and whose block_elems is 0. */
+/* Any value is allowed; an unknown one gives an entry whose name is NULL and whose block_elems is
+ * 0. */
 SL_API const sl_type_info *sl_type_get(uint32_t type);
 
 /* Bytes of n elements in one row. False when type is unknown, n is no multiple of the block, or the
