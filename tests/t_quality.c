@@ -1,9 +1,8 @@
 /* tests/t_quality.c - what 8-bit activations cost: the same quantised weights multiplied by floats
  * give nearly the same probabilities. The bundled model on held-out text: mean KL divergence at
- * most 1e-3 nats, perplexity within 0.5 %. Tiny models of random weights have no such margin: their
- * routers choose between experts at random, so that rounding changes some choices, and each changes
- * everything behind it. There the bounds (1e-2, 2 %) only find errors; measured on 2026-11-22:
- * 2.4e-3 and 4.2e-3. */
+ * most 1e-3 nats, perplexity within 0.5 %. Tiny models of random weights do not keep these bounds
+ * (measured on 2026-11-22: 2.4e-3 and 4.2e-3; whether by other choices of their routers or by the
+ * rounding alone is not known): there 1e-2 and 2 % only find errors. */
 #include "runtime/sl_synth.h"
 #include "runtime/sluice.h"
 #include "tests/t.h"
