@@ -1,0 +1,83 @@
+/* offload/sl_ecache.h - which expert sits in which slot: the table, the pins, and the policy that
+ * names a victim. Owns its tables. Must not move a byte, read a clock or know a model: it sees
+ * layers, expert numbers and counts of rows, so a recorded trace tests it (tests/replay.c).
+ * Threads: one at a time. Nothing allocates after create. Tested by tests/t_ecache.c.
+ *
+ * The use, in a pass that reaches a layer and knows its router's answer:
+ *     touch(layer, ids, rows)                         what the policy learns from
+ *     for each id: find(id) -> slot, pin(slot)        the hits, all pinned before the first take
+ *     for each miss: take(id) -> slot (pinned)        its bytes are read to there; or drop(slot)
+ *     compute; unpin every slot                       from here on each may be a victim
+ * Bypass: every expert that is computed needs a slot for the moment, but a victim is the unpinned
+ * slot of least value, the experts just used included. One of low value is the next victim. */
+#ifndef SL_ECACHE_H
+#define SL_ECACHE_H
+
+#include "runtime/base/sl_base.h"
+
+#define SL_ECACHE_NONE UINT32_MAX       /* no slot, no expert */
+#define SL_ECACHE_NO_CLASS UINT32_MAX   /* of a layer without experts */
+
+typedef enum sl_policy {
+    SL_POLICY_LRU,          /* least recently used; experts of one layer and pass are equal */
+    SL_POLICY_LFU,          /* least frequently used, older uses counting less (half_life) */
+    SL_POLICY_STATIC,       /* least popular by the table of the parameters */
+    SL_N_POLICIES
+} sl_policy;
+
+SL_API const char *sl_policy_name(sl_policy p);             /* "lru" */
+SL_API bool sl_policy_parse(const char *text, sl_policy *ret);
+#define SL_POLICY_DEFAULT SL_POLICY_LFU
+
+typedef struct sl_ecache_params {
+    uint32_t n_layer, n_expert;
+    /* [n_layer] slot class of a layer's experts, or SL_ECACHE_NO_CLASS. NULL: all in class 0 */
+    const uint32_t *layer_class;
+    uint32_t n_classes;             /* at least 1 */
+    const uint32_t *class_slots;    /* [n_classes] */
+    sl_policy policy;
+    bool per_layer;                 /* the slots of a class divided evenly among its layers; false:
+                                     * one pool for them all */
+    float half_life;                /* of the LFU's counts, in rows; 0: the default */
+    const float *popularity;        /* [n_layer][n_expert], finite; STATIC only, NULL otherwise */
+} sl_ecache_params;
+
+typedef struct sl_ecache sl_ecache;
+
+/* Slots are numbered through all classes in their order: class k has those from the sum of
+ * class_slots before it. All are free. The parameters are copied. Errors: SL_E_ARG (no layers,
+ * experts or classes; a class that does not exist; fewer slots in a class than pools; STATIC
+ * without popularity), SL_E_NOMEM. The caller owns *ret; ctx must outlive it. */
+SL_API SL_NODISCARD sl_status sl_ecache_create(sl_ctx *ctx, const sl_ecache_params *p,
+                                               sl_ecache **ret);
+SL_API void sl_ecache_destroy(sl_ecache **c);   /* *c may be NULL, and is NULL afterwards */
+
+SL_API uint32_t sl_ecache_n_slots(const sl_ecache *c);
+SL_API uint32_t sl_ecache_n_used(const sl_ecache *c);       /* slots that hold an expert */
+
+/* A pass of n_rows rows reached this layer: rows[i] (1..n_rows) of them use expert ids[i]
+ * (ascending). Each layer with experts is touched once a pass, in ascending order. */
+SL_API void sl_ecache_touch(sl_ecache *c, uint32_t layer, const uint32_t *ids,
+                            const uint32_t *rows, uint32_t n, uint32_t n_rows);
+
+/* The expert's slot, or SL_ECACHE_NONE. O(1). */
+SL_API uint32_t sl_ecache_find(const sl_ecache *c, uint32_t layer, uint32_t id);
+/* The expert in the slot as layer * n_expert + id, or SL_ECACHE_NONE. O(1). */
+SL_API uint32_t sl_ecache_expert_in(const sl_ecache *c, uint32_t slot);
+
+/* A slot for an expert that has none: a free one, else the victim's. It holds the expert from now
+ * on (find sees it) and is pinned once. *ret_evicted: the expert that sat there, or SL_ECACHE_NONE.
+ * SL_ECACHE_NONE: every slot of the pool is pinned; nothing changed, *ret_evicted is not written.
+ * O(slots of the pool): about 1 ns each. */
+SL_API uint32_t sl_ecache_take(sl_ecache *c, uint32_t layer, uint32_t id, uint32_t *ret_evicted);
+
+/* Counted; a pinned slot is never a victim. */
+SL_API void sl_ecache_pin(sl_ecache *c, uint32_t slot);
+SL_API void sl_ecache_unpin(sl_ecache *c, uint32_t slot);
+/* The read into the slot failed or was given up: the slot is empty, free, and has no pins. */
+SL_API void sl_ecache_drop(sl_ecache *c, uint32_t slot);
+
+/* Asserts the invariants of offload/ecache.c. O(slots + experts): for tests. */
+SL_API void sl_ecache_check(const sl_ecache *c);
+
+#endif

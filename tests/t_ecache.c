@@ -1,0 +1,222 @@
+/* tests/t_ecache.c - the expert cache: its invariants under random operations and every policy,
+ * hand-made sequences whose victims are known, and what create refuses. */
+#include "offload/sl_ecache.h"
+
+#include "tests/t.h"
+
+#define NONE SL_ECACHE_NONE
+
+static sl_ctx *ctx;
+
+static sl_ecache *make(const sl_ecache_params *p)
+{
+    sl_ecache *c = NULL;
+    T_NEED(sl_ecache_create(ctx, p, &c) == SL_OK, "%s", sl_error(ctx));
+    return c;
+}
+
+/* One row uses the expert: what the engine does, one expert at a time. True: it was there. */
+static bool use(sl_ecache *c, uint32_t layer, uint32_t id, uint32_t *ret_evicted)
+{
+    uint32_t one = 1, slot = sl_ecache_find(c, layer, id);
+    bool hit = slot != NONE;
+    *ret_evicted = NONE;
+    sl_ecache_touch(c, layer, &id, &one, 1, 1);
+    if (hit) sl_ecache_pin(c, slot);
+    else slot = sl_ecache_take(c, layer, id, ret_evicted);
+    T_CHECK(slot != NONE && sl_ecache_find(c, layer, id) == slot, "expert %u of layer %u", id,
+            layer);
+    sl_ecache_check(c);
+    sl_ecache_unpin(c, slot);
+    return hit;
+}
+
+/* What a sequence of single uses in one layer evicts: 'a'..'z' are experts; "." a hit, "-" a miss
+ * into a free slot, else the victim. */
+static void check_sequence(const char *name, const sl_ecache_params *p, const char *uses,
+                           const char *want)
+{
+    sl_ecache *c = make(p);
+    char got[100] = "";
+    for (size_t i = 0; uses[i]; i++) {
+        uint32_t out;
+        bool hit = use(c, 0, (uint32_t)(uses[i] - 'a'), &out);
+        got[i] = hit ? '.' : out == NONE ? '-' : (char)('a' + out);
+    }
+    T_CHECK(!strcmp(got, want), "%s, uses %s: got %s, want %s", name, uses, got, want);
+    sl_ecache_destroy(&c);
+    T_CHECK(!c, "destroy");
+}
+
+static void known_sequences(void)
+{
+    static const uint32_t two = 2, three = 3;
+    static const float popular[4] = { 0.4f, 0.1f, 0.3f, 0.2f };
+    sl_ecache_params p = { .n_layer = 1, .n_expert = 6, .n_classes = 1, .class_slots = &two,
+                           .policy = SL_POLICY_LRU };
+    check_sequence("lru", &p, "abacbaac", "--.bac.b");
+    p.class_slots = &three;
+    check_sequence("lru", &p, "abcadbe", "---.bca");
+    /* half-life long against the sequence: plain counts, an older use counting a little less */
+    p.policy = SL_POLICY_LFU;
+    p.half_life = 1000;
+    check_sequence("lfu", &p, "aabbbcdcdba", "-.-..-cda.c");
+    p.class_slots = &two;
+    /* a half-life of one row: the last use outweighs all before it, LRU but for ties */
+    p.half_life = 0.5f;
+    check_sequence("lfu as lru", &p, "abacbaac", "--.bac.b");
+    p = (sl_ecache_params){ .n_layer = 1, .n_expert = 4, .n_classes = 1, .class_slots = &two,
+                            .policy = SL_POLICY_STATIC, .popularity = popular };
+    check_sequence("static", &p, "bdacbad", "--bdc.b");
+}
+
+/* A pass of many rows counts as so many passes of one, whatever the share. */
+static void rows_are_tokens(void)
+{
+    static const uint32_t slots = 2;
+    sl_ecache_params p = { .n_layer = 1, .n_expert = 4, .n_classes = 1, .class_slots = &slots,
+                           .policy = SL_POLICY_LFU, .half_life = 16 };
+    sl_ecache *c = make(&p);
+    uint32_t ids[] = { 0, 1, 2 }, rows[] = { 30, 10, 5 }, out;
+    sl_ecache_touch(c, 0, ids, rows, 3, 40);
+    for (uint32_t i = 0; i < 2; i++)
+        sl_ecache_unpin(c, sl_ecache_take(c, 0, ids[i], &out));
+    uint32_t s = sl_ecache_take(c, 0, 2, &out);
+    T_CHECK(out == 1, "the victim of a prompt is expert %u", out);
+    sl_ecache_unpin(c, s);
+    s = sl_ecache_take(c, 0, 1, &out);
+    T_CHECK(out == 2, "bypass: the victim is expert %u", out);
+    sl_ecache_destroy(&c);
+}
+
+static void pools_and_classes(void)
+{
+    /* layers 0 and 3 in class 1, layer 1 in class 0, layer 2 without experts */
+    static const uint32_t classes[] = { 1, 0, SL_ECACHE_NO_CLASS, 1 }, slots[] = { 2, 5 };
+    sl_ecache_params p = { .n_layer = 4, .n_expert = 8, .layer_class = classes, .n_classes = 2,
+                           .class_slots = slots, .per_layer = true };
+    sl_ecache *c = make(&p);
+    uint32_t out, n = 0;
+    for (uint32_t i = 0; i < 8; i++) {      /* nothing unpinned: 2, then 3 + 2 slots */
+        uint32_t a = sl_ecache_take(c, 1, i, &out), b = sl_ecache_take(c, 3, i, &out);
+        T_CHECK(i < 2 ? a < 2 : a == NONE, "class 0, take %u: slot %u", i, a);
+        T_CHECK(i < 2 ? b >= 5 && b < 7 : b == NONE, "class 1, second layer: slot %u", b);
+        n += sl_ecache_take(c, 0, i, &out) != NONE;
+        sl_ecache_check(c);
+    }
+    T_CHECK(n == 3 && sl_ecache_n_used(c) == 7 && sl_ecache_n_slots(c) == 7, "first layer: %u", n);
+    sl_ecache_drop(c, 6);
+    sl_ecache_check(c);
+    T_CHECK(sl_ecache_take(c, 3, 7, &out) == 6 && out == NONE, "a dropped slot is free");
+    sl_ecache_destroy(&c);
+}
+
+static void check_refused(sl_ecache_params p, const char *why)
+{
+    sl_ecache *c = NULL;
+    T_CHECK(sl_ecache_create(ctx, &p, &c) == SL_E_ARG && !c, "%s", why);
+}
+
+static void refusals(void)
+{
+    static const uint32_t slots[] = { 3, 0 }, bad_class[] = { 0, 2 };
+    static const uint32_t huge[] = { UINT32_MAX, UINT32_MAX };
+    const sl_ecache_params ok = { .n_layer = 2, .n_expert = 4, .n_classes = 1,
+                                  .class_slots = slots };
+    sl_ecache_params p = ok;
+    p.n_layer = 0;
+    check_refused(p, "no layers");
+    p = ok, p.n_expert = UINT32_MAX;
+    check_refused(p, "too many experts");
+    p = ok, p.n_classes = 0;
+    check_refused(p, "no classes");
+    p = ok, p.class_slots = slots + 1;
+    check_refused(p, "no slots");
+    p = ok, p.class_slots = huge, p.n_classes = 2;
+    check_refused(p, "too many slots");
+    p = ok, p.layer_class = bad_class, p.n_classes = 2;
+    check_refused(p, "no such class");
+    p = ok, p.n_layer = 4, p.per_layer = true;
+    check_refused(p, "3 slots for 4 layers");
+    p = ok, p.policy = SL_POLICY_STATIC;
+    check_refused(p, "static without a table");
+    p = ok, p.policy = SL_N_POLICIES;
+    check_refused(p, "no such policy");
+    sl_policy policy;
+    for (int i = 0; i < SL_N_POLICIES; i++)
+        T_CHECK(sl_policy_parse(sl_policy_name((sl_policy)i), &policy) && policy == (sl_policy)i,
+                "policy %d", i);
+    T_CHECK(!sl_policy_parse("LRU", &policy) && !sl_policy_parse("", &policy), "unknown names");
+}
+
+/* A layer's step as the engine makes it, with reads that fail now and then. */
+static void random_layer(sl_ecache *c, uint32_t layer, uint32_t n_expert)
+{
+    uint32_t ids[64], rows[64], slots[64], n = 0, n_rows = 1 + t_below(3) * t_below(40), out;
+    for (uint32_t e = 0; e < n_expert && n < 64; e++)
+        if (!t_below(4)) {
+            ids[n] = e;
+            rows[n++] = 1 + t_below(n_rows);
+        }
+    sl_ecache_touch(c, layer, ids, rows, n, n_rows);
+    for (uint32_t i = 0; i < n; i++) {
+        slots[i] = sl_ecache_find(c, layer, ids[i]);
+        if (slots[i] != NONE) sl_ecache_pin(c, slots[i]);
+    }
+    for (uint32_t i = 0; i < n; i++) {
+        if (slots[i] != NONE) continue;
+        uint32_t used = sl_ecache_n_used(c);
+        slots[i] = sl_ecache_take(c, layer, ids[i], &out);
+        sl_ecache_check(c);
+        if (slots[i] == NONE) continue;
+        T_CHECK(sl_ecache_n_used(c) == used + (out == NONE), "slots in use");
+        for (uint32_t j = 0; j < i; j++)
+            T_CHECK(out != layer * n_expert + ids[j], "a pinned expert was evicted");
+        T_CHECK(sl_ecache_expert_in(c, slots[i]) == layer * n_expert + ids[i], "expert_in");
+        if (t_below(10)) continue;
+        sl_ecache_drop(c, slots[i]);
+        T_CHECK(sl_ecache_find(c, layer, ids[i]) == NONE, "dropped");
+        sl_ecache_check(c);
+        slots[i] = NONE;
+    }
+    for (uint32_t i = 0; i < n; i++)
+        if (slots[i] != NONE) sl_ecache_unpin(c, slots[i]);
+}
+
+static void random_operations(void)
+{
+    for (uint32_t round = 0; round < 60; round++) {
+        uint32_t n_layer = 1 + t_below(6), n_expert = 1 + t_below(40);
+        uint32_t classes[6], slots[2];
+        float popular[6 * 40];
+        for (uint32_t i = 0; i < SL_LEN(popular); i++) popular[i] = t_unit();
+        for (uint32_t l = 0; l < n_layer; l++)
+            classes[l] = l && !t_below(6) ? SL_ECACHE_NO_CLASS : t_below(2);
+        for (uint32_t k = 0; k < 2; k++) slots[k] = n_layer + t_below(n_layer * n_expert);
+        sl_ecache_params p = { .n_layer = n_layer, .n_expert = n_expert, .layer_class = classes,
+                               .n_classes = 2, .class_slots = slots, .per_layer = t_below(2),
+                               .policy = (sl_policy)(round % SL_N_POLICIES),
+                               .popularity = popular };
+        sl_ecache *c = make(&p);
+        for (uint32_t pass = 0; pass < 30; pass++)
+            for (uint32_t l = 0; l < n_layer; l++)
+                if (classes[l] != SL_ECACHE_NO_CLASS) random_layer(c, l, n_expert);
+        sl_ecache_destroy(&c);
+    }
+}
+
+int main(void)
+{
+    t_begin();
+    ctx = sl_ctx_create(NULL, NULL);
+    known_sequences();
+    rows_are_tokens();
+    pools_and_classes();
+    refusals();
+    random_operations();
+    sl_mem_report r;
+    sl_mem_get(ctx, &r);
+    T_CHECK(!r.total, "%llu bytes left behind", (unsigned long long)r.total);
+    sl_ctx_destroy(&ctx);
+    return t_end();
+}
