@@ -20,7 +20,7 @@ static sl_status open_store(sl_ctx *ctx, sl_model *m)
         bytes[f] = sl_gguf_file_bytes(m->gguf, f);
         paths[f] = sl_gguf_path(m->gguf, f);
     }
-    if (st == SL_OK) st = sl_store_create(ctx, fds, bytes, paths, n, &m->store);
+    if (st == SL_OK) st = sl_store_create(ctx, fds, bytes, paths, n, NULL, &m->store);
     free(fds);
     free(bytes);
     free(paths);

@@ -39,7 +39,7 @@ static int setup(void **state)
         unlink(name);
         assert_int_equal(write(fx->fds[f], fx->bytes + 7 * f, sizes[f]), sizes[f]);
     }
-    assert_int_equal(sl_store_create(fx->ctx, fx->fds, sizes, paths, 2, &fx->store), SL_OK);
+    assert_int_equal(sl_store_create(fx->ctx, fx->fds, sizes, paths, 2, NULL, &fx->store), SL_OK);
     *state = fx;
     return 0;
 }
@@ -107,7 +107,7 @@ static void refuses_what_leaves_the_file(void **state)
     }
     assert_ptr_equal(p, &byte);
     sl_store *none = NULL;
-    assert_int_equal(sl_store_create(fx->ctx, NULL, NULL, NULL, 0, &none), SL_E_ARG);
+    assert_int_equal(sl_store_create(fx->ctx, NULL, NULL, NULL, 0, NULL, &none), SL_E_ARG);
 }
 
 static void a_file_that_shrank_is_an_error(void **state)
@@ -134,13 +134,13 @@ static void an_unreadable_descriptor_is_an_error(void **state)
     uint64_t size = 100;
     sl_store *s = NULL;
     assert_int_equal(pipe(ends), 0);
-    assert_int_equal(sl_store_create(fx->ctx, ends, &size, &path, 1, &s), SL_OK);
+    assert_int_equal(sl_store_create(fx->ctx, ends, &size, &path, 1, NULL, &s), SL_OK);
     assert_int_equal(sl_store_read(fx->ctx, s, (sl_slice){ .bytes = 1 }, &byte), SL_E_IO);
     assert_non_null(strstr(sl_error(fx->ctx), "read pipe: 1 bytes at offset 0"));
     sl_store_destroy(&s);
     close(ends[0]);
     close(ends[1]);
-    assert_int_equal(sl_store_create(fx->ctx, ends, &size, &path, 1, &s), SL_E_IO);
+    assert_int_equal(sl_store_create(fx->ctx, ends, &size, &path, 1, NULL, &s), SL_E_IO);
     assert_null(s);
 }
 
