@@ -4,8 +4,18 @@
  *   I2  a slot lies in one pool, and an expert only in slots of its layer's pool
  *   I3  each pool's list of free slots holds its empty slots, each once, and nothing else
  *   I4  an empty slot has no pins; a pinned slot is never a victim
- *   I5  slot_value[s] is the value of the expert in it
- * Cost: find O(1), touch O(experts of a layer), take O(slots of the pool). */
+ *   I5  slot_value[s] is the value of the expert in it, slot_layer[s] its layer
+ *
+ * MARKOV's value of an expert is an estimate of p, the share of the next pass's rows that will use
+ * it, times a weight for how far off its layer is:
+ *   f    its frequency: an exponential average over rows (half_life)
+ *   m    the mean, over the experts a that each sequence's last row chose in this layer, of how
+ *        often the expert was in the row after one with a, where PRIOR_ROWS such rows count as f
+ *   p    (1 - FOLLOW) * f + FOLLOW * m
+ *   value = p * (1 - DISTANCE * d / n_layer), d = layers that come before this one's next turn: what
+ *        is kept for longer pays more rent. (MoE-Infinity, arXiv 2401.14361, algorithm 1, has the
+ *        same form with d counted from layer 0.)
+ * The constants are from replayed traces; docs/learned.md has their neighbours. */
 #include "offload/sl_ecache.h"
 
 #include <assert.h>
@@ -13,27 +23,41 @@
 #include <string.h>
 
 #define NONE SL_ECACHE_NONE
-#define HALF_LIFE 64.0f     /* rows; see docs/learned.md */
+#define HALF_LIFE 64.0f     /* rows */
+#define FOLLOW 0.6
+#define PRIOR_ROWS 4.0f
+#define FOLLOW_ROWS 1024.0f     /* rows behind a rate in `follow`: older ones fade */
+#define DISTANCE 0.5
 
 typedef struct pool { uint32_t first, n_slots, n_free; } pool;
 
 struct sl_ecache {
     sl_ctx *ctx;
-    uint32_t n_layer, n_expert, n_pools, n_slots, n_used;
+    uint32_t n_layer, n_expert, n_used_max, n_seq, n_pools, n_slots, n_used;
     sl_policy policy;
-    double decay;           /* of a count, per row */
+    double decay;           /* of a frequency, per row */
     uint64_t clock;         /* touches so far */
-    pool *pools;            /* [n_pools] */
+    pool *pools;            /* [n_layer], n_pools of them in use */
     uint32_t *layer_pool;   /* [n_layer], or NONE */
     uint32_t *free;         /* [n_slots], pool p's at its first */
     uint32_t *expert_in;    /* [n_slots], or NONE */
+    uint32_t *slot_layer;   /* [n_slots] */
     uint32_t *pins;         /* [n_slots] */
     double *slot_value;     /* [n_slots] */
     uint32_t *slot_of;      /* [n_layer * n_expert], or NONE */
-    double *value;          /* [n_layer * n_expert]: the least of a pool is the victim */
+    double *value;          /* [n_layer * n_expert] */
+    double *weight;         /* [n_layer]: the least value * weight of a pool is the victim */
+    float *freq;            /* [n_layer * n_expert]: share of rows */
+    uint32_t *count;        /* [n_expert]: rows of this touch, cleared afterwards */
+    uint64_t *seen;         /* [n_seq]: clock of the touch that had rows of it */
+    /* MARKOV only */
+    float *follow;          /* [n_layer][n_expert a][n_expert]: share of the rows after one with a */
+    float *follow_rows;     /* [n_layer][n_expert a]: rows behind it, at most FOLLOW_ROWS */
+    uint32_t *last;         /* [n_layer][n_seq][n_used_max]: the last row's experts, NONE-ended */
+    float *next;            /* [n_expert]: scratch of touch */
 };
 
-static const char *const policy_names[SL_N_POLICIES] = { "lru", "lfu", "static" };
+static const char *const policy_names[SL_N_POLICIES] = { "markov", "lfu", "lru", "static" };
 
 const char *sl_policy_name(sl_policy p)
 {
@@ -59,9 +83,10 @@ static uint32_t layer_class(const sl_ecache_params *p, uint32_t layer)
 static sl_status check_params(sl_ctx *ctx, const sl_ecache_params *p)
 {
     uint64_t slots = 0;
-    if (!p->n_layer || !p->n_expert || !p->n_classes || !p->class_slots)
-        return sl_fail(ctx, SL_E_ARG, "expert cache: %u layers, %u experts, %u slot classes",
-                       p->n_layer, p->n_expert, p->n_classes);
+    if (!p->n_layer || !p->n_expert || !p->n_used || p->n_used > p->n_expert || !p->n_seq
+        || !p->n_classes || !p->class_slots)
+        return sl_fail(ctx, SL_E_ARG, "expert cache: %u layers, %u of %u experts, %u sequences, %u "
+                       "slot classes", p->n_layer, p->n_used, p->n_expert, p->n_seq, p->n_classes);
     if ((uint64_t)p->n_layer * p->n_expert >= NONE)
         return sl_fail(ctx, SL_E_ARG, "expert cache: %u layers of %u experts are too many",
                        p->n_layer, p->n_expert);
@@ -102,34 +127,72 @@ static sl_status make_pools(sl_ecache *c, const sl_ecache_params *p, uint32_t k,
     return SL_OK;
 }
 
+/* Bytes of a cache; its tables are laid out behind the struct when at is not NULL. Wide elements
+ * first, so that each is aligned. */
+static uint64_t lay_out(const sl_ecache_params *p, sl_ecache *c, char *at)
+{
+    uint64_t layers = p->n_layer, experts = layers * p->n_expert, slots = 0, bytes = 0;
+    bool markov = p->policy == SL_POLICY_MARKOV;
+    sl_ecache none;
+    if (!c) c = &none;
+    for (uint32_t k = 0; k < p->n_classes; k++) slots += p->class_slots[k];
+    struct { void **table; uint64_t n, size; } tables[] = {
+        { (void **)&c->slot_value, slots, sizeof(double) },
+        { (void **)&c->value, experts, sizeof(double) },
+        { (void **)&c->weight, layers, sizeof(double) },
+        { (void **)&c->seen, p->n_seq, sizeof(uint64_t) },
+        { (void **)&c->pools, layers, sizeof(pool) },
+        { (void **)&c->layer_pool, layers, sizeof(uint32_t) },
+        { (void **)&c->free, slots, sizeof(uint32_t) },
+        { (void **)&c->expert_in, slots, sizeof(uint32_t) },
+        { (void **)&c->slot_layer, slots, sizeof(uint32_t) },
+        { (void **)&c->pins, slots, sizeof(uint32_t) },
+        { (void **)&c->slot_of, experts, sizeof(uint32_t) },
+        { (void **)&c->freq, experts, sizeof(float) },
+        { (void **)&c->count, p->n_expert, sizeof(uint32_t) },
+        { (void **)&c->follow, markov ? experts * p->n_expert : 0, sizeof(float) },
+        { (void **)&c->follow_rows, markov ? experts : 0, sizeof(float) },
+        { (void **)&c->last, markov ? layers * p->n_seq * p->n_used : 0, sizeof(uint32_t) },
+        { (void **)&c->next, markov ? p->n_expert : 0, sizeof(float) },
+    };
+    for (size_t i = 0; i < SL_LEN(tables); i++) {
+        if (at) *tables[i].table = at + bytes;
+        bytes += tables[i].n * tables[i].size;
+    }
+    return bytes;
+}
+
+uint64_t sl_ecache_bytes(const sl_ecache_params *p)
+{
+    return (sizeof(sl_ecache) + 7) / 8 * 8 + lay_out(p, NULL, NULL);
+}
+
+static void fill_tables(sl_ecache *c, const sl_ecache_params *p)
+{
+    uint32_t n_experts = c->n_layer * c->n_expert;
+    memset(c->slot_of, 0xff, n_experts * sizeof *c->slot_of);
+    memset(c->expert_in, 0xff, c->n_slots * sizeof *c->expert_in);
+    memset(c->layer_pool, 0xff, c->n_layer * sizeof *c->layer_pool);
+    for (uint32_t s = 0; s < c->n_slots; s++) c->free[s] = s;
+    for (uint32_t l = 0; l < c->n_layer; l++) c->weight[l] = 1;
+    for (uint32_t e = 0; p->policy == SL_POLICY_STATIC && e < n_experts; e++)
+        c->value[e] = (double)p->popularity[e];
+    if (p->policy == SL_POLICY_MARKOV)
+        memset(c->last, 0xff, (size_t)c->n_layer * c->n_seq * c->n_used_max * sizeof *c->last);
+}
+
 sl_status sl_ecache_create(sl_ctx *ctx, const sl_ecache_params *p, sl_ecache **ret)
 {
     assert(ctx && p && ret);
     SL_TRY(check_params(ctx, p));
-    size_t n_experts = (size_t)p->n_layer * p->n_expert, n_slots = 0;
-    for (uint32_t k = 0; k < p->n_classes; k++) n_slots += p->class_slots[k];
-    size_t bytes = sizeof(sl_ecache) + n_experts * (sizeof(double) + sizeof(uint32_t))
-                   + n_slots * (sizeof(double) + 3 * sizeof(uint32_t))
-                   + p->n_layer * (sizeof(pool) + sizeof(uint32_t));
     sl_ecache *c = NULL;
-    SL_TRY(sl_mem_alloc(ctx, SL_ACC_TABLES, bytes, (void **)&c));
+    SL_TRY(sl_mem_alloc(ctx, SL_ACC_TABLES, sl_ecache_bytes(p), (void **)&c));
     *c = (sl_ecache){ .ctx = ctx, .n_layer = p->n_layer, .n_expert = p->n_expert,
-                      .n_slots = (uint32_t)n_slots, .policy = p->policy };
+                      .n_used_max = p->n_used, .n_seq = p->n_seq, .policy = p->policy };
+    for (uint32_t k = 0; k < p->n_classes; k++) c->n_slots += p->class_slots[k];
     c->decay = exp2(-1.0 / (double)(p->half_life > 0 ? p->half_life : HALF_LIFE));
-    c->value = (double *)(c + 1);
-    c->slot_value = c->value + n_experts;
-    c->slot_of = (uint32_t *)(c->slot_value + n_slots);
-    c->expert_in = c->slot_of + n_experts;
-    c->pins = c->expert_in + n_slots;
-    c->free = c->pins + n_slots;
-    c->layer_pool = c->free + n_slots;
-    c->pools = (pool *)(c->layer_pool + p->n_layer);
-    memset(c->slot_of, 0xff, n_experts * sizeof *c->slot_of);
-    memset(c->expert_in, 0xff, n_slots * sizeof *c->expert_in);
-    memset(c->layer_pool, 0xff, p->n_layer * sizeof *c->layer_pool);
-    for (uint32_t s = 0; s < n_slots; s++) c->free[s] = s;
-    for (size_t e = 0; p->policy == SL_POLICY_STATIC && e < n_experts; e++)
-        c->value[e] = (double)p->popularity[e];
+    lay_out(p, c, (char *)c + (sizeof *c + 7) / 8 * 8);
+    fill_tables(c, p);
     sl_status st = SL_OK;
     for (uint32_t k = 0, first = 0; k < p->n_classes && st == SL_OK; k++) {
         st = make_pools(c, p, k, first);
@@ -149,29 +212,88 @@ void sl_ecache_destroy(sl_ecache **c)
 uint32_t sl_ecache_n_slots(const sl_ecache *c) { return c->n_slots; }
 uint32_t sl_ecache_n_used(const sl_ecache *c) { return c->n_used; }
 
-/* Rows are tokens: a pass of many counts as so many passes of one, in which the expert was used by
- * its share of the rows. */
-static void touch_lfu(sl_ecache *c, double *value, const uint32_t *ids, const uint32_t *rows,
-                      uint32_t n, uint32_t n_rows)
+/* What followed each of the last row's experts, with this row as one more example. */
+static void learn_row(sl_ecache *c, uint32_t layer, uint32_t *last, const uint32_t *ids, uint32_t n)
 {
-    double keep = pow(c->decay, n_rows), gain = (1 - keep) / n_rows;
-    for (uint32_t e = 0; e < c->n_expert; e++) value[e] *= keep;
-    for (uint32_t i = 0; i < n; i++) value[ids[i]] += gain * rows[i];
+    for (uint32_t i = 0; i < c->n_used_max && last[i] != NONE; i++) {
+        size_t a = (size_t)layer * c->n_expert + last[i];
+        float *restrict f = c->follow + a * c->n_expert;
+        float rows = c->follow_rows[a];
+        rows += rows < FOLLOW_ROWS;
+        c->follow_rows[a] = rows;
+        for (uint32_t e = 0; e < c->n_expert; e++) f[e] -= f[e] / rows;
+        for (uint32_t j = 0; j < n; j++) f[ids[j]] += 1 / rows;
+    }
+    for (uint32_t j = 0; j < c->n_used_max; j++) last[j] = j < n ? ids[j] : NONE;
 }
 
-void sl_ecache_touch(sl_ecache *c, uint32_t layer, const uint32_t *ids, const uint32_t *rows,
-                     uint32_t n, uint32_t n_rows)
+/* Adds to c->next the shares expected in the row after this one. */
+static void expect_next(sl_ecache *c, uint32_t layer, const uint32_t *ids, uint32_t n)
 {
-    assert(layer < c->n_layer && c->layer_pool[layer] != NONE && n_rows);
-    size_t first = (size_t)layer * c->n_expert;
-    double *value = c->value + first;
-    c->clock++;
-    if (c->policy == SL_POLICY_LRU)
-        for (uint32_t i = 0; i < n; i++) value[ids[i]] = (double)c->clock;
-    else if (c->policy == SL_POLICY_LFU)
-        touch_lfu(c, value, ids, rows, n, n_rows);
+    const float *restrict freq = c->freq + (size_t)layer * c->n_expert;
+    float *restrict next = c->next;
+    for (uint32_t i = 0; i < n; i++) {
+        size_t a = (size_t)layer * c->n_expert + ids[i];
+        const float *restrict f = c->follow + a * c->n_expert;
+        float rows = c->follow_rows[a], share = 1 / ((rows + PRIOR_ROWS) * (float)n);
+        for (uint32_t e = 0; e < c->n_expert; e++)
+            next[e] += (rows * f[e] + PRIOR_ROWS * freq[e]) * share;
+    }
+}
+
+static void touch_markov(sl_ecache *c, uint32_t layer, const uint32_t *expert_id,
+                         const uint32_t *seq, uint32_t n_rows, uint32_t n_used)
+{
+    uint32_t n_last = 0;
+    double *value = c->value + (size_t)layer * c->n_expert;
+    const float *freq = c->freq + (size_t)layer * c->n_expert;
+    for (uint32_t r = 0; r < n_rows; r++) {
+        uint32_t *last = c->last + ((size_t)layer * c->n_seq + (seq ? seq[r] : 0)) * c->n_used_max;
+        learn_row(c, layer, last, expert_id + (size_t)r * n_used, n_used);
+    }
+    memset(c->next, 0, c->n_expert * sizeof *c->next);
+    for (uint32_t r = n_rows; r-- > 0;) {   /* from the end: a sequence's last row comes first */
+        uint64_t *seen = &c->seen[seq ? seq[r] : 0];
+        if (*seen == c->clock) continue;
+        *seen = c->clock;
+        expect_next(c, layer, expert_id + (size_t)r * n_used, n_used);
+        n_last++;
+    }
     for (uint32_t e = 0; e < c->n_expert; e++)
-        if (c->slot_of[first + e] != NONE) c->slot_value[c->slot_of[first + e]] = value[e];
+        value[e] = (1 - FOLLOW) * (double)freq[e] + FOLLOW * (double)c->next[e] / n_last;
+    for (uint32_t l = 0; l < c->n_layer; l++) {
+        uint32_t before = (l + c->n_layer - layer - 1) % c->n_layer;
+        c->weight[l] = 1 - DISTANCE * before / c->n_layer;
+    }
+}
+
+/* Rows are tokens: a pass of many counts as so many passes of one, in which the expert was used by
+ * its share of the rows. */
+static void update_freq(sl_ecache *c, float *restrict freq, uint32_t n_rows)
+{
+    double keep = pow(c->decay, n_rows);
+    float f = (float)keep, gain = (float)((1 - keep) / n_rows);
+    for (uint32_t e = 0; e < c->n_expert; e++) freq[e] = freq[e] * f + gain * (float)c->count[e];
+}
+
+void sl_ecache_touch(sl_ecache *c, uint32_t layer, const uint32_t *expert_id, const uint32_t *seq,
+                     uint32_t n_rows, uint32_t n_used)
+{
+    assert(layer < c->n_layer && c->layer_pool[layer] != NONE);
+    assert(n_rows && n_used && n_used <= c->n_used_max);
+    size_t first = (size_t)layer * c->n_expert;
+    c->clock++;
+    for (size_t i = 0; i < (size_t)n_rows * n_used; i++) c->count[expert_id[i]]++;
+    update_freq(c, c->freq + first, n_rows);
+    if (c->policy == SL_POLICY_MARKOV) touch_markov(c, layer, expert_id, seq, n_rows, n_used);
+    for (uint32_t e = 0; e < c->n_expert; e++) {
+        double *value = &c->value[first + e];
+        uint32_t slot = c->slot_of[first + e];
+        if (c->policy == SL_POLICY_LFU) *value = (double)c->freq[first + e];
+        if (c->policy == SL_POLICY_LRU && c->count[e]) *value = (double)c->clock;
+        if (slot != NONE) c->slot_value[slot] = *value;
+        c->count[e] = 0;
+    }
 }
 
 uint32_t sl_ecache_find(const sl_ecache *c, uint32_t layer, uint32_t id)
@@ -191,11 +313,13 @@ static uint32_t find_victim(const sl_ecache *c, const pool *p)
 {
     uint32_t victim = NONE;
     double least = INFINITY;
-    for (uint32_t s = p->first; s < p->first + p->n_slots; s++)
-        if (c->slot_value[s] < least && !c->pins[s]) {
-            least = c->slot_value[s];
+    for (uint32_t s = p->first; s < p->first + p->n_slots; s++) {
+        double value = c->slot_value[s] * c->weight[c->slot_layer[s]];
+        if (value < least && !c->pins[s]) {
+            least = value;
             victim = s;
         }
+    }
     return victim;
 }
 
@@ -211,9 +335,20 @@ uint32_t sl_ecache_take(sl_ecache *c, uint32_t layer, uint32_t id, uint32_t *ret
     else c->slot_of[*ret_evicted] = NONE;
     c->expert_in[slot] = expert;
     c->slot_of[expert] = slot;
+    c->slot_layer[slot] = layer;
     c->slot_value[slot] = c->value[expert];
     c->pins[slot] = 1;
     return slot;
+}
+
+bool sl_ecache_pays(const sl_ecache *c, uint32_t layer, uint32_t id)
+{
+    assert(sl_ecache_find(c, layer, id) == NONE && c->layer_pool[layer] != NONE);
+    const pool *p = &c->pools[c->layer_pool[layer]];
+    if (p->n_free) return true;
+    uint32_t s = find_victim(c, p);
+    double value = c->value[layer * c->n_expert + id] * c->weight[layer];
+    return s != NONE && c->slot_value[s] * c->weight[c->slot_layer[s]] < value;
 }
 
 void sl_ecache_pin(sl_ecache *c, uint32_t slot)
@@ -257,6 +392,7 @@ void sl_ecache_check(const sl_ecache *c)
             assert(c->slot_of[e] == s);                                 /* I1 */
             assert(c->layer_pool[e / c->n_expert] == i);                /* I2 */
             assert(c->slot_value[s] == c->value[e]);                    /* I5 */
+            assert(c->slot_layer[s] == e / c->n_expert);
             used++;
         }
         assert(empty == p->n_free);                                     /* I3 */

@@ -18,10 +18,10 @@ static sl_ecache *make(const sl_ecache_params *p)
 /* One row uses the expert: what the engine does, one expert at a time. True: it was there. */
 static bool use(sl_ecache *c, uint32_t layer, uint32_t id, uint32_t *ret_evicted)
 {
-    uint32_t one = 1, slot = sl_ecache_find(c, layer, id);
+    uint32_t slot = sl_ecache_find(c, layer, id);
     bool hit = slot != NONE;
     *ret_evicted = NONE;
-    sl_ecache_touch(c, layer, &id, &one, 1, 1);
+    sl_ecache_touch(c, layer, &id, NULL, 1, 1);
     if (hit) sl_ecache_pin(c, slot);
     else slot = sl_ecache_take(c, layer, id, ret_evicted);
     T_CHECK(slot != NONE && sl_ecache_find(c, layer, id) == slot, "expert %u of layer %u", id,
@@ -52,7 +52,7 @@ static void known_sequences(void)
 {
     static const uint32_t two = 2, three = 3;
     static const float popular[4] = { 0.4f, 0.1f, 0.3f, 0.2f };
-    sl_ecache_params p = { .n_layer = 1, .n_expert = 6, .n_classes = 1, .class_slots = &two,
+    sl_ecache_params p = { .n_layer = 1, .n_expert = 6, .n_used = 1, .n_seq = 1, .n_classes = 1, .class_slots = &two,
                            .policy = SL_POLICY_LRU };
     check_sequence("lru", &p, "abacbaac", "--.bac.b");
     p.class_slots = &three;
@@ -65,35 +65,92 @@ static void known_sequences(void)
     /* a half-life of one row: the last use outweighs all before it, LRU but for ties */
     p.half_life = 0.5f;
     check_sequence("lfu as lru", &p, "abacbaac", "--.bac.b");
-    p = (sl_ecache_params){ .n_layer = 1, .n_expert = 4, .n_classes = 1, .class_slots = &two,
+    p = (sl_ecache_params){ .n_layer = 1, .n_expert = 4, .n_used = 1, .n_seq = 1, .n_classes = 1, .class_slots = &two,
                             .policy = SL_POLICY_STATIC, .popularity = popular };
     check_sequence("static", &p, "bdacbad", "--bdc.b");
 }
 
-/* A pass of many rows counts as so many passes of one, whatever the share. */
+/* A pass of many rows counts as so many passes of one, whatever their order. */
 static void rows_are_tokens(void)
 {
     static const uint32_t slots = 2;
-    sl_ecache_params p = { .n_layer = 1, .n_expert = 4, .n_classes = 1, .class_slots = &slots,
-                           .policy = SL_POLICY_LFU, .half_life = 16 };
+    sl_ecache_params p = { .n_layer = 1, .n_expert = 4, .n_used = 2, .n_seq = 1, .n_classes = 1,
+                           .class_slots = &slots, .policy = SL_POLICY_LFU, .half_life = 16 };
     sl_ecache *c = make(&p);
-    uint32_t ids[] = { 0, 1, 2 }, rows[] = { 30, 10, 5 }, out;
-    sl_ecache_touch(c, 0, ids, rows, 3, 40);
-    for (uint32_t i = 0; i < 2; i++)
-        sl_ecache_unpin(c, sl_ecache_take(c, 0, ids[i], &out));
+    uint32_t ids[40][2], out;
+    for (uint32_t r = 0; r < 40; r++) {     /* 0: 40 rows, 1: 30, 2: 10 */
+        ids[r][0] = 0;
+        ids[r][1] = 1 + (r % 4 == 3);
+    }
+    sl_ecache_touch(c, 0, ids[0], NULL, 40, 2);
+    for (uint32_t i = 0; i < 2; i++) sl_ecache_unpin(c, sl_ecache_take(c, 0, i, &out));
+    T_CHECK(!sl_ecache_pays(c, 0, 2), "expert 2 is worth less than 1");
     uint32_t s = sl_ecache_take(c, 0, 2, &out);
     T_CHECK(out == 1, "the victim of a prompt is expert %u", out);
+    T_CHECK(!sl_ecache_pays(c, 0, 3), "expert 3 was never used");
     sl_ecache_unpin(c, s);
-    s = sl_ecache_take(c, 0, 1, &out);
+    T_CHECK(sl_ecache_pays(c, 0, 1), "expert 1 is worth more than 2");
+    sl_ecache_take(c, 0, 1, &out);
     T_CHECK(out == 2, "bypass: the victim is expert %u", out);
     sl_ecache_destroy(&c);
+}
+
+/* The choices go 0 -> 1 -> 2 -> 0: what follows the last one has the most value, whatever came
+ * longest ago. Each sequence follows its own: the second is one step ahead. */
+static uint32_t victim_of_cycle(sl_policy policy, uint32_t n_seq)
+{
+    static const uint32_t slots = 3, seq[] = { 1, 0 };
+    sl_ecache_params p = { .n_layer = 1, .n_expert = 4, .n_used = 1, .n_seq = 2, .n_classes = 1,
+                           .class_slots = &slots, .policy = policy };
+    uint32_t out = NONE;
+    sl_ecache *c = make(&p);
+    for (uint32_t i = 0; i < 3; i++) sl_ecache_unpin(c, sl_ecache_take(c, 0, i, &out));
+    for (uint32_t t = 0; t < 31; t++) {     /* ends with 0, and 1 in the second sequence */
+        uint32_t ids[] = { t % 3, (t + 1) % 3 };
+        sl_ecache_touch(c, 0, ids, seq, n_seq, 1);
+        sl_ecache_check(c);
+    }
+    sl_ecache_take(c, 0, 3, &out);
+    sl_ecache_destroy(&c);
+    return out;
+}
+
+static void markov_learns_what_follows(void)
+{
+    uint32_t v = victim_of_cycle(SL_POLICY_LFU, 1);
+    T_CHECK(v == 1, "lfu evicts the one used longest ago, not %u", v);
+    v = victim_of_cycle(SL_POLICY_MARKOV, 1);
+    T_CHECK(v == 2, "markov, after 0: evicts %u", v);
+    v = victim_of_cycle(SL_POLICY_LFU, 2);
+    T_CHECK(v == 2, "lfu of two sequences: evicts %u", v);
+    v = victim_of_cycle(SL_POLICY_MARKOV, 2);
+    T_CHECK(v == 0, "markov, after 0 and 1: evicts %u", v);
+}
+
+/* What is needed by the next layer outlives what is needed a whole pass later. */
+static void markov_weighs_the_distance(void)
+{
+    static const uint32_t slots = 3, ids[] = { 0, 1 };
+    sl_ecache_params p = { .n_layer = 4, .n_expert = 4, .n_used = 2, .n_seq = 1, .n_classes = 1,
+                           .class_slots = &slots };
+    for (uint32_t at = 0; at < 4; at++) {
+        sl_ecache *c = make(&p);
+        uint32_t out, slot[3];
+        for (uint32_t l = 0; l < 4000 + at + 1; l++) sl_ecache_touch(c, l % 4, ids, NULL, 1, 2);
+        for (uint32_t i = 0; i < 3; i++) slot[i] = sl_ecache_take(c, (at + 2 + i) % 4, 0, &out);
+        for (uint32_t i = 0; i < 3; i++) sl_ecache_unpin(c, slot[i]);
+        sl_ecache_take(c, (at + 1) % 4, 0, &out);
+        T_CHECK(out == at * 4, "at layer %u: the victim is of layer %u", at, out / 4);
+        sl_ecache_check(c);
+        sl_ecache_destroy(&c);
+    }
 }
 
 static void pools_and_classes(void)
 {
     /* layers 0 and 3 in class 1, layer 1 in class 0, layer 2 without experts */
     static const uint32_t classes[] = { 1, 0, SL_ECACHE_NO_CLASS, 1 }, slots[] = { 2, 5 };
-    sl_ecache_params p = { .n_layer = 4, .n_expert = 8, .layer_class = classes, .n_classes = 2,
+    sl_ecache_params p = { .n_layer = 4, .n_expert = 8, .n_used = 1, .n_seq = 1, .layer_class = classes, .n_classes = 2,
                            .class_slots = slots, .per_layer = true };
     sl_ecache *c = make(&p);
     uint32_t out, n = 0;
@@ -121,13 +178,17 @@ static void refusals(void)
 {
     static const uint32_t slots[] = { 3, 0 }, bad_class[] = { 0, 2 };
     static const uint32_t huge[] = { UINT32_MAX, UINT32_MAX };
-    const sl_ecache_params ok = { .n_layer = 2, .n_expert = 4, .n_classes = 1,
+    const sl_ecache_params ok = { .n_layer = 2, .n_expert = 4, .n_used = 4, .n_seq = 1, .n_classes = 1,
                                   .class_slots = slots };
     sl_ecache_params p = ok;
     p.n_layer = 0;
     check_refused(p, "no layers");
     p = ok, p.n_expert = UINT32_MAX;
     check_refused(p, "too many experts");
+    p = ok, p.n_used = 5;
+    check_refused(p, "5 of 4 experts");
+    p = ok, p.n_seq = 0;
+    check_refused(p, "no sequences");
     p = ok, p.n_classes = 0;
     check_refused(p, "no classes");
     p = ok, p.class_slots = slots + 1;
@@ -152,13 +213,19 @@ static void refusals(void)
 /* A layer's step as the engine makes it, with reads that fail now and then. */
 static void random_layer(sl_ecache *c, uint32_t layer, uint32_t n_expert)
 {
-    uint32_t ids[64], rows[64], slots[64], n = 0, n_rows = 1 + t_below(3) * t_below(40), out;
-    for (uint32_t e = 0; e < n_expert && n < 64; e++)
-        if (!t_below(4)) {
-            ids[n] = e;
-            rows[n++] = 1 + t_below(n_rows);
-        }
-    sl_ecache_touch(c, layer, ids, rows, n, n_rows);
+    uint32_t rows[8 * 5], seq[8], ids[40], slots[40], n = 0, out;
+    uint32_t n_rows = 1 + t_below(8), n_used = 1 + t_below(SL_MIN(n_expert, 5));
+    for (uint32_t r = 0; r < n_rows; r++) {
+        seq[r] = t_below(3);
+        uint32_t from = t_below(n_expert);
+        for (uint32_t j = 0; j < n_used; j++) rows[r * n_used + j] = (from + j) % n_expert;
+    }
+    sl_ecache_touch(c, layer, rows, seq, n_rows, n_used);
+    for (uint32_t i = 0; i < n_rows * n_used; i++) {
+        uint32_t j = 0;
+        while (j < n && ids[j] != rows[i]) j++;
+        if (j == n) ids[n++] = rows[i];
+    }
     for (uint32_t i = 0; i < n; i++) {
         slots[i] = sl_ecache_find(c, layer, ids[i]);
         if (slots[i] != NONE) sl_ecache_pin(c, slots[i]);
@@ -166,6 +233,7 @@ static void random_layer(sl_ecache *c, uint32_t layer, uint32_t n_expert)
     for (uint32_t i = 0; i < n; i++) {
         if (slots[i] != NONE) continue;
         uint32_t used = sl_ecache_n_used(c);
+        sl_ecache_pays(c, layer, ids[i]);
         slots[i] = sl_ecache_take(c, layer, ids[i], &out);
         sl_ecache_check(c);
         if (slots[i] == NONE) continue;
@@ -193,7 +261,8 @@ static void random_operations(void)
         for (uint32_t l = 0; l < n_layer; l++)
             classes[l] = l && !t_below(6) ? SL_ECACHE_NO_CLASS : t_below(2);
         for (uint32_t k = 0; k < 2; k++) slots[k] = n_layer + t_below(n_layer * n_expert);
-        sl_ecache_params p = { .n_layer = n_layer, .n_expert = n_expert, .layer_class = classes,
+        sl_ecache_params p = { .n_layer = n_layer, .n_expert = n_expert,
+                               .n_used = SL_MIN(n_expert, 5), .n_seq = 3, .layer_class = classes,
                                .n_classes = 2, .class_slots = slots, .per_layer = t_below(2),
                                .policy = (sl_policy)(round % SL_N_POLICIES),
                                .popularity = popular };
@@ -211,6 +280,8 @@ int main(void)
     ctx = sl_ctx_create(NULL, NULL);
     known_sequences();
     rows_are_tokens();
+    markov_learns_what_follows();
+    markov_weighs_the_distance();
     pools_and_classes();
     refusals();
     random_operations();
