@@ -12,9 +12,9 @@
  *   m    the mean, over the experts a that each sequence's last row chose in this layer, of how
  *        often the expert was in the row after one with a, where PRIOR_ROWS such rows count as f
  *   p    (1 - FOLLOW) * f + FOLLOW * m
- *   value = p * (1 - DISTANCE * d / n_layer), d = layers that come before this one's next turn: what
- *        is kept for longer pays more rent. (MoE-Infinity, arXiv 2401.14361, algorithm 1, has the
- *        same form with d counted from layer 0.)
+ *   value = p * (1 - DISTANCE * d / n_layer), d = layers that come before this one's next turn:
+ *        what is kept for longer pays more rent. (MoE-Infinity, arXiv 2401.14361, algorithm 1, has
+ *        the same form with d counted from layer 0.)
  * The constants are from replayed traces; docs/learned.md has their neighbours. */
 #include "offload/sl_ecache.h"
 
@@ -51,7 +51,7 @@ struct sl_ecache {
     uint32_t *count;        /* [n_expert]: rows of this touch, cleared afterwards */
     uint64_t *seen;         /* [n_seq]: clock of the touch that had rows of it */
     /* MARKOV only */
-    float *follow;          /* [n_layer][n_expert a][n_expert]: share of the rows after one with a */
+    float *follow;          /* [n_layer][n_expert a][n_expert]: share of rows after one with a */
     float *follow_rows;     /* [n_layer][n_expert a]: rows behind it, at most FOLLOW_ROWS */
     uint32_t *last;         /* [n_layer][n_seq][n_used_max]: the last row's experts, NONE-ended */
     float *next;            /* [n_expert]: scratch of touch */

@@ -62,9 +62,9 @@ SL_API void sl_ecache_destroy(sl_ecache **c);   /* *c may be NULL, and is NULL a
 SL_API uint32_t sl_ecache_n_slots(const sl_ecache *c);
 SL_API uint32_t sl_ecache_n_used(const sl_ecache *c);       /* slots that hold an expert */
 
-/* A pass reached this layer, and its router chose expert_id [n_rows][n_used], distinct in a row, for
- * the rows of the sequences seq [n_rows] (NULL: all of sequence 0), a sequence's rows in the order of
- * their positions. Each layer with experts is touched once a pass, in ascending order.
+/* A pass reached this layer, and its router chose expert_id [n_rows][n_used], distinct in a row,
+ * for the rows of the sequences seq [n_rows] (NULL: all of sequence 0), a sequence's rows in the
+ * order of their positions. Each layer with experts is touched once a pass, in ascending order.
  * O(n_rows * n_used * n_expert), about 1 us for a row of 8 of 128 experts. */
 SL_API void sl_ecache_touch(sl_ecache *c, uint32_t layer, const uint32_t *expert_id,
                             const uint32_t *seq, uint32_t n_rows, uint32_t n_used);
@@ -79,8 +79,8 @@ SL_API uint32_t sl_ecache_expert_in(const sl_ecache *c, uint32_t slot);
  * SL_ECACHE_NONE: every slot of the pool is pinned; nothing changed, *ret_evicted is not written.
  * O(slots of the pool): about 1 ns each. */
 SL_API uint32_t sl_ecache_take(sl_ecache *c, uint32_t layer, uint32_t id, uint32_t *ret_evicted);
-/* Whether an expert that has no slot, and that nothing asks for now, is worth taking one: there is a
- * free slot, or the victim is of less value than the expert. As dear as take. */
+/* Whether an expert that has no slot, and that nothing asks for now, is worth taking one: there is
+ * a free slot, or the victim is of less value than the expert. As dear as take. */
 SL_API bool sl_ecache_pays(const sl_ecache *c, uint32_t layer, uint32_t id);
 
 /* Counted; a pinned slot is never a victim. */

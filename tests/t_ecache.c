@@ -52,7 +52,8 @@ static void known_sequences(void)
 {
     static const uint32_t two = 2, three = 3;
     static const float popular[4] = { 0.4f, 0.1f, 0.3f, 0.2f };
-    sl_ecache_params p = { .n_layer = 1, .n_expert = 6, .n_used = 1, .n_seq = 1, .n_classes = 1, .class_slots = &two,
+    sl_ecache_params p = { .n_layer = 1, .n_expert = 6, .n_used = 1, .n_seq = 1,
+                           .n_classes = 1, .class_slots = &two,
                            .policy = SL_POLICY_LRU };
     check_sequence("lru", &p, "abacbaac", "--.bac.b");
     p.class_slots = &three;
@@ -65,7 +66,8 @@ static void known_sequences(void)
     /* a half-life of one row: the last use outweighs all before it, LRU but for ties */
     p.half_life = 0.5f;
     check_sequence("lfu as lru", &p, "abacbaac", "--.bac.b");
-    p = (sl_ecache_params){ .n_layer = 1, .n_expert = 4, .n_used = 1, .n_seq = 1, .n_classes = 1, .class_slots = &two,
+    p = (sl_ecache_params){ .n_layer = 1, .n_expert = 4, .n_used = 1, .n_seq = 1,
+                            .n_classes = 1, .class_slots = &two,
                             .policy = SL_POLICY_STATIC, .popularity = popular };
     check_sequence("static", &p, "bdacbad", "--bdc.b");
 }
@@ -150,7 +152,8 @@ static void pools_and_classes(void)
 {
     /* layers 0 and 3 in class 1, layer 1 in class 0, layer 2 without experts */
     static const uint32_t classes[] = { 1, 0, SL_ECACHE_NO_CLASS, 1 }, slots[] = { 2, 5 };
-    sl_ecache_params p = { .n_layer = 4, .n_expert = 8, .n_used = 1, .n_seq = 1, .layer_class = classes, .n_classes = 2,
+    sl_ecache_params p = { .n_layer = 4, .n_expert = 8, .n_used = 1, .n_seq = 1,
+                           .layer_class = classes, .n_classes = 2,
                            .class_slots = slots, .per_layer = true };
     sl_ecache *c = make(&p);
     uint32_t out, n = 0;
@@ -178,7 +181,8 @@ static void refusals(void)
 {
     static const uint32_t slots[] = { 3, 0 }, bad_class[] = { 0, 2 };
     static const uint32_t huge[] = { UINT32_MAX, UINT32_MAX };
-    const sl_ecache_params ok = { .n_layer = 2, .n_expert = 4, .n_used = 4, .n_seq = 1, .n_classes = 1,
+    const sl_ecache_params ok = { .n_layer = 2, .n_expert = 4, .n_used = 4, .n_seq = 1,
+                                  .n_classes = 1,
                                   .class_slots = slots };
     sl_ecache_params p = ok;
     p.n_layer = 0;
