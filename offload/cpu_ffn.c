@@ -34,7 +34,10 @@ sl_status cpu_route(sl_device *dev, const sl_layer *l, const float *h, uint32_t 
         { .mat = &l->shared_gate, .x = h, .ldx = l->router.cols, .y = ret_shared_w, .ldy = 1,
           .n = n_rows, .scale = 1 },
     };
+    void *blas = d->blas.lib;
+    d->blas.lib = NULL;     /* the choice of experts has one order of summation in any case */
     cpu_multiply(d, p, gated ? 2 : 1);
+    d->blas.lib = blas;
     if (gated) d->k.sigmoid(ret_shared_w, ret_shared_w, n_rows);
     struct route r = { d, l, ret_id, ret_w };
     cpu_run_rows(d, route_task, &r, n_rows);

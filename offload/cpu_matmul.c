@@ -57,6 +57,7 @@ _Static_assert(FEW_X * FEW_X_ROWS <= CPU_TILE_FLOATS, "results of a call on few 
 uint32_t cpu_tile_rows(const cpu_device *d, const sl_mat *m, uint32_t n_x)
 {
     const sl_qmul *q = &d->k.qmul[m->type];
+    if (cpu_blas_takes(d, m, n_x)) return CPU_BLAS_ROWS;
     if (!q->group) return SL_DOTS_TILE;
     return n_x <= FEW_X ? FEW_X_ROWS : q->tile_rows;
 }
@@ -81,10 +82,17 @@ void cpu_tile_load(const cpu_device *d, const sl_mat *m, uint32_t c, uint32_t ro
         q->unpack(data, m->row_bytes, n, m->cols, buf);
         ret->packed = buf;
     } else {
+        bool blas = cpu_blas_takes(d, m, n_x);
+        if (blas) ret->gather = buf + (size_t)CPU_BLAS_ROWS * m->cols;
+        if (blas && m->type == SL_F32) {
+            ret->rows[0] = (const float *)(const void *)data;
+            return;
+        }
         for (uint32_t i = 0; i < n; i++, data += m->row_bytes) {
             float *to = buf + (size_t)i * m->cols;
             if (m->type != SL_F32) d->k.dequant[m->type](data, to, m->cols);
-            ret->rows[i] = m->type == SL_F32 ? (const float *)(const void *)data : to;
+            if (i < SL_DOTS_TILE)
+                ret->rows[i] = m->type == SL_F32 ? (const float *)(const void *)data : to;
         }
     }
 }
@@ -106,7 +114,9 @@ static void mul_floats(const cpu_device *d, const cpu_tile *t, const void *const
 void cpu_tile_mul(const cpu_device *d, const cpu_tile *t, const void *const *x, uint32_t n_x,
                   float *ret, size_t ld)
 {
-    if (!t->mul) {
+    if (t->gather) {
+        cpu_blas_mul(&d->blas, t, x, n_x, ret, ld);
+    } else if (!t->mul) {
         mul_floats(d, t, x, n_x, ret, ld);
     } else if (t->packed) {
         t->mul->tile(t->packed, t->n, x, n_x, t->cols, ret, ld);
@@ -245,7 +255,8 @@ void cpu_multiply(cpu_device *d, const cpu_product *p, uint32_t n)
         uint32_t unit = cpu_tile_grain(d, p[i].mat, p[i].n);
         /* F32 weights cost nothing to load again, while all activations as floats outgrow the
          * cache. */
-        m.x_rows[i] = p[i].mat->type == SL_F32 ? F32_X_ROWS : p[i].n;
+        bool cut = p[i].mat->type == SL_F32 && !cpu_blas_takes(d, p[i].mat, p[i].n);
+        m.x_rows[i] = cut ? F32_X_ROWS : p[i].n;
         m.x_per[i] = (p[i].n + m.x_rows[i] - 1) / m.x_rows[i];
         m.chunk[i] =
             SL_MIN(cpu_chunk(d, rows, (uint64_t)p[i].mat->cols * p[i].n, unit), p[i].mat->rows);

@@ -119,6 +119,7 @@ static void cpu_destroy(sl_device *dev)
 {
     cpu_device *d = (cpu_device *)dev;
     while (d->owned) cpu_free(dev, d->owned->p);
+    cpu_blas_close(&d->blas);
     free(d);
 }
 
@@ -144,7 +145,8 @@ static sl_status take(cpu_device *d, uint64_t a, uint64_t b, size_t size, void *
 /* Floats of one tile of weights in whichever form is largest, in whole cache lines. */
 static size_t tile_floats(const cpu_device *d)
 {
-    size_t bytes = SL_DOTS_TILE * sizeof(float) * (size_t)d->w.cols;
+    size_t rows = d->blas.lib ? CPU_BLAS_ROWS + CPU_TILE_X : SL_DOTS_TILE;
+    size_t bytes = rows * sizeof(float) * (size_t)d->w.cols;
     for (uint32_t t = 0; t < SL_N_TYPES; t++)
         if (d->k.qmul[t].group)     /* whole groups: the widest matrix of this type has them */
             bytes = SL_MAX(bytes, d->k.qmul[t].tile_bytes((d->w.cols + 255) / 256 * 256));
@@ -211,7 +213,8 @@ sl_status sl_device_create_cpu(sl_ctx *ctx, const sl_device_params *p, sl_device
     sl_kernels_init(&d->k, sl_cpu_detect() & p->cpu_mask);
     /* no type has integer kernels then */
     if (p->float_acts) memset(d->k.qmul, 0, sizeof d->k.qmul);
-    sl_status st = take_scratch(d);
+    sl_status st = p->blas ? cpu_blas_open(ctx, &d->blas) : SL_OK;
+    if (st == SL_OK) st = take_scratch(d);
     if (st != SL_OK) {
         cpu_destroy(&d->base);
         return st;

@@ -1,6 +1,7 @@
 /* offload/device_cpu.h - what the files of the cpu device share. Private to offload/.
- * device_cpu.c: memory, create, embed, head; cpu_matmul.c: products over the pool; cpu_attn.c: qkv,
- * attend, post; cpu_ffn.c: route, experts. Arithmetic is in kernels/; here it is cut into tasks. */
+ * device_cpu.c: memory, create, embed, head; cpu_matmul.c: products over the pool; cpu_blas.c:
+ * OpenBLAS; cpu_attn.c: qkv, attend, post; cpu_ffn.c: route, experts. Arithmetic is in kernels/;
+ * here it is cut into tasks. */
 #ifndef DEVICE_CPU_H
 #define DEVICE_CPU_H
 
@@ -12,6 +13,12 @@ struct cpu_owned {
     void *p;
 };
 
+/* OpenBLAS, opened at run time. lib NULL: it is not used. */
+typedef struct cpu_blas {
+    void *lib;
+    void (*sgemm)(void);        /* cblas_sgemm */
+} cpu_blas;
+
 typedef struct cpu_device {
     sl_device base;
     sl_ctx *ctx;
@@ -19,6 +26,7 @@ typedef struct cpu_device {
     uint32_t n_threads, max_rows;
     sl_widths w;
     sl_kernels k;
+    cpu_blas blas;
     struct cpu_owned *owned;
     /* Scratch, taken at create. */
     float *cos, *sin;           /* [max_rows][n_rot / 2]: angles of the pass in flight */
@@ -77,13 +85,18 @@ void cpu_multiply(cpu_device *d, const cpu_product *p, uint32_t n);
 enum {
     /* results of a call at most: rows of the tile times activation rows */
     CPU_TILE_FLOATS = 8192,
-    CPU_TILE_X = 128            /* activation rows of a call: a tile may be unpacked anew in each */
+    CPU_TILE_X = 128,           /* activation rows of a call: a tile may be unpacked anew in each */
+    CPU_BLAS_ROWS = 64,         /* rows of a tile that OpenBLAS multiplies */
+    CPU_BLAS_MIN_X = 8          /* activation rows from which on it does */
 };
+_Static_assert(CPU_BLAS_ROWS * CPU_TILE_X <= CPU_TILE_FLOATS, "results of a call of OpenBLAS");
 typedef struct cpu_tile {
     const sl_qmul *mul;         /* NULL: floats */
     const void *w;              /* rows where they lie, or NULL when unpacked */
     const void *packed;
     const float *rows[SL_DOTS_TILE];
+    /* NULL: our own kernels; else [CPU_TILE_X][cols], and rows one after another from rows[0] on */
+    float *gather;
     uint64_t row_bytes;
     uint32_t n, cols;
 } cpu_tile;
@@ -105,6 +118,20 @@ void cpu_tile_load(const cpu_device *d, const sl_mat *m, uint32_t c, uint32_t ro
 /* ret[j * ld + i] = row i times x[j]; any n_x. */
 void cpu_tile_mul(const cpu_device *d, const cpu_tile *t, const void *const *x, uint32_t n_x,
                   float *ret, size_t ld);
+
+/* OpenBLAS for tiles of floats; its threads are set to one, for the whole process. Its own buffers
+ * belong to no account. Errors: SL_E_UNSUPPORTED (not built in, not installed). */
+SL_NODISCARD sl_status cpu_blas_open(sl_ctx *ctx, cpu_blas *ret);
+void cpu_blas_close(cpu_blas *b);
+/* As cpu_tile_mul, n_x <= CPU_TILE_X, on a tile that has `gather`. */
+void cpu_blas_mul(const cpu_blas *b, const cpu_tile *t, const void *const *x, uint32_t n_x,
+                  float *ret, size_t ld);
+
+/* Does OpenBLAS multiply m with n_x activation rows? */
+static inline bool cpu_blas_takes(const cpu_device *d, const sl_mat *m, uint32_t n_x)
+{
+    return d->blas.lib && !cpu_group(d, m) && n_x >= CPU_BLAS_MIN_X;
+}
 
 /* Quantises n rows of cols floats at x + j * ldx into ret + j * sl_qx_bytes(group, cols), in
  * parallel. */

@@ -58,9 +58,16 @@ typedef struct sl_device_params {
     sl_widths widths;       /* of the model: scratch is taken once, at create */
     unsigned cpu_mask;      /* SL_CPU_* allowed (kernels/sl_kernels.h); ~0u: all this CPU has */
     bool float_acts;        /* quantised weights are dequantised, activations stay float32 */
+    /* OpenBLAS multiplies matrices of float types (with float_acts: all) with 8 and more rows, but
+     * not the router: faster in prefill, and bits then depend on the rows of a pass */
+    bool blas;
 } sl_device_params;
 
-/* Errors: SL_E_ARG, SL_E_NOMEM. The caller owns *ret and destroys it with sl_device_destroy. */
+/* Is OpenBLAS built in and installed? Opens it for a moment. */
+SL_API bool sl_device_has_blas(void);
+
+/* Errors: SL_E_ARG, SL_E_NOMEM, SL_E_UNSUPPORTED (blas, and there is none). The caller owns *ret
+ * and destroys it with sl_device_destroy. */
 SL_API SL_NODISCARD sl_status sl_device_create_cpu(sl_ctx *ctx, const sl_device_params *p,
                                                    sl_device **ret);
 SL_API void sl_device_destroy(sl_device **d);

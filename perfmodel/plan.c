@@ -67,6 +67,7 @@ sl_status sl_plan_make(sl_ctx *ctx, const sl_shape *s, const sl_plan_params *p, 
         .ram_bytes = p->ram_bytes,
         .cpu_mask = p->cpu_mask,
         .float_acts = p->float_acts,
+        .blas = p->blas,
     };
     uint64_t per_seq = ((uint64_t)plan.n_ctx + SL_KV_BLOCK_ROWS - 1) / SL_KV_BLOCK_ROWS;
     uint64_t n_blocks = per_seq * p->n_seq;

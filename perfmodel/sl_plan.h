@@ -18,6 +18,7 @@ typedef struct sl_plan_params {
     uint32_t cpu_mask;
     /* multiply quantised weights by float32 activations: slower, for comparing */
     bool float_acts;
+    bool blas;              /* sl_device_params (offload/sl_device.h); default false */
 } sl_plan_params;
 
 #define SL_KV_BLOCK_ROWS 32u    /* positions of a KV block; divides the attention key block of 64 */
@@ -34,7 +35,7 @@ typedef struct sl_plan {
     uint64_t weights_bytes; /* mapped or resident */
     uint64_t ram_bytes;     /* the budget it was made for; 0: none */
     uint32_t cpu_mask;      /* as in the params */
-    bool float_acts;        /* as in the params */
+    bool float_acts, blas;  /* as in the params */
 } sl_plan;
 
 SL_API sl_plan_params sl_plan_defaults(void);

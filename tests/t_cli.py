@@ -213,6 +213,17 @@ class Run(unittest.TestCase):
             self.assertRegex(err, "warning: %s has no effect" % part)
         self.assertNotIn("--min-p", err)
 
+    def test_blas(self):
+        """Without matrices of a float type it has no effect; with float activations every matrix is one."""
+        args = ("--json", "-s", "7", "-n", "20", "-p", "ROMEO: what light through yonder window breaks")
+        plain = self.json(*args[1:])
+        code, out, err = sluice("run", "--blas", "on", *args)
+        self.assertEqual((code, json.loads(out)["tokens"]), (0, plain["tokens"]), err)
+        self.assertIn("--blas on has no effect: the model has no F32", err)
+        code, out, err = sluice("run", "--blas", "on", "--activations", "f32", *args)
+        self.assertEqual(code, 0, err)
+        self.assertRegex(err, "are not promised|no effect: no OpenBLAS")
+
     def test_routing_trace(self):
         with tempfile.TemporaryDirectory() as d:
             path = os.path.join(d, "trace.jsonl")

@@ -17,7 +17,7 @@ enum { MAX_LIST = 32 };
 
 struct args {
     const char *model, *n_prompt, *n_gen, *n_threads, *isa, *machine, *types;
-    uint32_t repeats, max_rows, format;
+    uint32_t repeats, max_rows, format, blas;
     uint64_t ram_bytes;
     bool kernels, verbose;
 };
@@ -40,6 +40,7 @@ static const cli_option options[] = {
       "at most these instructions: c, avx2, avxvnni, avx512, avx512vnni (default: all of the CPU's); "
       "a list with --kernels",
       AT(isa), 0, 0 },
+    { "--blas", CLI_CHOICE, "off|on", "as for `sluice run` (default: off)", AT(blas), 0, 0 },
     { "--machine", CLI_STR, "FILE",
       "machine file for the bounds (default: the one that `sluice probe` keeps)", AT(machine), 0,
       0 },
@@ -305,6 +306,7 @@ static int bench_threads(struct bench *b, uint32_t threads, unsigned mask, uint3
     e.n_threads = threads;
     e.max_rows = b->a->max_rows;
     e.isa = b->a->isa;
+    e.blas = b->a->blas;
     e.ram_bytes = b->a->ram_bytes;
     e.verbose = b->a->verbose;
     e.no_text = true;

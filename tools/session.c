@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "kernels/sl_kernels.h"
+#include "offload/sl_device.h"
 #include "runtime/base/sl_pool.h"
 
 #define CTX_CAP 4096u   /* of the default context: 128 K positions can outweigh a model */
@@ -34,6 +35,10 @@ static const cli_option engine_options[] = {
       "what quantised weights are multiplied by: 8 bits as fast as can be, or floats to compare with "
       "(default: q8)",
       AT(activations), 0, 0 },
+    { "--blas", CLI_CHOICE, "off|on",
+      "prompts through OpenBLAS where weights are F32, F16 or BF16; bits may then depend on how a "
+      "prompt is cut (default: off)",
+      AT(blas), 0, 0 },
     { "--trace-routing", CLI_STR, "FILE",
       "write the experts that were chosen: JSON lines {pass, sequence, layer, position, experts}",
       AT(trace), 0, 0 },
@@ -152,6 +157,25 @@ static const char *kv_name(sl_type type)
     return type == SL_F16 ? "f16" : type == SL_F32 ? "f32" : type == SL_BF16 ? "bf16" : "q8_0";
 }
 
+/* Whether OpenBLAS is to be used: warns where that has no effect. */
+static bool want_blas(const cli_engine_args *a, const sl_shape *s)
+{
+    bool floats = a->activations != 0 || !s->head_int;
+    if (!a->blas) return false;
+    for (uint32_t l = 0; l < s->n_layer; l++) {
+        const sl_layer_shape *ls = &s->layers[l];
+        floats |= ls->qkv_flops_row > ls->qkv_int_flops_row
+               || ls->post_flops_row > ls->post_int_flops_row
+               || ls->expert_flops_row > ls->expert_int_flops_row
+               || ls->ffn_flops_row > ls->ffn_int_flops_row;
+    }
+    bool found = floats && sl_device_has_blas();
+    if (!floats) cli_warn("--blas on has no effect: the model has no F32, F16 or BF16 matrices");
+    else if (!found)
+        cli_warn("--blas on has no effect: no OpenBLAS in this build or on this machine");
+    return found;
+}
+
 /* The plan's parameters from the flags and the model; -1 after one line. */
 static int make_plan(const cli_engine_args *a, const cli_group *g, uint32_t cpu_mask,
                      uint32_t n_seq, cli_session *s, sl_plan *ret_plan)
@@ -171,6 +195,7 @@ static int make_plan(const cli_engine_args *a, const cli_group *g, uint32_t cpu_
     p.ram_bytes = a->ram_bytes;
     p.cpu_mask = cpu_mask;
     p.float_acts = a->activations != 0;
+    p.blas = want_blas(a, shape);
     if (sl_plan_make(s->ctx, shape, &p, ret_plan) != SL_OK) return cli_fail_ctx(s->ctx);
     if (ret_plan->n_ctx > shape->n_ctx_train && shape->n_ctx_train)
         cli_warn("a context of %" PRIu32 " is beyond the %" PRIu32
@@ -197,6 +222,9 @@ static void banner(const cli_session *s)
              sl_model_name(s->model), sl_model_arch(s->model), cli_bytes(p->weights_bytes, w),
              p->mode, p->n_threads, p->n_threads == 1 ? "" : "s", k.isa, p->n_ctx,
              kv_name(p->kv_type), cli_bytes(p->kv_bytes, kv));
+    if (p->blas)
+        cli_note("OpenBLAS for prompts: the same bits whatever the batch and chunks are not "
+                 "promised");
 }
 
 int cli_session_open(const cli_engine_args *a, const cli_group *g, uint32_t n_seq, cli_session *ret)

@@ -22,6 +22,7 @@ typedef struct cli_engine_args {
     uint32_t device;            /* choices: 0 auto, 1 cpu */
     const char *isa;            /* NULL: all that this CPU has */
     uint32_t activations;       /* 0: q8; 1: f32 */
+    uint32_t blas;              /* 0: off; 1: on */
     uint64_t ram_bytes;         /* 0: auto */
     bool verbose;
     bool no_text;               /* a model without a tokenizer will do */
