@@ -4,9 +4,9 @@
  * Owns duplicates of the descriptors, the ring or the threads, and the mappings. Must not parse a
  * file, know what a slice is for, or own the memory that reads land in.
  * Threads: the asynchronous calls (register, submit, reap, cancel, promote, stats, mode, destroy)
- * belong to the one thread that made the store; sl_store_read may run on several when each has
- * its own ctx; sl_store_map on one at a time. Nothing allocates after create but sl_store_map.
- * Units: bytes, seconds. Tested by tests/t_store.c. */
+ * are for one thread at a time; sl_store_read may run on several when each has its own ctx;
+ * sl_store_map on one at a time. Nothing allocates after create but sl_store_map.
+ * Units: bytes, seconds. Tested by tests/t_store.c, tests/t_store_async.c. */
 #ifndef SL_STORE_H
 #define SL_STORE_H
 
