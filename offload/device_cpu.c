@@ -195,7 +195,10 @@ static sl_status take_scratch(cpu_device *d)
     SL_TRY(take(d, d->max_runs + 1, 1, sizeof(uint32_t), &d->run_task));
     d->n_slots = d->n_threads == 1 ? 0 : 16 * d->n_threads + CPU_ATTN_SPLIT_ROWS;
     SL_TRY(take(d, d->n_slots, (uint64_t)w->n_head * (w->head_dim + 2), sizeof(float), &d->part));
-    return take(d, d->n_threads, d->thread_floats, sizeof(float), &d->thread);
+    SL_TRY(take(d, d->n_threads, 1, sizeof(float *), &d->thread));
+    for (uint32_t i = 0; i < d->n_threads; i++)
+        SL_TRY(take(d, d->thread_floats, 1, sizeof(float), &d->thread[i]));
+    return SL_OK;
 }
 
 sl_status sl_device_create_cpu(sl_ctx *ctx, const sl_device_params *p, sl_device **ret)

@@ -45,7 +45,7 @@ typedef struct cpu_device {
     size_t *qff_at;             /* [max_runs] where a run's quantised activations start in qff */
     float *part;                /* [n_slots]: attention states of a row's heads on one span */
     uint32_t n_slots;
-    float *thread;              /* [n_threads][thread_floats] */
+    float **thread;             /* [n_threads]: thread_floats each, touched by their thread first */
     size_t thread_floats, tile_floats;  /* tile_floats: of one tile of weights */
 } cpu_device;
 
@@ -61,7 +61,7 @@ static inline size_t cpu_attn_queries(const sl_widths *w)
 
 static inline float *cpu_scratch(const cpu_device *d, uint32_t thread)
 {
-    return d->thread + thread * d->thread_floats;
+    return d->thread[thread];
 }
 
 /* y[j][c][r] = scale * (mat[c] x[j][c] + bias[c]) for n rows j, mat->count matrices c:
