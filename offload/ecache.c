@@ -23,6 +23,7 @@
 #include <string.h>
 
 #define NONE SL_ECACHE_NONE
+#define MAX_EXPERTS ((uint64_t)1 << 24)     /* of all layers: sizes of tables fit 64 bits */
 #define HALF_LIFE 64.0f     /* rows */
 #define FOLLOW 0.6
 #define PRIOR_ROWS 4.0f
@@ -87,7 +88,7 @@ static sl_status check_params(sl_ctx *ctx, const sl_ecache_params *p)
         || !p->n_classes || !p->class_slots)
         return sl_fail(ctx, SL_E_ARG, "expert cache: %u layers, %u of %u experts, %u sequences, %u "
                        "slot classes", p->n_layer, p->n_used, p->n_expert, p->n_seq, p->n_classes);
-    if ((uint64_t)p->n_layer * p->n_expert >= NONE)
+    if ((uint64_t)p->n_layer * p->n_expert >= MAX_EXPERTS)
         return sl_fail(ctx, SL_E_ARG, "expert cache: %u layers of %u experts are too many",
                        p->n_layer, p->n_expert);
     if (p->policy >= SL_N_POLICIES || !(p->half_life >= 0))

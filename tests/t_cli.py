@@ -228,7 +228,10 @@ class Run(unittest.TestCase):
         with tempfile.TemporaryDirectory() as d:
             path = os.path.join(d, "trace.jsonl")
             r = self.json("-p", "To be", "-n", "4", "--temp", "0", "--trace-routing", path)
-            rows = [json.loads(l) for l in read(path).splitlines()]
+            head, *rows = [json.loads(l) for l in read(path).splitlines()]
+            self.assertEqual((head["trace"], head["version"]), ("sluice-routing", 1))
+            self.assertEqual((head["layers"], head["experts"], head["used"]), (6, 32, 4))
+            self.assertTrue(all(len(t["experts"]) == head["used"] for t in rows))
             n = r["n_prompt"] + 3       # the last token drawn is not processed
             self.assertEqual({(t["layer"], t["position"]) for t in rows},
                              {(l, p) for l in range(max(t["layer"] for t in rows) + 1) for p in range(n)})

@@ -187,7 +187,7 @@ static void refusals(void)
     sl_ecache_params p = ok;
     p.n_layer = 0;
     check_refused(p, "no layers");
-    p = ok, p.n_expert = UINT32_MAX;
+    p = ok, p.n_expert = p.n_used = 1 << 23;
     check_refused(p, "too many experts");
     p = ok, p.n_used = 5;
     check_refused(p, "5 of 4 experts");

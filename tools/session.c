@@ -1,7 +1,6 @@
 /* tools/session.c - a model opened and planned from the flags that all running commands share. */
 #include "tools/session.h"
 
-#include <errno.h>
 #include <float.h>
 #include <inttypes.h>
 #include <stdlib.h>
@@ -40,7 +39,7 @@ static const cli_option engine_options[] = {
       "prompt is cut (default: off)",
       AT(blas), 0, 0 },
     { "--trace-routing", CLI_STR, "FILE",
-      "write the experts that were chosen: JSON lines {pass, sequence, layer, position, experts}",
+      "write which experts were chosen, as JSON lines: one per token and layer",
       AT(trace), 0, 0 },
     { "-v,--verbose", CLI_FLAG, NULL, "more on stderr: notes, memory by account", AT(verbose), 0,
       0 },
@@ -110,11 +109,20 @@ void cli_sampler_warn(const cli_group *g)
 static void write_trace(void *user, uint64_t pass, sl_seq seq, uint32_t pos, uint32_t layer,
                         const uint32_t *ids, uint32_t n)
 {
-    FILE *out = user;
-    fprintf(out, "{\"pass\": %" PRIu64 ", \"sequence\": %" PRIu32 ", \"layer\": %" PRIu32
-                 ", \"position\": %" PRIu32 ", \"experts\": [", pass, seq, layer, pos);
-    for (uint32_t i = 0; i < n; i++) fprintf(out, "%s%" PRIu32, i ? ", " : "", ids[i]);
-    fputs("]}\n", out);
+    sl_trace_add(user, pass, seq, pos, layer, ids, n);
+}
+
+static sl_status open_trace(cli_session *s, const char *path)
+{
+    const sl_shape *shape = sl_model_shape(s->model);
+    sl_trace_info info = { .model = sl_model_name(s->model), .n_layer = shape->n_layer };
+    for (uint32_t l = 0; l < shape->n_layer; l++) {
+        info.n_expert = SL_MAX(info.n_expert, shape->layers[l].n_expert);
+        info.n_used = SL_MAX(info.n_used, shape->layers[l].n_used);
+    }
+    SL_TRY(sl_trace_create(s->ctx, path, &info, &s->trace));
+    sl_engine_set_trace(s->engine, write_trace, s->trace);
+    return SL_OK;
 }
 
 int cli_isa_mask(const char *isa, uint32_t *ret_mask)
@@ -252,11 +260,7 @@ int cli_session_open(const cli_engine_args *a, const cli_group *g, uint32_t n_se
     if (code != CLI_DONE) return code;
     if (sl_engine_open(s->ctx, s->model, &plan, &s->engine) != SL_OK) return cli_fail_ctx(s->ctx);
     s->n_ctx = sl_engine_plan(s->engine)->n_ctx;
-    if (a->trace) {
-        s->trace = fopen(a->trace, "w");
-        if (!s->trace) return cli_fail("open %s: %s", a->trace, strerror(errno));
-        sl_engine_set_trace(s->engine, write_trace, s->trace);
-    }
+    if (a->trace && open_trace(s, a->trace) != SL_OK) return cli_fail_ctx(s->ctx);
     s->load_s = cli_now_s() - start;
     banner(s);
     return CLI_DONE;
@@ -288,12 +292,9 @@ bool cli_session_json(const cli_session *s, json_t *obj)
 
 int cli_session_close(cli_session *s, int code)
 {
-    if (s->trace) {
-        bool bad = ferror(s->trace);
-        if (fclose(s->trace) || bad) {
-            int failed = cli_fail("the routing trace could not be written whole");
-            code = code == CLI_DONE ? failed : code;
-        }
+    if (s->trace && sl_trace_close(s->ctx, &s->trace) != SL_OK) {
+        int failed = cli_fail_ctx(s->ctx);
+        code = code == CLI_DONE ? failed : code;
     }
     if (s->engine) sl_engine_close(&s->engine);
     if (s->model) sl_model_close(&s->model);

@@ -5,6 +5,7 @@
 #ifndef SESSION_H
 #define SESSION_H
 
+#include "offload/sl_trace.h"
 #include "runtime/sl_chat.h"
 #include "runtime/sluice.h"
 #include "tools/cli.h"
@@ -58,7 +59,7 @@ typedef struct cli_session {
     sl_model *model;
     const sl_vocab *vocab;      /* NULL only with no_text */
     sl_engine *engine;
-    FILE *trace;
+    sl_trace_writer *trace;
     uint32_t n_ctx;
     uint64_t budget_bytes;      /* --ram, or what is available */
     double load_s;
