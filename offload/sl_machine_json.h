@@ -4,7 +4,9 @@
  *     "hardware": { "cpu", "isa", "cores", "hw_threads", "l3_bytes", "ram_bytes" },
  *     "dram_read": [ { "threads": 1, "bytes_s": 1.2e10 }, ... ],
  *     "barrier": [ { "threads": 1, "s": 1e-7 }, ... ],
- *     "peaks": { "int8_avx2": { "core": 1e11, "all": 2e11 }, ... } }        operations/s
+ *     "peaks": { "int8_avx2": { "core": 1e11, "all": 2e11 }, ... },        operations/s
+ *     "disk": { "where": "/models", "latency_s": 9e-5,                     may be missing
+ *       "reads": [ { "bytes": 4096, "points": [ { "depth": 1, "bytes_s": 4e7 }, ... ] }, ... ] } }
  * Tested by tests/t_machine.c. */
 #ifndef SL_MACHINE_JSON_H
 #define SL_MACHINE_JSON_H

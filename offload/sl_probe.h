@@ -1,4 +1,5 @@
-/* offload/sl_probe.h - measures this machine: DRAM reads by threads, instruction peaks, barriers.
+/* offload/sl_probe.h - measures this machine: DRAM reads by threads, instruction peaks, barriers;
+ * and its disk.
  * The loops are written in assembly: compilers insert register copies that hide up to 40 % of an
  * int8 peak, and a bound must not depend on who compiled it. Bests are reported, since whatever
  * else the machine does only takes away; barriers are medians, since they are costs.
@@ -22,6 +23,24 @@ SL_API SL_NODISCARD sl_status sl_probe_identify(sl_ctx *ctx, sl_machine_id *ret)
 
 /* Errors: SL_E_ARG (more threads than the machine has), SL_E_NOMEM, SL_E_DEVICE (no threads). */
 SL_API SL_NODISCARD sl_status sl_probe_run(sl_ctx *ctx, const sl_probe_params *p, sl_machine *ret);
+
+typedef struct sl_probe_disk_params {
+    bool quick;                 /* about 1 s and 3 x 3 points instead of some 9 s and 7 x 7 */
+    /* One of the two: an existing file of 4 MiB at least, which is only read; or a folder for a
+     * file of noise (1 GiB; quick: 256 MiB) that has no name and is gone afterwards. A host may
+     * have in its own cache what was just written or read: a model that was not read for a while
+     * tells most. */
+    const char *file, *folder;
+    void (*progress)(void *user, const char *what, double share);   /* may be NULL */
+    void *user;
+} sl_probe_disk_params;
+
+/* Reads at random places of the file, past the page cache, through sl_store: medians of bytes/s by
+ * size and number in flight, and of the latency of one. Takes 64 MiB of memory. Errors: SL_E_ARG
+ * (the file is too small), SL_E_IO (open, read, write; no room for the file: twice its size must
+ * be free), SL_E_UNSUPPORTED (the file system has no O_DIRECT), SL_E_NOMEM. */
+SL_API SL_NODISCARD sl_status sl_probe_disk(sl_ctx *ctx, const sl_probe_disk_params *p,
+                                            sl_machine_disk *ret);
 
 /* ---- parts, for benchmarks that measure a kernel and its bound in turn ---- */
 

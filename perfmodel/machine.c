@@ -10,6 +10,8 @@
 static const double dram_min = 1e8, dram_max = 1e14;
 static const double peak_min = 1e8, peak_max = 1e16;
 static const double barrier_min = 1e-9, barrier_max = 1;
+static const double disk_min = 1e4, disk_max = 1e12;
+static const double latency_min = 1e-7, latency_max = 10;
 
 const char *sl_peak_name(sl_peak peak)
 {
@@ -49,6 +51,37 @@ static sl_status check_points(sl_ctx *ctx, const char *field, const sl_machine_p
     return SL_OK;
 }
 
+static sl_status check_curve(sl_ctx *ctx, const sl_machine_disk *d, uint32_t i)
+{
+    const sl_machine_curve *c = &d->curve[i];
+    char name[64];
+    snprintf(name, sizeof name, "disk.reads[%u].bytes", i);
+    SL_TRY(check_number(ctx, name, c->bytes, i ? d->curve[i - 1].bytes + 1 : 1,
+                        SL_MACHINE_MAX_READ));
+    if (!c->n || c->n > SL_MACHINE_POINTS)
+        return sl_fail(ctx, SL_E_FORMAT, "machine: disk.reads[%u] has %u points, expected 1 to %d",
+                       i, c->n, SL_MACHINE_POINTS);
+    for (uint32_t k = 0; k < c->n; k++) {
+        snprintf(name, sizeof name, "disk.reads[%u].points[%u].depth", i, k);
+        SL_TRY(check_number(ctx, name, c->at[k].depth, k ? c->at[k - 1].depth + 1 : 1,
+                            SL_MACHINE_MAX_DEPTH));
+        snprintf(name, sizeof name, "disk.reads[%u].points[%u]", i, k);
+        SL_TRY(check_number(ctx, name, c->at[k].bytes_s, disk_min, disk_max));
+    }
+    return SL_OK;
+}
+
+static sl_status check_disk(sl_ctx *ctx, const sl_machine_disk *d)
+{
+    if (!d->n_curves) return SL_OK;
+    if (d->n_curves > SL_MACHINE_CURVES)
+        return sl_fail(ctx, SL_E_FORMAT, "machine: disk.reads has %u sizes, expected %d at most",
+                       d->n_curves, SL_MACHINE_CURVES);
+    SL_TRY(check_number(ctx, "disk.latency_s", d->latency_s, latency_min, latency_max));
+    for (uint32_t i = 0; i < d->n_curves; i++) SL_TRY(check_curve(ctx, d, i));
+    return SL_OK;
+}
+
 sl_status sl_machine_check(sl_ctx *ctx, const sl_machine *m)
 {
     char name[64];
@@ -67,7 +100,7 @@ sl_status sl_machine_check(sl_ctx *ctx, const sl_machine *m)
         snprintf(name, sizeof name, "peaks.%s.all", sl_peak_name((sl_peak)i));
         SL_TRY(check_number(ctx, name, m->peak_all[i], peak_min, peak_max));
     }
-    return SL_OK;
+    return check_disk(ctx, &m->disk);
 }
 
 bool sl_machine_same(const sl_machine_id *kept, const sl_machine_id *now, char why[200])
@@ -114,4 +147,57 @@ double sl_machine_peak_s(const sl_machine *m, sl_peak peak, uint32_t threads)
     /* Noise may leave all cores a little above or below so many times one. */
     if (threads >= m->id.cores) return m->peak_all[peak];
     return fmin(threads * m->peak_core[peak], fmax(m->peak_all[peak], m->peak_core[peak]));
+}
+
+/* y at x between (x0, y0) and (x1, y1), all in logarithms. */
+static double between(double x, double x0, double y0, double x1, double y1)
+{
+    double share = log(x / x0) / log(x1 / x0);
+    return exp(log(y0) + share * log(y1 / y0));
+}
+
+static double on_curve(const sl_machine_curve *c, double depth)
+{
+    const sl_machine_disk_point *p = c->at;
+    uint32_t i = 0;
+    while (i < c->n && p[i].depth < depth) i++;
+    if (i == c->n) return p[i - 1].bytes_s;
+    if (!i) return p[0].bytes_s;
+    return between(depth, p[i - 1].depth, p[i - 1].bytes_s, p[i].depth, p[i].bytes_s);
+}
+
+double sl_machine_disk_s(const sl_machine *m, double bytes, double depth)
+{
+    const sl_machine_disk *d = &m->disk;
+    const sl_machine_curve *c = d->curve;
+    uint32_t i = 0;
+    if (!d->n_curves) return 0;
+    while (i < d->n_curves && c[i].bytes < bytes) i++;
+    if (i == d->n_curves) return on_curve(&c[i - 1], depth);
+    if (!i) return on_curve(&c[0], depth);
+    return between(bytes, c[i - 1].bytes, on_curve(&c[i - 1], depth), c[i].bytes,
+                   on_curve(&c[i], depth));
+}
+
+bool sl_machine_disk_best(const sl_machine *m, uint32_t *ret_bytes, uint32_t *ret_depth,
+                          double *ret_bytes_s)
+{
+    const double near = 0.95;
+    const sl_machine_disk *d = &m->disk;
+    double best = 0, least = 0;
+    *ret_bytes = 1 << 20;
+    *ret_depth = 16;
+    for (uint32_t i = 0; i < d->n_curves; i++)
+        for (uint32_t k = 0; k < d->curve[i].n; k++) best = fmax(best, d->curve[i].at[k].bytes_s);
+    for (uint32_t i = 0; i < d->n_curves; i++)
+        for (uint32_t k = 0; k < d->curve[i].n; k++) {
+            const sl_machine_disk_point *p = &d->curve[i].at[k];
+            double flying = (double)d->curve[i].bytes * p->depth;
+            if (p->bytes_s < near * best || (least > 0 && flying > least)) continue;
+            least = flying;
+            *ret_bytes = d->curve[i].bytes;
+            *ret_depth = p->depth;
+        }
+    *ret_bytes_s = best;
+    return best > 0;
 }

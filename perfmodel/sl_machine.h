@@ -24,7 +24,12 @@ typedef enum sl_peak {
     SL_N_PEAKS
 } sl_peak;
 
-enum { SL_MACHINE_POINTS = 24, SL_MACHINE_MAX_THREADS = 4096 };
+enum {
+    SL_MACHINE_POINTS = 24, SL_MACHINE_MAX_THREADS = 4096,
+    SL_MACHINE_CURVES = 12,                 /* sizes of disk reads */
+    SL_MACHINE_MAX_DEPTH = 4096,            /* of them in flight */
+    SL_MACHINE_MAX_READ = 64 << 20          /* bytes of one */
+};
 
 /* What makes a kept file fit the machine that it is read on. */
 typedef struct sl_machine_id {
@@ -38,6 +43,21 @@ typedef struct sl_machine_id {
 
 typedef struct sl_machine_point { uint32_t threads; double value; } sl_machine_point;
 
+/* Reads past the page cache at random places of one file, so many of so many bytes always in
+ * flight. */
+typedef struct sl_machine_disk_point { uint32_t depth; double bytes_s; } sl_machine_disk_point;
+typedef struct sl_machine_curve {
+    uint32_t bytes;             /* of one read */
+    uint32_t n;                 /* points, depth ascending */
+    sl_machine_disk_point at[SL_MACHINE_POINTS];
+} sl_machine_curve;
+typedef struct sl_machine_disk {
+    uint32_t n_curves;          /* bytes ascending; 0: not measured */
+    char where[256];            /* the file or folder that was read */
+    double latency_s;           /* median of one read of 4 KiB with nothing else in flight */
+    sl_machine_curve curve[SL_MACHINE_CURVES];
+} sl_machine_disk;
+
 typedef struct sl_machine {
     sl_machine_source source;
     sl_machine_id id;
@@ -46,6 +66,7 @@ typedef struct sl_machine {
     sl_machine_point barrier[SL_MACHINE_POINTS];    /* s of an empty task on every thread */
     double peak_core[SL_N_PEAKS];   /* operations/s of one core alone; 0: not on this machine */
     double peak_all[SL_N_PEAKS];    /* of all cores together */
+    sl_machine_disk disk;
 } sl_machine;
 
 /* Errors: SL_E_FORMAT naming the field, what was expected and what was found. */
@@ -61,6 +82,16 @@ SL_API double sl_machine_dram_s(const sl_machine *m, uint32_t threads);
 SL_API double sl_machine_barrier_s(const sl_machine *m, uint32_t threads);
 /* Operations/s of n cores: n times one core, at most peak_all. 0: no such instructions. */
 SL_API double sl_machine_peak_s(const sl_machine *m, sl_peak peak, uint32_t threads);
+
+/* Bytes/s of the disk while `depth` reads of `bytes` are in flight. Between measured points log
+ * bytes/s is linear in log depth and log bytes (a rate that grows with either until something is
+ * full looks so); beyond them the nearest. 0: not measured. */
+SL_API double sl_machine_disk_s(const sl_machine *m, double bytes, double depth);
+/* How to read best: the largest rate measured, and the size and number of reads that come within
+ * 5 % of it with the fewest bytes in flight (so a batch is large enough the soonest), of those with
+ * the larger reads. Returns false, and 1 MiB and 16, where the disk was not measured. */
+SL_API bool sl_machine_disk_best(const sl_machine *m, uint32_t *ret_bytes, uint32_t *ret_depth,
+                                 double *ret_bytes_s);
 
 /* "int8_avx512vnni": also the field in the file */
 SL_API const char *sl_peak_name(sl_peak peak);

@@ -16,7 +16,38 @@ static sl_machine example(void)
         .n_barrier = 2, .barrier = { { 1, 1e-8 }, { 4, 2.5e-6 } },
         .peak_core = { [SL_PEAK_I8_AVX2] = 1e11, [SL_PEAK_F32_AVX512] = 1.5e11 },
         .peak_all = { [SL_PEAK_I8_AVX2] = 3.9e11, [SL_PEAK_F32_AVX512] = 5e11 },
+        .disk = { .n_curves = 2, .where = "/models", .latency_s = 9e-5, .curve = {
+            { .bytes = 4096, .n = 3, .at = { { 1, 4e7 }, { 4, 1.6e8 }, { 64, 4e8 } } },
+            { .bytes = 1 << 20, .n = 3, .at = { { 1, 1e9 }, { 4, 1.96e9 }, { 16, 2e9 } } } } },
     };
+}
+
+static bool near(double a, double b) { return fabs(a / b - 1) < 1e-9; }
+
+/* Halfway in logarithms is the geometric mean. */
+static void check_disk_questions(sl_machine *m)
+{
+    uint32_t bytes, depth;
+    double best = -1;
+    T_CHECK(near(sl_machine_disk_s(m, 4096, 1), 4e7)
+            && near(sl_machine_disk_s(m, 1 << 20, 4), 1.96e9),
+            "measured points");
+    T_CHECK(near(sl_machine_disk_s(m, 4096, 2), 8e7), "%g", sl_machine_disk_s(m, 4096, 2));
+    T_CHECK(near(sl_machine_disk_s(m, 65536, 1), 2e8), "%g", sl_machine_disk_s(m, 65536, 1));
+    T_CHECK(near(sl_machine_disk_s(m, 65536, 2), sqrt(8e7 * sqrt(1e9 * 1.96e9))), "both: %g",
+            sl_machine_disk_s(m, 65536, 2));
+    T_CHECK(near(sl_machine_disk_s(m, 1, 0.5), 4e7) && near(sl_machine_disk_s(m, 1e9, 99), 2e9),
+            "beyond");
+    T_CHECK(sl_machine_disk_best(m, &bytes, &depth, &best) && bytes == 1 << 20 && depth == 4
+            && best == 2e9, "%u of %u: %g", depth, bytes, best);
+    m->disk.curve[0].at[2].bytes_s = 1.95e9;    /* less in flight */
+    T_CHECK(sl_machine_disk_best(m, &bytes, &depth, &best) && bytes == 4096 && depth == 64,
+            "%u of %u", depth, bytes);
+    sl_machine none = *m;
+    none.disk.n_curves = 0;
+    T_CHECK(sl_machine_disk_s(&none, 4096, 1) == 0, "not measured");
+    T_CHECK(!sl_machine_disk_best(&none, &bytes, &depth, &best) && bytes == 1 << 20 && depth == 16
+            && best == 0, "not measured: %u of %u", depth, bytes);
 }
 
 static void check_questions(void)
@@ -31,6 +62,8 @@ static void check_questions(void)
     T_CHECK(sl_machine_peak_s(&m, SL_PEAK_I8_AVX2, 3) == 3e11, "three cores");
     T_CHECK(sl_machine_peak_s(&m, SL_PEAK_I8_AVX2, 4) == 3.9e11, "all cores");
     T_CHECK(sl_machine_peak_s(&m, SL_PEAK_I8_VNNI512, 4) == 0, "not there");
+
+    check_disk_questions(&m);
 
     sl_machine_id a = m.id, b = m.id;
     char why[200];
@@ -60,6 +93,14 @@ static void check_round_trip(void)
     for (int i = 0; i < 3; i++)
         T_CHECK(back.dram_read[i].threads == m.dram_read[i].threads
                 && fabs(back.dram_read[i].value / m.dram_read[i].value - 1) < 1e-9, "point %d", i);
+    T_CHECK(back.disk.n_curves == 2 && !strcmp(back.disk.where, "/models")
+            && near(back.disk.latency_s, 9e-5), "disk");
+    for (uint32_t i = 0; i < 2; i++)
+        for (uint32_t k = 0; k < 3; k++)
+            T_CHECK(back.disk.curve[i].bytes == m.disk.curve[i].bytes && back.disk.curve[i].n == 3
+                    && back.disk.curve[i].at[k].depth == m.disk.curve[i].at[k].depth
+                    && near(back.disk.curve[i].at[k].bytes_s, m.disk.curve[i].at[k].bytes_s),
+                    "disk %u %u", i, k);
     for (int i = 0; i < SL_N_PEAKS; i++)
         T_CHECK(fabs(back.peak_core[i] - m.peak_core[i]) <= 1e-9 * m.peak_core[i]
                     && fabs(back.peak_all[i] - m.peak_all[i]) <= 1e-9 * m.peak_all[i],
@@ -124,7 +165,20 @@ static void check_bad_fields(void)
     check_spoiled("peaks.int8_avx2", "all", NULL, "peaks.int8_avx2.all");
     check_spoiled("peaks.f32_avx512", "core", "150", "peaks.f32_avx512.core");
     check_spoiled("peaks", "f32_avx512", NULL, NULL);       /* a machine without it */
-    check_spoiled("", "disk", "{\"later\": 1}", NULL);      /* a newer version's */
+    check_spoiled("", "gpu", "{\"later\": 1}", NULL);       /* a newer version's */
+    check_spoiled("", "disk", NULL, NULL);                  /* not measured */
+    check_spoiled("", "disk", "7", "disk");
+    check_spoiled("disk", "where", "7", "disk.where: expected a text");
+    check_spoiled("disk", "latency_s", "90", "disk.latency_s");     /* in us: the wrong unit */
+    check_spoiled("disk", "reads", "[]", "disk.reads: expected an array of 1 to");
+    check_spoiled("disk.reads.1", "bytes", "4096",
+                  "disk.reads[1].bytes: expected a whole number from 4097");
+    check_spoiled("disk.reads.0", "bytes", "0", "disk.reads[0].bytes");
+    check_spoiled("disk.reads.0", "points", "[]", "disk.reads[0].points");
+    check_spoiled("disk.reads.0.points.1", "depth", "1",
+                  "disk.reads[0].points[1].depth: expected a whole number from 2");
+    check_spoiled("disk.reads.1.points.2", "bytes_s", "2.0", "disk.reads[1].points[2]");
+    check_spoiled("disk.reads.1.points.2", "bytes_s", NULL, "disk.reads[1].points[2].bytes_s");
 }
 
 int main(void)

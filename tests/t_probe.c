@@ -69,6 +69,43 @@ static void check_parts(void)
     T_CHECK(mem.total == 0, "%llu bytes are left", (unsigned long long)mem.total);
 }
 
+/* Writes and reads a test file; refuses what cannot be measured. */
+static void check_disk(const char *folder)
+{
+    sl_machine m = { 0 };
+    sl_machine_disk *d = &m.disk;
+    sl_probe_disk_params p = { .quick = true, .folder = folder, .progress = count_reports };
+    sl_status st = sl_probe_disk(ctx, &p, d);
+    if (st != SL_OK)    /* no O_DIRECT, or no room: said, and nothing written */
+        printf("SKIP part: %s\n", sl_error(ctx));
+    T_CHECK(st == SL_OK || ((st == SL_E_UNSUPPORTED || st == SL_E_IO) && !d->n_curves), "%s: %s",
+            sl_status_name(st), sl_error(ctx));
+    T_CHECK(st != SL_OK || (d->n_curves == 3 && !strcmp(d->where, folder)), "%u sizes in %s",
+            d->n_curves, d->where);
+    T_CHECK(st != SL_OK || (d->latency_s > 1e-7 && d->latency_s < 10), "%g s", d->latency_s);
+    for (uint32_t i = 0; i < d->n_curves; i++)
+        for (uint32_t k = 0; k < d->curve[i].n; k++)
+            T_CHECK(d->curve[i].at[k].bytes_s > 1e5 && d->curve[i].at[k].bytes_s < 2e11,
+                    "%u of %u bytes: %g bytes/s", d->curve[i].at[k].depth, d->curve[i].bytes,
+                    d->curve[i].at[k].bytes_s);
+    static const struct { const char *file, *folder, *word; sl_status st; } bad[] = {
+        { "meson.build", NULL, "4 MiB", SL_E_ARG },
+        { "/dev/null", NULL, "4 MiB", SL_E_ARG },
+        { "no/such/file", NULL, "no/such/file", SL_E_IO },
+        { NULL, "no/such/folder", "no/such/folder", SL_E_IO },
+    };
+    for (size_t i = 0; i < SL_LEN(bad); i++) {
+        sl_machine_disk none = { .n_curves = 77 };
+        p = (sl_probe_disk_params){ .file = bad[i].file, .folder = bad[i].folder };
+        st = sl_probe_disk(ctx, &p, &none);
+        T_CHECK(st == bad[i].st && strstr(sl_error(ctx), bad[i].word) && none.n_curves == 77,
+                "%zu: %s", i, sl_error(ctx));
+    }
+    sl_mem_report mem;
+    sl_mem_get(ctx, &mem);
+    T_CHECK(mem.total == 0, "%llu bytes are left", (unsigned long long)mem.total);
+}
+
 int main(void)
 {
     t_begin();
@@ -76,6 +113,8 @@ int main(void)
     T_NEED(ctx, "context");
     check_parts();
     check_machine();
+    const char *folder = getenv("SLUICE_BUILD_DIR");
+    check_disk(folder ? folder : ".");
     sl_ctx_destroy(&ctx);
     return t_end();
 }

@@ -35,6 +35,11 @@ def check_probe(tmp):
     check(r.returncode == 0 and 'DRAM read GB/s' in r.stdout and kept in r.stderr, 'quick probe: ' + r.stderr)
     m = json.load(open(kept))
     check(m['source'] == 'quick' and m['dram_read'][0]['threads'] == 1, 'the file holds what was measured')
+    check(os.listdir(tmp + '/cache/sluice') == ['machine.json'], 'no test file is left behind')
+    if 'disk' in m:
+        check('in flight' in r.stdout and m['disk']['latency_s'] > 0 and len(m['disk']['reads']) == 3, 'the disk')
+    else:
+        check('the disk is not measured' in r.stderr, 'why the disk is not measured: ' + r.stderr)
     r = sluice('probe', '--show', '--json', env=cache)
     check(r.returncode == 0 and json.loads(r.stdout) == m and 'fits' in r.stderr, 'show it again: ' + r.stderr)
     check(sluice('probe', '--show', env={'HOME': tmp}).returncode == 1, 'HOME is another place')
@@ -50,6 +55,8 @@ def check_probe(tmp):
     refused('a damaged file', sluice('probe', '--show', env=cache), 1, 'line 1')
     refused('a folder that cannot be', sluice('probe', '--quick', '-o', '/proc/x/machine.json'), 1, '/proc/x')
     refused('no threads', sluice('probe', '-t', '0'), 2, '--threads')
+    refused('a model that is too small', sluice('probe', '--quick', '-m', 'meson.build', '-o', tmp + '/m.json'), 1,
+            'meson.build', '4 MiB')
     refused('too many threads', sluice('probe', '--quick', '-t', '4096', '-o', tmp + '/m.json'), 1, '4096')
 
 

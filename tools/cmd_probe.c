@@ -8,7 +8,7 @@
 #include "tools/machine_file.h"
 
 struct args {
-    const char *out;
+    const char *out, *model;
     uint32_t n_threads;
     bool quick, json, show;
 };
@@ -17,7 +17,10 @@ struct args {
 static const cli_option options[] = {
     { "-o,--output", CLI_STR, "FILE",
       "where to keep the result (default: in the user's cache folder)", AT(out), 0, 0 },
-    { "--quick", CLI_FLAG, NULL, "about 2 s instead of 15; for a first forecast", AT(quick), 0, 0 },
+    { "-m,--model", CLI_STR, "FILE",
+      "measure the disk on this file, which is only read (default: on a new one of 1 GiB, with\n"
+      "--quick 256 MiB, beside the result)", AT(model), 0, 0 },
+    { "--quick", CLI_FLAG, NULL, "about 3 s instead of 25; for a first forecast", AT(quick), 0, 0 },
     { "-t,--threads", CLI_U32, "N", "measure up to so many threads (default: physical cores)",
       AT(n_threads), 1, SL_MACHINE_MAX_THREADS },
     { "--json", CLI_FLAG, NULL, "print the file's text instead of the table", AT(json), 0, 0 },
@@ -29,8 +32,9 @@ static const cli_option options[] = {
 
 static const char *const about =
     "Measures what this machine can do at most: memory reads by threads, 8-bit and float32 arithmetic,\n"
-    "the cost of a barrier. Forecasts and the shares that `bench` prints stand on these numbers. Best\n"
-    "values are kept, so other load costs accuracy only where it never pauses.";
+    "the cost of a barrier, and what the disk gives past the page cache. Forecasts and the shares that\n"
+    "`bench` prints stand on these numbers. Best values are kept (of the disk, medians), so other load\n"
+    "costs accuracy only where it never pauses.";
 
 static double of_cores(const sl_machine *m, int peak)
 {
@@ -62,10 +66,35 @@ static void print_table(const sl_machine *m)
     }
 }
 
+static void print_disk(const sl_machine_disk *d, const sl_machine *m)
+{
+    const sl_machine_curve *widest = d->curve;
+    uint32_t bytes, depth;
+    double best;
+    if (!d->n_curves) return;
+    for (uint32_t i = 1; i < d->n_curves; i++)
+        if (d->curve[i].n > widest->n) widest = &d->curve[i];
+    printf("\ndisk of %s: one read of 4 KiB takes %.0f us; GB/s by size and number of reads:\n",
+           d->where, d->latency_s * 1e6);
+    printf("%-10s", "in flight");
+    for (uint32_t k = 0; k < widest->n; k++) printf(" %7" PRIu32, widest->at[k].depth);
+    putchar('\n');
+    for (uint32_t i = 0; i < d->n_curves; i++) {
+        const sl_machine_curve *c = &d->curve[i];
+        printf("%6" PRIu32 " KiB", c->bytes >> 10);
+        for (uint32_t k = 0; k < c->n; k++) printf(" %7.2f", c->at[k].bytes_s * 1e-9);
+        putchar('\n');
+    }
+    if (sl_machine_disk_best(m, &bytes, &depth, &best))
+        printf("%.2f GB/s at most; %" PRIu32 " reads of %" PRIu32 " KiB in flight come near\n",
+               best * 1e-9, depth, bytes >> 10);
+}
+
 static int print_result(const sl_machine *m, bool as_json)
 {
     if (!as_json) {
         print_table(m);
+        print_disk(&m->disk, m);
         return cli_end_stdout(CLI_DONE);
     }
     json_t *v = sl_machine_to_json(m);
@@ -92,6 +121,12 @@ static int show(const struct args *a, sl_ctx *ctx, const char *path)
     return print_result(&m, a->json);
 }
 
+static char *folder_of(const char *path)
+{
+    const char *slash = strrchr(path, '/');
+    return !slash ? strdup(".") : slash == path ? strdup("/") : strndup(path, slash - path);
+}
+
 static int probe(const struct args *a, sl_ctx *ctx, const char *path)
 {
     bool tty = isatty(2);
@@ -102,7 +137,16 @@ static int probe(const struct args *a, sl_ctx *ctx, const char *path)
     double start_s = cli_now_s();
     if (cli_make_parents(ctx, path) != SL_OK) return cli_fail_ctx(ctx);     /* before the work */
     sl_status st = sl_probe_run(ctx, &p, &m);
+    char *folder = st == SL_OK ? folder_of(path) : NULL;
+    sl_probe_disk_params dp = { .quick = a->quick, .file = a->model,
+                                .folder = a->model ? NULL : folder, .progress = progress,
+                                .user = &tty };
+    if (st == SL_OK && !folder) return cli_fail("out of memory");
+    bool no_disk = folder && sl_probe_disk(ctx, &dp, &m.disk) != SL_OK;
+    if (no_disk && a->model) st = SL_E_IO;      /* was asked for */
+    free(folder);
     if (tty) fprintf(stderr, "\r%50s\r", "");
+    if (st == SL_OK && no_disk) cli_warn("the disk is not measured: %s", sl_error(ctx));
     if (st != SL_OK || sl_machine_save(ctx, &m, path) != SL_OK) return cli_fail_ctx(ctx);
     int code = print_result(&m, a->json);
     cli_note("measured in %.1f s, kept in %s", cli_now_s() - start_s, path);
@@ -113,7 +157,8 @@ int cmd_probe(int argc, char **argv)
 {
     struct args a = { 0 };
     cli_group groups[] = { { "Options", options, SL_LEN(options), &a, 0 } };
-    cli_spec spec = { "probe", "[-o FILE] [--quick] [--json]", about, groups, SL_LEN(groups), 0 };
+    cli_spec spec = { "probe", "[-m MODEL] [-o FILE] [--quick] [--json]", about, groups,
+                      SL_LEN(groups), 0 };
     int code;
     if (!cli_parse(&spec, argc, argv, NULL, NULL, &code)) return code;
     if (a.show && a.quick)

@@ -1,0 +1,272 @@
+/* offload/probe_disk.c - how fast a file can be read past the page cache, by the store itself.
+ * Each cell of the table is visited a few times, all cells in turn, and its median kept: a shared
+ * disk changes its mind from second to second. */
+#include "offload/sl_probe.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/statvfs.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "offload/sl_store.h"
+
+enum {
+    MAX_IN_FLIGHT = 64,
+    BUFFER = 64 << 20,          /* what may be in flight */
+    LARGEST = 4 << 20,          /* of one read */
+    MAX_VISITS = 3,
+    N_LATENCIES = 200,
+    FILL = 4 << 20,             /* of one write */
+};
+static const uint64_t full_bytes = (uint64_t)1 << 30, quick_bytes = (uint64_t)256 << 20;
+
+struct grid {
+    const uint32_t *bytes, *depth;
+    uint32_t n_bytes, n_depth, n_visits;
+    double window_s;            /* of a visit, at least */
+};
+
+static const uint32_t all_bytes[] = { 4096, 16384, 65536, 262144, 524288, 1 << 20, LARGEST };
+static const uint32_t all_depths[] = { 1, 2, 4, 8, 16, 32, MAX_IN_FLIGHT };
+static const uint32_t few_bytes[] = { 65536, 262144, 1 << 20 }, few_depths[] = { 1, 4, 16 };
+static const struct grid full = {
+    all_bytes, all_depths, SL_LEN(all_bytes), SL_LEN(all_depths), MAX_VISITS, 0.05
+};
+static const struct grid quick = {
+    few_bytes, few_depths, SL_LEN(few_bytes), SL_LEN(few_depths), 1, 0.07
+};
+
+struct bench {
+    sl_ctx *ctx;
+    sl_store *store;
+    char *buf;
+    uint64_t file_bytes, state;
+    double max_s;               /* of a visit */
+};
+
+static double now_s(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
+}
+
+/* splitmix64: Steele, Lea, Flood, OOPSLA 2014 */
+static uint64_t next_random(uint64_t *state)
+{
+    uint64_t z = (*state += 0x9e3779b97f4a7c15u);
+    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
+    z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
+    return z ^ (z >> 31);
+}
+
+static int ascending(const void *a, const void *b)
+{
+    double x = *(const double *)a, y = *(const double *)b;
+    return x < y ? -1 : x > y;
+}
+
+static double median(double *v, uint32_t n)
+{
+    qsort(v, n, sizeof *v, ascending);
+    return v[n / 2];
+}
+
+/* ---- reads ---- */
+
+static sl_status start_reads(struct bench *b, uint32_t bytes, const uint64_t *slots, uint32_t n)
+{
+    sl_read reads[MAX_IN_FLIGHT];
+    for (uint32_t i = 0; i < n; i++) {
+        uint64_t places = (b->file_bytes - bytes) / SL_STORE_ALIGN + 1;
+        uint64_t at = next_random(&b->state) % places * SL_STORE_ALIGN;
+        reads[i] = (sl_read){ .slice = { .offset = at, .bytes = bytes }, .tag = slots[i],
+                              .dst = b->buf + slots[i] * bytes };
+    }
+    return sl_store_submit(b->ctx, b->store, reads, n);
+}
+
+/* Waits for min reads at least and returns how many came: their slots, and one's seconds. */
+static sl_status end_reads(struct bench *b, uint32_t min, uint64_t *slots, uint32_t *ret_n,
+                           double *ret_s)
+{
+    sl_read_done done[MAX_IN_FLIGHT];
+    *ret_n = sl_store_reap(b->store, done, MAX_IN_FLIGHT, min);
+    for (uint32_t i = 0; i < *ret_n; i++) {
+        if (done[i].status != SL_OK) return sl_fail(b->ctx, done[i].status, "%s", done[i].error);
+        slots[i] = done[i].tag;
+        *ret_s = done[i].seconds;
+    }
+    return SL_OK;
+}
+
+/* Bytes/s with so many reads always in flight: from when the first `depth` have come until so
+ * many more have, and the window is over. */
+static sl_status visit(struct bench *b, uint32_t bytes, uint32_t depth, double window_s,
+                       double *ret)
+{
+    uint64_t slots[MAX_IN_FLIGHT], came = 0, counted = 0;
+    double one, begin = now_s(), from = 0, to = 0;
+    uint32_t n = depth;
+    for (uint32_t i = 0; i < depth; i++) slots[i] = i;
+    do {
+        SL_TRY(start_reads(b, bytes, slots, n));
+        SL_TRY(end_reads(b, 1, slots, &n, &one));
+        to = now_s();
+        came += n;
+        if (from > 0) counted += n;
+        else if (came >= depth) from = to;
+    } while (counted < depth || (to - from < window_s && to - begin < b->max_s));
+    *ret = (double)counted * bytes / SL_MAX(to - from, 1e-9);
+    for (uint32_t left = depth - n; left; left -= n) SL_TRY(end_reads(b, left, slots, &n, &one));
+    return SL_OK;
+}
+
+static sl_status measure_latency(struct bench *b, double seconds, double *ret)
+{
+    double s[N_LATENCIES], end = now_s() + seconds;
+    uint32_t n = 0, one;
+    uint64_t slot = 0;
+    do {
+        SL_TRY(start_reads(b, SL_STORE_ALIGN, &slot, 1));
+        SL_TRY(end_reads(b, 1, &slot, &one, &s[n]));
+        n++;
+    } while (n < N_LATENCIES && now_s() < end);
+    *ret = median(s, n);
+    return SL_OK;
+}
+
+/* Cells with more in flight than the buffer holds are left out. */
+static sl_status measure_grid(struct bench *b, const struct grid *g, const sl_probe_disk_params *p,
+                              sl_machine_disk *d)
+{
+    double rate[SL_MACHINE_CURVES][SL_MACHINE_POINTS][MAX_VISITS];
+    uint32_t n_cells = g->n_bytes * g->n_depth, all = n_cells * g->n_visits;
+    for (uint32_t c = 0; c < all; c++) {
+        uint32_t i = c % n_cells / g->n_depth, k = c % g->n_depth;
+        char what[64];
+        if ((uint64_t)g->bytes[i] * g->depth[k] > BUFFER) continue;
+        snprintf(what, sizeof what, "disk reads, %u KiB, %u in flight", g->bytes[i] >> 10,
+                 g->depth[k]);
+        if (p->progress) p->progress(p->user, what, (double)c / all);
+        SL_TRY(visit(b, g->bytes[i], g->depth[k], g->window_s, &rate[i][k][c / n_cells]));
+    }
+    for (uint32_t i = 0; i < g->n_bytes; i++) {
+        sl_machine_curve *c = &d->curve[i];
+        c->bytes = g->bytes[i];
+        c->n = 0;
+        for (uint32_t k = 0; k < g->n_depth; k++)
+            if ((uint64_t)g->bytes[i] * g->depth[k] <= BUFFER)
+                c->at[c->n++] = (sl_machine_disk_point){
+                    g->depth[k], median(rate[i][k], g->n_visits)
+                };
+    }
+    d->n_curves = g->n_bytes;
+    return SL_OK;
+}
+
+/* ---- the file ---- */
+
+/* A file of noise in the folder, without a name. */
+static sl_status make_file(sl_ctx *ctx, const char *folder, uint64_t bytes, char *buf, int *ret_fd)
+{
+    char path[4096];
+    struct statvfs room;
+    if (snprintf(path, sizeof path, "%s/sluice-probe-XXXXXX", folder) >= (int)sizeof path)
+        return sl_fail(ctx, SL_E_ARG, "folder %.80s...: too long", folder);
+    if (statvfs(folder, &room)) return sl_fail(ctx, SL_E_IO, "%s: %s", folder, strerror(errno));
+    double spare = (double)room.f_bavail * (double)room.f_frsize;
+    if (spare < 2.0 * (double)bytes)
+        return sl_fail(ctx, SL_E_IO, "%s: a test file of %.2f GiB leaves too little of the free "
+                       "%.2f GiB", folder, (double)bytes / 0x1p30, spare / 0x1p30);
+    int fd = mkostemp(path, O_CLOEXEC);
+    if (fd < 0) return sl_fail(ctx, SL_E_IO, "test file in %s: %s", folder, strerror(errno));
+    unlink(path);
+    uint64_t state = (uint64_t)(now_s() * 1e9);
+    for (uint64_t at = 0; at < bytes;) {
+        for (size_t i = 0; i < FILL; i += sizeof state) {
+            uint64_t noise = next_random(&state);
+            memcpy(buf + i, &noise, sizeof noise);
+        }
+        ssize_t n = write(fd, buf, (size_t)SL_MIN(bytes - at, (uint64_t)FILL));
+        if (n < 0 && errno == EINTR) continue;
+        if (n <= 0) {
+            int err = n ? errno : ENOSPC;
+            close(fd);
+            return sl_fail(ctx, SL_E_IO, "write a test file in %s: %s", folder, strerror(err));
+        }
+        at += (uint64_t)n;
+    }
+    /* On the disk, so that its pages can be dropped; advice: O_DIRECT needs neither. */
+    if (fdatasync(fd) == 0) (void)posix_fadvise(fd, 0, 0, POSIX_FADV_DONTNEED);
+    *ret_fd = fd;
+    return SL_OK;
+}
+
+static sl_status open_file(sl_ctx *ctx, const char *path, int *ret_fd, uint64_t *ret_bytes)
+{
+    struct stat info;
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0 || fstat(fd, &info)) {
+        int err = errno;
+        if (fd >= 0) close(fd);
+        return sl_fail(ctx, SL_E_IO, "open %s: %s", path, strerror(err));
+    }
+    *ret_bytes = S_ISREG(info.st_mode) ? (uint64_t)info.st_size : 0;
+    *ret_fd = fd;
+    if (*ret_bytes >= LARGEST) return SL_OK;
+    close(fd);
+    return sl_fail(ctx, SL_E_ARG, "measure reads of %s: expected a file of %d MiB at least, found "
+                   "%.1f MiB", path, LARGEST >> 20, (double)*ret_bytes / 0x1p20);
+}
+
+static sl_status measure(struct bench *b, const sl_probe_disk_params *p, int fd, const char *name,
+                         sl_machine_disk *d)
+{
+    const struct grid *g = p->quick ? &quick : &full;
+    sl_store_params sp = { .depth = MAX_IN_FLIGHT, .request_bytes = LARGEST, .direct = true,
+                           .max_reads = MAX_IN_FLIGHT };
+    SL_TRY(sl_store_create(b->ctx, &fd, &b->file_bytes, &name, 1, &sp, &b->store));
+    if (strstr(sl_store_mode(b->store), "no O_DIRECT"))
+        return sl_fail(b->ctx, SL_E_UNSUPPORTED, "%s cannot be read past the page cache: its rate "
+                       "would be that of memory", name);
+    SL_TRY(sl_store_register(b->ctx, b->store, b->buf, BUFFER));
+    b->max_s = p->quick ? 0.2 : 0.3;
+    SL_TRY(measure_latency(b, p->quick ? 0.05 : 0.5, &d->latency_s));
+    return measure_grid(b, g, p, d);
+}
+
+sl_status sl_probe_disk(sl_ctx *ctx, const sl_probe_disk_params *p, sl_machine_disk *ret)
+{
+    assert(ctx && p && ret && !p->file != !p->folder);
+    const char *name = p->file ? p->file : p->folder;
+    struct bench b = { .ctx = ctx, .state = (uint64_t)(now_s() * 1e9) };
+    sl_machine_disk d = { 0 };
+    void *buf = NULL;
+    int fd = -1;
+    SL_TRY(sl_mem_alloc(ctx, SL_ACC_SCRATCH, BUFFER, &buf));
+    b.buf = buf;
+    snprintf(d.where, sizeof d.where, "%s", name);
+    if (p->progress) p->progress(p->user, p->file ? "disk" : "test file for the disk", 0);
+    sl_status st;
+    if (p->file) {
+        st = open_file(ctx, name, &fd, &b.file_bytes);
+    } else {
+        b.file_bytes = p->quick ? quick_bytes : full_bytes;
+        st = make_file(ctx, name, b.file_bytes, b.buf, &fd);
+    }
+    if (st == SL_OK) {
+        st = measure(&b, p, fd, name, &d);
+        close(fd);
+    }
+    sl_store_destroy(&b.store);
+    sl_mem_free(ctx, buf);
+    if (st == SL_OK) *ret = d;
+    return st;
+}
