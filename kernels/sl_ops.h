@@ -178,10 +178,20 @@ typedef struct sl_kv_view {
     sl_type type;               /* one of sl_attn_type */
 } sl_kv_view;
 
+/* What a call does for a run. Weights of a streamed expert arrive when they please, and sums have one
+ * order all the same: what comes early is stored, and added in its turn. */
+typedef enum sl_run_part {
+    SL_RUN_WHOLE,               /* compute, weight, add to y */
+    SL_RUN_STORE,               /* compute into `out` */
+    SL_RUN_ADD                  /* weight what an earlier call left in `out`, add to y */
+} sl_run_part;
+
 /* One expert (or dense FFN, or shared expert) on its rows. rows NULL: every row of the batch;
  * weights NULL: 1. */
 typedef struct sl_expert_run {
-    sl_ffn ffn;                 /* with data */
+    sl_ffn ffn;                 /* with data, but for SL_RUN_ADD */
+    sl_run_part part;
+    float *out;                 /* [n_rows][d_model]; NULL for SL_RUN_WHOLE */
     const uint32_t *rows;       /* [n_rows] ascending */
     const float *weights;       /* [n_rows] */
     uint32_t n_rows;

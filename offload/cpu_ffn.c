@@ -5,6 +5,7 @@
 #include "offload/device_cpu.h"
 
 #include <assert.h>
+#include <string.h>
 
 struct route {
     cpu_device *d;
@@ -67,6 +68,12 @@ struct ffn {
 static uint32_t run_rows(const sl_expert_run *r, const sl_batch *b)
 {
     return r->rows ? r->n_rows : b->n_rows;
+}
+
+/* Rows that this call computes for a run. */
+static uint32_t computed_rows(const sl_expert_run *r, const sl_batch *b)
+{
+    return r->part == SL_RUN_ADD ? 0 : run_rows(r, b);
 }
 
 /* Which form of h a matrix is multiplied with: index into ffn.h. */
@@ -141,7 +148,8 @@ static void quantise_ff_task(void *arg, uint32_t index, uint32_t thread)
     const cpu_device *d = f->d;
     uint32_t run = 0;
     (void)thread;
-    while (index >= run_rows(&f->runs[run], f->b)) index -= run_rows(&f->runs[run++], f->b);
+    while (index >= computed_rows(&f->runs[run], f->b))
+        index -= computed_rows(&f->runs[run++], f->b);
     const sl_mat *m = &f->runs[run].ffn.down;
     uint32_t group = cpu_group(d, m);
     if (group)
@@ -149,7 +157,21 @@ static void quantise_ff_task(void *arg, uint32_t index, uint32_t thread)
                       d->qff + d->qff_at[run] + index * sl_qx_bytes(group, m->cols));
 }
 
-/* Columns [col, col + n) of y: one run's weighted output added to each of its rows. */
+/* Where row j of a run's output goes or lies. */
+static float *out_row(const sl_expert_run *r, uint32_t j)
+{
+    return r->out + (size_t)j * r->ffn.down.rows;
+}
+
+/* Columns [col, col + n) of y: row j of a run's output, weighted, added to its row. */
+static void add_output(const struct ffn *f, const sl_expert_run *r, uint32_t j, uint32_t col,
+                       const float *out, uint32_t n)
+{
+    float *y = f->b->y + (size_t)(r->rows ? r->rows[j] : j) * r->ffn.down.rows + col;
+    f->d->k.axpy(r->weights ? r->weights[j] : 1, out, y, n);
+}
+
+/* Columns [col, col + n) of a run's output on all its rows, stored or added to y. */
 static void down_tile(const struct ffn *f, uint32_t run, uint32_t col, uint32_t n, float *buf)
 {
     const sl_expert_run *r = f->runs + run;
@@ -167,10 +189,10 @@ static void down_tile(const struct ffn *f, uint32_t run, uint32_t col, uint32_t 
         for (uint32_t e = 0; e < nx; e++) x[e] = base + (j + e) * stride;
         cpu_tile_mul(d, &t, x, nx, out, n);
         for (uint32_t e = 0; e < nx; e++) {
-            float *y = f->b->y + (size_t)(r->rows ? r->rows[j + e] : j + e) * m->rows + col;
-            float weight = r->weights ? r->weights[j + e] : 1;
-            for (uint32_t i = 0; m->bias && i < n; i++) out[e * n + i] += m->bias[col + i];
-            d->k.axpy(weight, out + e * n, y, n);
+            float *o = out + e * n;
+            for (uint32_t i = 0; m->bias && i < n; i++) o[i] += m->bias[col + i];
+            if (r->part == SL_RUN_STORE) memcpy(out_row(r, j + e) + col, o, n * sizeof *o);
+            else add_output(f, r, j + e, col, o, n);
         }
     }
 }
@@ -181,6 +203,11 @@ static void down_task(void *arg, uint32_t index, uint32_t thread)
     uint32_t dm = f->d->w.d_model, first = index * f->chunk, end = SL_MIN(first + f->chunk, dm);
     for (uint32_t run = 0; run < f->n_runs; run++) {
         const sl_expert_run *r = &f->runs[run];
+        if (r->part == SL_RUN_ADD) {
+            for (uint32_t j = 0; j < run_rows(r, f->b); j++)
+                add_output(f, r, j, first, out_row(r, j) + first, end - first);
+            continue;
+        }
         uint32_t unit = cpu_tile_rows(f->d, &r->ffn.down, run_rows(r, f->b));
         for (uint32_t col = first; col < end; col += unit)
             down_tile(f, run, col, SL_MIN(end - col, unit), cpu_scratch(f->d, thread));
@@ -198,7 +225,7 @@ static uint32_t place_runs(cpu_device *d, const sl_expert_run *runs, uint32_t n_
     size_t at = 0, q_at = 0;
     uint32_t n = 0;
     for (; n < n_runs && n < d->max_runs; n++) {
-        uint32_t rows = run_rows(runs + n, b), cols = runs[n].ffn.gate.rows;
+        uint32_t rows = computed_rows(runs + n, b), cols = runs[n].ffn.gate.rows;
         uint32_t group = cpu_group(d, &runs[n].ffn.down);
         size_t want = (size_t)rows * cols, q_want = group ? rows * sl_qx_bytes(group, cols) : 0;
         if (want > d->ff_floats - at || q_want > d->qff_bytes - q_at) break;
@@ -218,7 +245,7 @@ static void prepare_h(struct ffn *f)
     size_t used = 0;
     f->h[0] = (struct acts){ (const char *)f->b->h, dm * sizeof(float) };
     for (uint32_t i = 0; i < f->n_runs; i++)
-        for (uint32_t m = 0; m < 2; m++) {
+        for (uint32_t m = 0; m < 2 && f->runs[i].part != SL_RUN_ADD; m++) {
             const sl_mat *mat = m ? &f->runs[i].ffn.up : &f->runs[i].ffn.gate;
             struct acts *a = &f->h[run_acts(f, mat)];
             if (a->base) continue;
@@ -239,6 +266,8 @@ static void activate_runs(struct ffn *f)
     bool quantised = false;
     for (uint32_t i = 0; i < f->n_runs; i++) {
         const sl_expert_run *r = f->runs + i;
+        assert((r->part == SL_RUN_WHOLE) == !r->out);
+        if (r->part == SL_RUN_ADD) continue;
         assert(r->ffn.gate.cols == dm && r->ffn.up.rows == r->ffn.gate.rows);
         assert(r->ffn.down.cols == r->ffn.gate.rows && r->ffn.down.rows == dm);
         assert(SL_MAX(dm, r->ffn.down.cols) <= d->w.cols);
@@ -253,8 +282,10 @@ static void activate_runs(struct ffn *f)
     prepare_h(f);
     f->chunk = cpu_chunk(d, rows, 2 * dm * work / SL_MAX(rows, 1), unit);
     d->run_task[0] = 0;
-    for (uint32_t i = 0; i < f->n_runs; i++)
-        d->run_task[i + 1] = d->run_task[i] + (f->runs[i].ffn.gate.rows + f->chunk - 1) / f->chunk;
+    for (uint32_t i = 0; i < f->n_runs; i++) {
+        uint32_t gate_rows = f->runs[i].part == SL_RUN_ADD ? 0 : f->runs[i].ffn.gate.rows;
+        d->run_task[i + 1] = d->run_task[i] + (gate_rows + f->chunk - 1) / f->chunk;
+    }
     cpu_run(d, gate_up_task, f, d->run_task[f->n_runs]);
     if (quantised) cpu_run_rows(d, quantise_ff_task, f, (uint32_t)pairs);
 }
@@ -264,7 +295,9 @@ static void run_phases(cpu_device *d, struct ffn *f)
     uint32_t unit = SL_DOTS_TILE;
     if (f->n_runs) activate_runs(f);
     for (uint32_t i = 0; i < f->n_runs; i++)
-        unit = SL_MAX(unit, cpu_tile_grain(d, &f->runs[i].ffn.down, run_rows(&f->runs[i], f->b)));
+        if (f->runs[i].part != SL_RUN_ADD)
+            unit = SL_MAX(unit,
+                          cpu_tile_grain(d, &f->runs[i].ffn.down, run_rows(&f->runs[i], f->b)));
     f->chunk = cpu_chunk(d, d->w.d_model, f->work, unit);
     cpu_run(d, down_task, f, (d->w.d_model + f->chunk - 1) / f->chunk);
 }
