@@ -178,8 +178,8 @@ typedef struct sl_kv_view {
     sl_type type;               /* one of sl_attn_type */
 } sl_kv_view;
 
-/* What a call does for a run. Weights of a streamed expert arrive when they please, and sums have one
- * order all the same: what comes early is stored, and added in its turn. */
+/* What a call does for a run. Weights of a streamed expert arrive when they please, and sums have
+ * one order all the same: what comes early is stored, and added in its turn. */
 typedef enum sl_run_part {
     SL_RUN_WHOLE,               /* compute, weight, add to y */
     SL_RUN_STORE,               /* compute into `out` */

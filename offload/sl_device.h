@@ -41,8 +41,8 @@ typedef struct sl_device_ops {
     sl_status (*route)(sl_device *d, const sl_layer *l, const float *h, uint32_t n_rows,
                        uint32_t *ret_id, float *ret_w, float *ret_shared_w);
     /* y += the runs' weighted outputs, added in the order given (SL_RUN_STORE: nothing is added);
-     * last: then x += residual_scale * y. However a layer's runs are cut into calls and parts, y has
-     * the same bits as long as they are added in one order. */
+     * last: then x += residual_scale * y. However a layer's runs are cut into calls and parts, y
+     * has the same bits as long as they are added in one order. */
     sl_status (*experts)(sl_device *d, const sl_layer *l, const sl_expert_run *runs,
                          uint32_t n_runs, bool last, sl_batch *b);
     sl_status (*head)(sl_device *d, const sl_weights *w, sl_batch *b);      /* x -> logits */

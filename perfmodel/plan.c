@@ -1,9 +1,13 @@
-/* perfmodel/plan.c - the plan "all in RAM, all on the CPU": what it needs, and whether it fits. */
+/* perfmodel/plan.c - where every byte lies, so that all of it fits the budget. Dense weights come
+ * first, since every token reads them all; experts get what is left. */
 #include "perfmodel/sl_plan.h"
 
 #include <assert.h>
 
 #define MIN_LOGIT_ROWS 16u
+#define MIN_ROWS 32u            /* of a pass: fewer are not tried to make a plan fit */
+#define MIN_SLOTS 2u            /* of a class: one is computed while the next is read */
+#define STORED_ROWS 16u
 #define GIB (1024.0 * 1024.0 * 1024.0)
 
 sl_plan_params sl_plan_defaults(void)
@@ -52,6 +56,201 @@ static sl_status check_params(sl_ctx *ctx, const sl_shape *s, const sl_plan_para
     return SL_OK;
 }
 
+/* What a plan takes whatever the weights do. */
+static uint64_t fixed_bytes(const sl_shape *s, const sl_plan_params *p, const sl_plan *plan)
+{
+    return plan->kv_bytes + plan->scratch_bytes + s->vector_bytes + p->process_bytes;
+}
+
+static uint64_t dense_room(const sl_shape *s, uint32_t n_layers)
+{
+    uint64_t bytes = s->ends_room;
+    for (uint32_t l = 0; l < n_layers; l++) bytes += s->layers[l].section_bytes;
+    return bytes;
+}
+
+static uint64_t largest_section(const sl_shape *s, uint32_t from)
+{
+    uint64_t most = 0;
+    for (uint32_t l = from; l < s->n_layer; l++) most = SL_MAX(most, s->layers[l].section_bytes);
+    return most;
+}
+
+static uint32_t most_used(const sl_shape *s)
+{
+    uint32_t most = 0;
+    for (uint32_t l = 0; l < s->n_layer; l++) most = SL_MAX(most, s->layers[l].n_used);
+    return most;
+}
+
+uint64_t sl_plan_slots_bytes(uint64_t slot_bytes, uint64_t n)
+{
+    if (!n) return 0;
+    uint64_t per_piece = SL_MAX(SL_SLOT_PIECE / slot_bytes, 1);
+    uint64_t gap = SL_SLOT_PIECE > slot_bytes ? SL_SLOT_PIECE - per_piece * slot_bytes : 0;
+    return n * slot_bytes + (n - 1) / per_piece * gap;
+}
+
+uint32_t sl_plan_class(const sl_plan *plan, const sl_layer_shape *l)
+{
+    uint32_t c = 0;
+    while (c + 1 < plan->n_classes && plan->cls[c].slot_bytes != l->slot_bytes) c++;
+    assert(plan->cls[c].slot_bytes >= l->slot_bytes);
+    return c;
+}
+
+/* One class for each size of expert, in order of appearance. */
+static void find_classes(const sl_shape *s, sl_plan *plan)
+{
+    uint64_t most = 0;
+    uint32_t n = 0, n_experts = 0;
+    for (uint32_t l = 0; l < s->n_layer; l++) {
+        const sl_layer_shape *ls = &s->layers[l];
+        if (!ls->n_expert) continue;
+        uint32_t c = 0;
+        while (c < SL_MIN(n, SL_SLOT_CLASSES) && plan->cls[c].slot_bytes != ls->slot_bytes) c++;
+        if (c == n && n++ < SL_SLOT_CLASSES)
+            plan->cls[c] = (sl_slot_class){ .slot_bytes = ls->slot_bytes };
+        if (c < SL_SLOT_CLASSES) plan->cls[c].n_experts += ls->n_expert;
+        most = SL_MAX(most, ls->slot_bytes);
+        n_experts += ls->n_expert;
+    }
+    plan->n_classes = n;
+    if (n <= SL_SLOT_CLASSES) return;
+    plan->cls[0] = (sl_slot_class){ .slot_bytes = most, .n_experts = n_experts };
+    plan->n_classes = 1;
+}
+
+/* At least `least` slots of each class, and the same share of the experts everywhere. Returns their
+ * bytes. */
+static uint64_t set_slots(sl_plan *plan, uint32_t least, double share)
+{
+    uint64_t bytes = 0;
+    for (uint32_t c = 0; c < plan->n_classes; c++) {
+        sl_slot_class *k = &plan->cls[c];
+        uint32_t n = (uint32_t)(share * k->n_experts);
+        k->n_slots = SL_MIN(SL_MAX(n, least), k->n_experts);
+        bytes += sl_plan_slots_bytes(k->slot_bytes, k->n_slots);
+    }
+    return bytes;
+}
+
+/* Slots from what is left of the budget: shares in steps of 1/4096, the largest that fits. */
+static void fill_slots(sl_plan *plan, uint32_t least, uint64_t room)
+{
+    uint32_t lo = 0, hi = 4096;
+    while (hi - lo > 1) {
+        uint32_t mid = (lo + hi) / 2;
+        if (set_slots(plan, least, mid / 4096.0) <= room) lo = mid;
+        else hi = mid;
+    }
+    plan->slots_bytes = set_slots(plan, least, lo / 4096.0);
+}
+
+/* Bytes beside the slots when the first n layers keep their dense weights. */
+static uint64_t dense_need(const sl_shape *s, uint32_t n)
+{
+    return dense_room(s, n) + 2 * largest_section(s, n);
+}
+
+/* Most layers that can keep their dense weights with `least` slots of each class in `room` bytes;
+ * false: none, and *ret_least is what it would take. */
+static bool most_layers(const sl_shape *s, uint64_t room, uint32_t least, sl_plan *plan,
+                        uint64_t *ret_least)
+{
+    uint64_t slots = set_slots(plan, least, 0);
+    *ret_least = UINT64_MAX;
+    for (uint32_t n = s->n_layer + 1; n-- > 0; ) {
+        uint64_t need = dense_need(s, n) + slots;
+        plan->n_dense_layers = n;
+        if (need <= room) return true;
+        *ret_least = SL_MIN(*ret_least, need);
+    }
+    return false;
+}
+
+/* Experts in slots, and the dense weights of as many layers as fit beside the slots that one token
+ * uses at a time; with fewer slots only where that does not fit at all. Returns what is needed at
+ * least; that is above the budget when nothing fits. */
+static uint64_t place_streamed(const sl_shape *s, uint64_t budget, uint64_t fixed, sl_plan *plan)
+{
+    uint64_t room = budget - SL_MIN(fixed, budget), need;
+    uint32_t least = SL_MAX(most_used(s), MIN_SLOTS);
+    if (!most_layers(s, room, least, plan, &need)) {
+        least = MIN_SLOTS;
+        if (!most_layers(s, room, least, plan, &need)) return fixed + need;
+    }
+    plan->weights = SL_WEIGHTS_STREAMED;
+    plan->direct = true;
+    plan->mode = plan->n_dense_layers < s->n_layer
+                     ? "all weights streamed from disk, all on the CPU"
+                     : "experts streamed from disk, all on the CPU";
+    plan->section_bytes = largest_section(s, plan->n_dense_layers);
+    plan->dense_bytes = dense_room(s, plan->n_dense_layers) + s->vector_bytes;
+    uint64_t rest = dense_need(s, plan->n_dense_layers);
+    fill_slots(plan, least, room - rest);
+    plan->need_bytes = fixed + rest + plan->slots_bytes;
+    return plan->need_bytes;
+}
+
+/* Of the expert cache: what followed what in each layer, as floats. */
+static uint64_t cache_bytes(const sl_shape *s)
+{
+    uint64_t n = 0;
+    for (uint32_t l = 0; l < s->n_layer; l++)
+        n += (uint64_t)s->layers[l].n_expert * s->layers[l].n_expert;
+    return n * sizeof(float);
+}
+
+static uint64_t place_weights(const sl_shape *s, const sl_plan_params *p, sl_plan *plan)
+{
+    uint64_t fixed = fixed_bytes(s, p, plan), budget = p->ram_bytes ? p->ram_bytes : UINT64_MAX;
+    find_classes(s, plan);
+    plan->n_dense_layers = s->n_layer;
+    plan->dense_bytes = dense_room(s, s->n_layer) + s->vector_bytes;
+    plan->slots_bytes = set_slots(plan, 0, 1);
+    plan->need_bytes = fixed + dense_room(s, s->n_layer) + plan->slots_bytes;
+    /* Through the page cache the next start is quick, but it keeps a copy as long as it can. */
+    bool twice = plan->need_bytes <= budget && s->total_bytes <= budget - plan->need_bytes;
+    plan->weights = SL_WEIGHTS_RESIDENT;
+    plan->direct = !twice;
+    if (twice || (p->ram_hard && plan->need_bytes <= budget)) return plan->need_bytes;
+    if (!p->ram_hard && fixed <= budget && s->total_bytes <= budget - fixed) {
+        plan->weights = SL_WEIGHTS_MAPPED;
+        plan->direct = false;
+        plan->dense_bytes = s->vector_bytes;
+        plan->slots_bytes = plan->n_classes = 0;
+        return plan->need_bytes = fixed + s->total_bytes;
+    }
+    fixed += cache_bytes(s);
+    plan->stored_rows = SL_MIN(plan->max_rows, STORED_ROWS);
+    uint64_t runs = plan->stored_rows * (most_used(s) + 1ull);
+    uint64_t stored = runs * s->d_model * sizeof(float);
+    plan->scratch_bytes += stored;
+    return place_streamed(s, budget, fixed + stored, plan);
+}
+
+static sl_status size_caches(sl_ctx *ctx, const sl_shape *s, const sl_plan_params *p,
+                             uint32_t max_rows, sl_plan *plan)
+{
+    uint64_t per_seq = ((uint64_t)plan->n_ctx + SL_KV_BLOCK_ROWS - 1) / SL_KV_BLOCK_ROWS;
+    uint64_t n_blocks = per_seq * p->n_seq;
+    /* More rows than all sequences together can hold are never filled. */
+    plan->max_rows = (uint32_t)SL_MIN((uint64_t)max_rows, (uint64_t)plan->n_ctx * p->n_seq);
+    plan->max_rows = SL_MAX(plan->max_rows, p->n_seq);
+    plan->max_logits = SL_MIN(plan->max_rows, SL_MAX(p->n_seq, MIN_LOGIT_ROWS));
+    if (n_blocks > UINT32_MAX
+        || !kv_bytes(s, p->kv_type, n_blocks * SL_KV_BLOCK_ROWS, &plan->kv_bytes)
+        || plan->kv_bytes > UINT64_MAX / 4)
+        return sl_fail(ctx, SL_E_NOMEM,
+                       "a context of %u positions for %u sequences is beyond any memory",
+                       plan->n_ctx, p->n_seq);
+    plan->n_kv_blocks = (uint32_t)n_blocks;
+    plan->scratch_bytes = plan->max_rows * s->row_scratch_bytes
+                        + (uint64_t)plan->max_logits * s->n_vocab * sizeof(float);
+    return SL_OK;
+}
+
 sl_status sl_plan_make(sl_ctx *ctx, const sl_shape *s, const sl_plan_params *p, sl_plan *ret)
 {
     assert(ctx && s && p && ret);
@@ -68,31 +267,29 @@ sl_status sl_plan_make(sl_ctx *ctx, const sl_shape *s, const sl_plan_params *p, 
         .cpu_mask = p->cpu_mask,
         .float_acts = p->float_acts,
         .blas = p->blas,
+        .policy = p->policy,
+        .no_ahead = p->no_ahead,
+        .read_depth = p->read_depth,
+        .read_bytes = p->read_bytes,
     };
-    uint64_t per_seq = ((uint64_t)plan.n_ctx + SL_KV_BLOCK_ROWS - 1) / SL_KV_BLOCK_ROWS;
-    uint64_t n_blocks = per_seq * p->n_seq;
-    /* More rows than all sequences together can hold are never filled. */
-    plan.max_rows = (uint32_t)SL_MIN((uint64_t)p->max_rows, (uint64_t)plan.n_ctx * p->n_seq);
-    plan.max_rows = SL_MAX(plan.max_rows, p->n_seq);
-    plan.max_logits = SL_MIN(plan.max_rows, SL_MAX(p->n_seq, MIN_LOGIT_ROWS));
-    if (n_blocks > UINT32_MAX
-        || !kv_bytes(s, p->kv_type, n_blocks * SL_KV_BLOCK_ROWS, &plan.kv_bytes))
-        return sl_fail(ctx, SL_E_NOMEM,
-                       "a context of %u positions for %u sequences is beyond any memory",
-                       plan.n_ctx, p->n_seq);
-    plan.n_kv_blocks = (uint32_t)n_blocks;
-    plan.scratch_bytes = plan.max_rows * s->row_scratch_bytes
-                       + (uint64_t)plan.max_logits * s->n_vocab * sizeof(float);
-    uint64_t need = plan.weights_bytes + plan.kv_bytes + plan.scratch_bytes;
-    if (p->ram_bytes && need > p->ram_bytes)
+    sl_plan base = plan;
+    uint64_t floor = 0;
+    for (uint32_t rows = p->max_rows; ; rows = (rows + 1) / 2) {
+        plan = base;
+        SL_TRY(size_caches(ctx, s, p, rows, &plan));
+        floor = place_weights(s, p, &plan);
+        if (!p->ram_bytes || floor <= p->ram_bytes) break;
+        if (rows / 2 >= MIN_ROWS) continue;
         return sl_fail(
             ctx, SL_E_NOMEM,
-            "a budget of %.2f GiB is below the floor of %.2f GiB: weights %.2f, "
-            "keys and values of %u positions %.2f (-c lowers it), activations of %u rows %.2f "
-            "(-b lowers it)",
-            (double)p->ram_bytes / GIB, (double)need / GIB, (double)plan.weights_bytes / GIB,
-            plan.n_ctx, (double)plan.kv_bytes / GIB, plan.max_rows,
-            (double)plan.scratch_bytes / GIB);
+            "a budget of %.2f GiB is below the floor of %.2f GiB: embedding, head and sections of "
+            "weights %.2f, two experts of each size %.2f, keys and values of %u positions %.2f "
+            "(-c and -ctk q8_0 lower it), activations of %u rows %.2f, the process %.2f",
+            (double)p->ram_bytes / GIB, (double)floor / GIB,
+            (double)(plan.dense_bytes + 2 * plan.section_bytes) / GIB,
+            (double)set_slots(&plan, MIN_SLOTS, 0) / GIB, plan.n_ctx, (double)plan.kv_bytes / GIB,
+            plan.max_rows, (double)plan.scratch_bytes / GIB, (double)p->process_bytes / GIB);
+    }
     *ret = plan;
     return SL_OK;
 }

@@ -1,5 +1,6 @@
 /* perfmodel/sl_plan.h - every decision taken before a run. The engine takes nothing else.
- * Here: the plan "all in RAM, all on the CPU". Pure functions of numbers.
+ * Here: all on the CPU, with all weights in RAM, or experts (and dense weights that do not fit)
+ * read from disk as they are needed. Pure functions of numbers.
  * Units: bytes, positions, rows. Tested by tests/t_plan.c. */
 #ifndef SL_PLAN_H
 #define SL_PLAN_H
@@ -14,6 +15,13 @@ typedef struct sl_plan_params {
     uint32_t n_threads;     /* 0: physical cores */
     sl_type kv_type;        /* SL_F16 (default), SL_F32, SL_BF16 or SL_Q8_0 */
     uint64_t ram_bytes;     /* budget; 0: no limit given */
+    /* the budget is a promise: what the page cache holds for us counts too */
+    bool ram_hard;
+    /* of the budget, for what the plan does not see: code, tables, stacks */
+    uint64_t process_bytes;
+    uint32_t policy;        /* which experts keep their slots: sl_policy (offload/sl_ecache.h) */
+    bool no_ahead;          /* experts are read only when a router asked for them */
+    uint32_t read_depth, read_bytes;    /* of the disk's requests; 0: the store's defaults */
     /* instructions kernels may use: sl_cpu_from_isa's; default ~0u: all there are */
     uint32_t cpu_mask;
     /* multiply quantised weights by float32 activations: slower, for comparing */
@@ -23,8 +31,38 @@ typedef struct sl_plan_params {
 
 #define SL_KV_BLOCK_ROWS 32u    /* positions of a KV block; divides the attention key block of 64 */
 
+typedef enum sl_weights_place {
+    SL_WEIGHTS_RESIDENT,    /* read once, into memory of our own */
+    SL_WEIGHTS_MAPPED,      /* the page cache's own pages: a copy beside them would not fit */
+    SL_WEIGHTS_STREAMED     /* experts in slots, read when a router asks; never mapped */
+} sl_weights_place;
+
+/* Slots for experts of one size (files of mixed types have several). */
+typedef struct sl_slot_class {
+    uint64_t slot_bytes;
+    uint32_t n_slots, n_experts;
+} sl_slot_class;
+
+enum { SL_SLOT_CLASSES = 8 };   /* more sizes than this: all slots have the largest */
+/* Memory that reads are registered for comes in pieces of this at most; no slot lies across two. */
+#define SL_SLOT_PIECE ((uint64_t)1 << 30)
+
 typedef struct sl_plan {
     const char *mode;       /* "all in RAM, all on the CPU": the banner prints it */
+    sl_weights_place weights;
+    bool direct;            /* weights are read past the page cache */
+    sl_slot_class cls[SL_SLOT_CLASSES];
+    uint32_t n_classes;     /* not mapped: slots for every expert, or for some */
+    uint32_t n_dense_layers;    /* leading layers whose dense weights stay in RAM */
+    /* of each of two sections that the other layers' come through; 0: none */
+    uint64_t section_bytes;
+    uint64_t dense_bytes;   /* dense weights that stay */
+    uint64_t slots_bytes;
+    uint32_t stored_rows;   /* passes of at most so many rows compute experts as they arrive */
+    uint64_t need_bytes;    /* all of it together, process_bytes included */
+    uint32_t policy;        /* as in the params, as the next three */
+    bool no_ahead;
+    uint32_t read_depth, read_bytes;
     uint32_t n_ctx, n_seq, max_rows, n_threads;
     uint32_t max_logits;    /* rows of a pass whose logits are kept */
     sl_type kv_type;
@@ -32,7 +70,7 @@ typedef struct sl_plan {
     uint32_t n_kv_blocks;   /* of every layer: n_seq sequences of n_ctx positions fit */
     uint64_t kv_bytes;      /* all blocks of all layers */
     uint64_t scratch_bytes; /* activations and logits of a pass */
-    uint64_t weights_bytes; /* mapped or resident */
+    uint64_t weights_bytes; /* of the model */
     uint64_t ram_bytes;     /* the budget it was made for; 0: none */
     uint32_t cpu_mask;      /* as in the params */
     bool float_acts, blas;  /* as in the params */
@@ -41,9 +79,16 @@ typedef struct sl_plan {
 SL_API sl_plan_params sl_plan_defaults(void);
 
 /* Errors: SL_E_ARG (zero rows or sequences; another KV type, or blocks of it that heads cannot
- * hold; a context above what the model was made for is allowed), SL_E_NOMEM (the plan's bytes are
- * above ram_bytes: the message prints the floor and what would lower it). */
+ * hold; a context above what the model was made for is allowed), SL_E_NOMEM (ram_bytes is below
+ * the floor: keys and values, scratch, embedding and head, two sections and two slots of each
+ * class; the message prints it and what would lower it). A pass gets fewer rows before that is
+ * said. */
 SL_API SL_NODISCARD sl_status sl_plan_make(sl_ctx *ctx, const sl_shape *shape,
                                            const sl_plan_params *p, sl_plan *ret);
+
+/* The class of a layer's slots. The layer has experts. */
+SL_API uint32_t sl_plan_class(const sl_plan *plan, const sl_layer_shape *layer);
+/* Bytes of n slots, gaps at the ends of pieces included. */
+SL_API uint64_t sl_plan_slots_bytes(uint64_t slot_bytes, uint64_t n);
 
 #endif

@@ -6,12 +6,21 @@
 
 #include "runtime/base/sl_base.h"
 
+/* Room that n bytes of a file take in memory: the disk is read in whole blocks of 4 KiB, and the
+ * bytes may start anywhere in one. */
+static inline uint64_t sl_shape_room(uint64_t n)
+{
+    return (n + 4095) / 4096 * 4096 + 4096;
+}
+
 typedef struct sl_layer_shape {
     uint64_t qkv_bytes, post_bytes;     /* projections in front of and behind the attention */
     uint64_t qkv_flops_row, post_flops_row;
     uint64_t router_bytes;      /* 0: a dense layer */
     uint64_t expert_bytes;      /* one expert: gate, up, down */
     uint64_t expert_flops_row;  /* one expert on one row */
+    uint64_t slot_bytes;        /* room of one expert in RAM: sl_shape_room of its three slices */
+    uint64_t section_bytes;     /* room of the layer's other matrices, the router's included */
     uint64_t ffn_bytes;         /* dense FFN or shared expert */
     uint64_t ffn_flops_row;
     uint32_t n_expert, n_used;
@@ -34,6 +43,8 @@ typedef struct sl_shape {
     uint64_t dense_bytes;       /* everything that every token needs, embedding and head included */
     uint64_t experts_bytes;     /* all experts of all layers */
     uint64_t total_bytes;
+    uint64_t ends_room;         /* room of embedding and head */
+    uint64_t vector_bytes;      /* norms, biases and the like, kept as floats */
     uint64_t n_params;
     uint64_t row_scratch_bytes; /* activations of one row of a pass */
     const sl_layer_shape *layers;   /* [n_layer], owned by whoever filled the shape */

@@ -31,8 +31,8 @@ static sl_status open_rope(sl_engine *e)
     rope->kind = r->off ? SL_ROPE_NONE : e->m->arch->rope;
     rope->n_rot = r->n_rot;
     rope->inv_freq = e->inv_freq;
-    rope_frequencies(r, e->m->arch->yarn_exact, model_rope_freqs(e->m, e->plan.n_ctx), e->inv_freq,
-                     &rope->scale);
+    rope_frequencies(r, e->m->arch->yarn_exact, weights_rope_freqs(&e->loaded, e->plan.n_ctx),
+                     e->inv_freq, &rope->scale);
     return SL_OK;
 }
 
@@ -101,8 +101,8 @@ sl_status sl_engine_open(sl_ctx *ctx, sl_model *m, const sl_plan *plan, sl_engin
     e->m = m;
     e->plan = *plan;
     e->next_id = 1;
-    sl_status st = model_load(ctx, m);
-    e->weights = m->weights;
+    sl_status st = weights_init(ctx, m, plan, NULL, NULL, &e->loaded);
+    e->weights = e->loaded.ends.weights;
     if (st == SL_OK) st = open_rope(e);
     if (st == SL_OK) st = open_eog(e);
     if (st == SL_OK) st = open_seqs(e);
@@ -128,6 +128,7 @@ void sl_engine_close(sl_engine **engine)
     sl_pool_destroy(&e->pool);
     for (uint32_t s = 0; e->seqs && s < e->plan.n_seq; s++) sl_sampler_destroy(&e->seqs[s].sampler);
     sl_mem_free(e->ctx, e->token_store);
+    weights_fini(&e->loaded);
     free(e->seqs);
     free(e->order);
     free(e->events);
@@ -139,7 +140,22 @@ void sl_engine_close(sl_engine **engine)
 }
 
 const sl_plan *sl_engine_plan(const sl_engine *e) { return &e->plan; }
-void sl_engine_get_stats(const sl_engine *e, sl_engine_stats *ret) { *ret = e->stats; }
+
+void sl_engine_get_stats(const sl_engine *e, sl_engine_stats *ret)
+{
+    sl_stream_stats s;
+    sl_stream_get_stats(e->loaded.stream, &s);
+    *ret = e->stats;
+    ret->hits = s.hits;
+    ret->misses = s.misses;
+    ret->read_bytes = s.read_bytes;
+    ret->ahead_bytes = s.ahead_bytes;
+    ret->ahead_used_bytes = s.ahead_used_bytes;
+    ret->ahead_off = s.ahead_off;
+    ret->stall_s = s.stall_s;
+}
+
+const char *sl_engine_store_mode(const sl_engine *e) { return sl_store_mode(e->loaded.store); }
 
 void sl_engine_set_trace(sl_engine *e, sl_trace_fn fn, void *user)
 {
@@ -187,6 +203,8 @@ sl_status sl_engine_submit(sl_engine *e, const sl_request *r, sl_seq *ret)
         return sl_fail(e->ctx, SL_E_NOMEM, "all %u sequences of the plan are alive", e->plan.n_seq);
     if (s->state == SEQ_RUNNING)
         return sl_fail(e->ctx, SL_E_ARG, "sequence %u is not idle", r->seq);
+    if (s->failed && r->seq)
+        return sl_fail(e->ctx, SL_E_ARG, "sequence %u failed: it can only be cancelled", r->seq);
     SL_TRY(check_request(e, r, s));
     if (r->n_predict) SL_TRY(sl_sampler_create(e->ctx, &r->sampler, e->weights.n_vocab, &sampler));
 
@@ -317,7 +335,8 @@ static void finish(sl_engine *e, seq *s, sl_done reason)
 {
     s->state = SEQ_IDLE;
     emit(e, (sl_engine_event){
-                .kind = SL_EV_DONE, .seq = s->id, .pos = s->n_known, .reason = reason });
+                .kind = SL_EV_DONE, .seq = s->id, .pos = s->n_known, .reason = reason,
+                .error = reason == SL_DONE_FAILED ? e->error : NULL });
 }
 
 static bool is_eog(const sl_engine *e, int32_t id)
@@ -357,6 +376,10 @@ static void take_results(sl_engine *e)
         bool wanted = at < b->n_logits && b->logit_row[at] == r;
         const float *logits = wanted ? b->logits + (size_t)at * e->weights.n_vocab : NULL;
         at += wanted;
+        if (s->failed) {
+            if (s->state == SEQ_RUNNING) finish(e, s, SL_DONE_FAILED);
+            continue;
+        }
         e->stats.prompt_tokens += s->n_past < s->n_prompt_end;
         s->n_past++;
         if (s->want_logits)

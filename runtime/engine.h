@@ -5,7 +5,7 @@
 
 #include "perfmodel/sl_pipe.h"
 #include "runtime/kv.h"
-#include "runtime/model.h"
+#include "runtime/weights.h"
 
 typedef enum seq_state { SEQ_FREE, SEQ_IDLE, SEQ_RUNNING } seq_state;
 
@@ -21,6 +21,7 @@ typedef struct seq {
     uint32_t n_rows;            /* of the pass being built */
     uint64_t order;             /* of submission */
     bool want_logits, draw, ignore_eog, stopped;
+    bool failed;                /* a weight could not be read: only cancel is left */
     int32_t *tokens;            /* [n_ctx] */
     sl_sampler *sampler;        /* made at the first request that draws */
 } seq;
@@ -36,6 +37,12 @@ typedef struct lane {
     uint32_t *run_rows;         /* [max_rows * n_used] rows grouped by expert */
     float *run_weights;
     uint32_t *run_start;        /* [n_expert + 1] */
+    /* weights that arrive out of order */
+    sl_expert_run *part;        /* [n_expert + 1] what one call computes */
+    float *out;                 /* [stored_rows * (n_used + 1)][d_model] outputs that wait */
+    uint32_t *ids;              /* [n_expert] the layer's distinct experts */
+    uint32_t *ready;            /* [n_expert] */
+    sl_expert_data *data;       /* [n_expert] */
 } lane;
 
 struct sl_engine {
@@ -44,7 +51,8 @@ struct sl_engine {
     sl_plan plan;
     sl_pool *pool;
     sl_device *dev;
-    sl_weights weights;         /* the model's, with this context's rope */
+    weights loaded;
+    sl_weights weights;         /* the model's, with data and this context's rope */
     double *inv_freq;
     sl_step *steps;
     uint32_t n_steps;
@@ -62,6 +70,7 @@ struct sl_engine {
     sl_engine_stats stats;
     sl_trace_fn trace;
     void *trace_user;
+    char error[320];            /* why sequences failed in this step */
 };
 
 sl_status lane_init(sl_engine *e);

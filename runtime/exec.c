@@ -4,6 +4,7 @@
 #include "runtime/engine.h"
 
 #include <assert.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -34,6 +35,10 @@ sl_status lane_init(sl_engine *e)
         at += (rows * parts[i].width * sizeof(float) + 63) / 64 * 64;
     }
     n->batch.logits = (float *)at;
+    uint64_t outs = e->plan.stored_rows * (w->n_used + 1ull) * w->d_model;
+    void *out = NULL;
+    if (outs) SL_TRY(e->dev->ops->alloc(e->dev, SL_ACC_SCRATCH, outs * sizeof(float), &out));
+    n->out = out;
     n->token = calloc(rows, sizeof *n->token);
     n->pos = calloc(rows, sizeof *n->pos);
     n->seq = calloc(rows, sizeof *n->seq);
@@ -42,8 +47,12 @@ sl_status lane_init(sl_engine *e)
     n->run_rows = calloc(pairs + 1, sizeof *n->run_rows);
     n->run_weights = calloc(pairs + 1, sizeof *n->run_weights);
     n->run_start = calloc(w->n_expert + 1ull, sizeof *n->run_start);
-    if (!n->token || !n->pos || !n->seq || !n->logit_row || !n->runs || !n->run_rows
-        || !n->run_weights || !n->run_start)
+    n->part = calloc(w->n_expert + 1ull, sizeof *n->part);
+    n->ids = calloc(w->n_expert + 1ull, sizeof *n->ids);
+    n->ready = calloc(w->n_expert + 1ull, sizeof *n->ready);
+    n->data = calloc(w->n_expert + 1ull, sizeof *n->data);
+    if (!n->part || !n->ids || !n->ready || !n->data || !n->token || !n->pos || !n->seq
+        || !n->logit_row || !n->runs || !n->run_rows || !n->run_weights || !n->run_start)
         return sl_fail(e->ctx, SL_E_NOMEM, "tables of a pass of %u rows", e->plan.max_rows);
     n->batch.token = n->token;
     n->batch.pos = n->pos;
@@ -56,6 +65,7 @@ void lane_fini(sl_engine *e)
 {
     lane *n = &e->lane;
     if (n->acts) e->dev->ops->free(e->dev, n->acts);
+    if (n->out) e->dev->ops->free(e->dev, n->out);
     free(n->token);
     free(n->pos);
     free(n->seq);
@@ -64,6 +74,10 @@ void lane_fini(sl_engine *e)
     free(n->run_rows);
     free(n->run_weights);
     free(n->run_start);
+    free(n->part);
+    free(n->ids);
+    free(n->ready);
+    free(n->data);
     *n = (lane){ 0 };
 }
 
@@ -72,17 +86,13 @@ static const void *expert_bias(const float *base, uint32_t rows, uint32_t expert
     return base ? base + (size_t)rows * expert : NULL;
 }
 
-/* The layer's expert e with its data and biases. */
-static sl_ffn expert_ffn(const sl_engine *e, const sl_layer *l, uint32_t expert)
+/* The layer's expert x with its biases; its data come when it is in RAM. */
+static sl_ffn expert_ffn(const sl_layer *l, uint32_t x)
 {
-    const expert_data *d = &e->m->expert_data[(size_t)l->index * l->routing.n_expert + expert];
     sl_ffn f = l->expert;
-    f.gate.data = d->gate;
-    f.up.data = d->up;
-    f.down.data = d->down;
-    f.gate.bias = expert_bias(l->expert.gate.bias, f.gate.rows, expert);
-    f.up.bias = expert_bias(l->expert.up.bias, f.up.rows, expert);
-    f.down.bias = expert_bias(l->expert.down.bias, f.down.rows, expert);
+    f.gate.bias = expert_bias(l->expert.gate.bias, f.gate.rows, x);
+    f.up.bias = expert_bias(l->expert.up.bias, f.up.rows, x);
+    f.down.bias = expert_bias(l->expert.down.bias, f.down.rows, x);
     return f;
 }
 
@@ -99,7 +109,8 @@ static uint32_t group_by_expert(sl_engine *e, const sl_layer *l)
         uint32_t count = n->run_start[x];
         n->run_start[x] = at;
         if (!count) continue;
-        n->runs[n_runs++] = (sl_expert_run){ .ffn = expert_ffn(e, l, x), .rows = n->run_rows + at,
+        n->ids[n_runs] = x;
+        n->runs[n_runs++] = (sl_expert_run){ .ffn = expert_ffn(l, x), .rows = n->run_rows + at,
                                              .weights = n->run_weights + at, .n_rows = count,
                                              .index = x };
         at += count;
@@ -121,16 +132,104 @@ static void report_routes(const sl_engine *e, const sl_layer *l)
                  b->expert_id + (size_t)r * l->routing.n_used, l->routing.n_used);
 }
 
+/* The sequences of these rows cannot go on; the others are not affected, since no row depends on
+ * another. rows NULL: all. */
+static void fail_rows(sl_engine *e, const uint32_t *rows, uint32_t n, const char *why)
+{
+    const sl_batch *b = &e->lane.batch;
+    snprintf(e->error, sizeof e->error, "%s", why);
+    for (uint32_t i = 0; i < n; i++) e->seqs[b->seq[rows ? rows[i] : i]].failed = true;
+}
+
+/* Data for `got` runs that sl_stream_ready named. */
+static void give_data(sl_engine *e, uint32_t got)
+{
+    lane *n = &e->lane;
+    for (uint32_t i = 0; i < got; i++) {
+        sl_expert_run *r = &n->runs[n->ready[i]];
+        r->ffn.gate.data = n->data[i].gate;
+        r->ffn.up.data = n->data[i].up;
+        r->ffn.down.data = n->data[i].down;
+        if (n->data[i].gate) continue;
+        fail_rows(e, r->rows, r->n_rows, sl_stream_error(e->loaded.stream));
+        r->n_rows = 0;              /* adds nothing */
+        r->part = SL_RUN_ADD;
+        r->out = n->batch.y;
+    }
+}
+
+static void computed(sl_engine *e, uint32_t got)
+{
+    for (uint32_t i = 0; i < got; i++)
+        if (e->lane.data[i].gate) sl_stream_done(e->loaded.stream, e->lane.ready[i]);
+}
+
+/* What has arrived is computed while the rest is on its way, and all of it added in ascending order
+ * behind the last: that costs `out`, so only passes of few rows can. The shared expert (behind the
+ * routed ones) needs no read. */
+static sl_status run_as_they_land(sl_engine *e, const sl_layer *l, uint32_t n_routed,
+                                  uint32_t n_runs)
+{
+    lane *n = &e->lane;
+    uint32_t left = n_routed, extra = n_runs - n_routed;
+    float *out = n->out;
+    for (;;) {
+        uint32_t got = sl_stream_ready(e->loaded.stream, n->ready, n->data), n_part = 0;
+        give_data(e, got);
+        left -= got;
+        if (!left) {
+            sl_status st = e->dev->ops->experts(e->dev, l, n->runs, n_runs, true, &n->batch);
+            computed(e, got);
+            return st;
+        }
+        for (uint32_t i = 0; i < got + extra; i++) {
+            sl_expert_run *r = &n->runs[i < got ? n->ready[i] : n_routed];
+            if (r->part == SL_RUN_ADD) continue;
+            r->out = out;
+            r->part = SL_RUN_STORE;
+            out += (size_t)(r->rows ? r->n_rows : n->batch.n_rows) * l->expert.down.rows;
+            n->part[n_part++] = *r;
+            r->part = SL_RUN_ADD;
+        }
+        extra = 0;
+        SL_TRY(e->dev->ops->experts(e->dev, l, n->part, n_part, false, &n->batch));
+        computed(e, got);
+    }
+}
+
+/* Ascending: each is added in place. */
+static sl_status run_in_order(sl_engine *e, const sl_layer *l, uint32_t n_routed, uint32_t n_runs)
+{
+    lane *n = &e->lane;
+    for (uint32_t at = 0; at < n_routed; ) {
+        uint32_t got = sl_stream_ready(e->loaded.stream, n->ready, n->data);
+        bool last = at + got == n_routed;
+        assert(n->ready[0] == at && n->ready[got - 1] == at + got - 1);
+        give_data(e, got);
+        SL_TRY(e->dev->ops->experts(e->dev, l, n->runs + at, last ? n_runs - at : got, last,
+                                    &n->batch));
+        computed(e, got);
+        at += got;
+    }
+    return SL_OK;
+}
+
 static sl_status run_experts(sl_engine *e, const sl_step *step, const sl_layer *l)
 {
     lane *n = &e->lane;
-    uint32_t n_runs = 0;
+    uint32_t n_runs = 0, n_routed = 0;
+    bool in_order = n->batch.n_rows > e->plan.stored_rows;
     if (l->moe) {
         sl_event ev;
         SL_TRY(e->dev->ops->record(e->dev, &ev));
         SL_TRY(e->dev->ops->sync(e->dev, ev));      /* the router's answer is in host memory */
         if (e->trace) report_routes(e, l);
-        n_runs = group_by_expert(e, l);
+        n_runs = n_routed = group_by_expert(e, l);
+        sl_stream_ask ask = { .layer = l->index, .ids = n->ids, .n = n_routed,
+                              .expert_id = n->batch.expert_id, .seq = n->batch.seq,
+                              .n_rows = n->batch.n_rows, .n_used = l->routing.n_used,
+                              .in_order = in_order };
+        sl_stream_begin(e->loaded.stream, &ask);
         e->stats.expert_runs += n_runs;
         e->stats.bytes_touched += n_runs * step->expert_bytes;
     }
@@ -141,14 +240,16 @@ static sl_status run_experts(sl_engine *e, const sl_step *step, const sl_layer *
                              .n_rows = n->batch.n_rows,
                              .weights = l->shared_gate.rows ? n->batch.shared_w : NULL,
                              .index = l->moe ? l->routing.n_expert : 0 };
-    return e->dev->ops->experts(e->dev, l, n->runs, n_runs, true, &n->batch);
+    if (!n_routed) return e->dev->ops->experts(e->dev, l, n->runs, n_runs, true, &n->batch);
+    return in_order ? run_in_order(e, l, n_routed, n_runs)
+                    : run_as_they_land(e, l, n_routed, n_runs);
 }
 
 static sl_status run_step(sl_engine *e, const sl_step *s)
 {
     const sl_device_ops *ops = e->dev->ops;
     sl_batch *b = &e->lane.batch;
-    const sl_layer *l = s->layer == SL_STEP_NONE ? NULL : &e->m->layers[s->layer];
+    const sl_layer *l = s->layer == SL_STEP_NONE ? NULL : &e->loaded.layers[s->layer];
     switch (s->kind) {
     case SL_STEP_EMBED: return ops->embed(e->dev, &e->weights, b);
     case SL_STEP_QKV: return ops->qkv(e->dev, &e->weights, l, b);
@@ -168,7 +269,12 @@ sl_status exec_pass(sl_engine *e)
     sl_event done;
     for (uint32_t i = 0; i < e->n_steps; i++) {
         const sl_step *s = &e->steps[i];
+        if (s->kind == SL_STEP_QKV && weights_use(&e->loaded, s->layer) != SL_OK) {
+            fail_rows(e, NULL, e->lane.batch.n_rows, sl_error(e->ctx));
+            break;
+        }
         SL_TRY(run_step(e, s));
+        if (s->kind == SL_STEP_EXPERTS) weights_done(&e->loaded, s->layer);
         if (s->kind != SL_STEP_HEAD || e->lane.batch.n_logits) e->stats.bytes_touched += s->bytes;
         e->stats.bytes_touched += s->row_bytes * e->lane.batch.n_rows;
     }

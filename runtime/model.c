@@ -1,5 +1,5 @@
 /* runtime/model.c - a GGUF becomes layers: every tensor the architecture needs is found, its shape
- * checked and its place noted as a binding. No tensor byte is read here; model_load.c follows the
+ * checked and its place noted as a binding. No tensor byte is read here; weights.c follows the
  * bindings.
  * Widths of FFNs and experts come from the tensors themselves, everything else from the keys. */
 #include "runtime/model.h"
@@ -44,6 +44,7 @@ static sl_status bind(opener *o, binding b)
         m->bindings = grown;
         m->cap_bindings = cap;
     }
+    b.layer = o->l ? o->layer : BIND_NO_LAYER;
     m->bindings[m->n_bindings++] = b;
     return SL_OK;
 }
@@ -375,15 +376,15 @@ static sl_status read_gate_up(opener *o, sl_ffn *x)
     uint32_t d = o->m->hp.d_model, rows = 0;
     const sl_tensor *t = take(o, BLK("ffn_gate_up_exps.weight"));
     if (!t) {
-        SL_TRY(read_experts(o, "ffn_gate", d, 0, offsetof(expert_slices, gate), &x->gate));
-        return read_experts(o, "ffn_up", d, x->gate.rows, offsetof(expert_slices, up), &x->up);
+        SL_TRY(read_experts(o, "ffn_gate", d, 0, offsetof(sl_expert_slices, gate), &x->gate));
+        return read_experts(o, "ffn_up", d, x->gate.rows, offsetof(sl_expert_slices, up), &x->up);
     }
     SL_TRY(check_shape(o, t, BLK("ffn_gate_up_exps.weight"), d, &rows, o->m->hp.n_expert));
     if (rows % 2 || o->m->arch->expert_bias != NEED_NO)
         return sl_fail(o->ctx, SL_E_UNSUPPORTED, "layer %u: fused gate and up of %u rows%s",
                        o->layer, rows, rows % 2 ? ", expected an even number" : " with biases");
-    SL_TRY(split_experts(o, t, rows / 2, 0, offsetof(expert_slices, gate), &x->gate));
-    return split_experts(o, t, rows / 2, 1, offsetof(expert_slices, up), &x->up);
+    SL_TRY(split_experts(o, t, rows / 2, 0, offsetof(sl_expert_slices, gate), &x->gate));
+    return split_experts(o, t, rows / 2, 1, offsetof(sl_expert_slices, up), &x->up);
 }
 
 static sl_status read_moe(opener *o)
@@ -406,7 +407,7 @@ static sl_status read_moe(opener *o)
     count_into(o, &o->ls->expert_bytes, &o->ls->expert_flops_row, &o->ls->expert_int_flops_row);
     SL_TRY(read_gate_up(o, &l->expert));
     SL_TRY(read_experts(o, "ffn_down", l->expert.gate.rows, h->d_model,
-                        offsetof(expert_slices, down), &l->expert.down));
+                        offsetof(sl_expert_slices, down), &l->expert.down));
     o->ls->n_expert = h->n_expert;
     o->ls->n_used = h->n_used;
     count_into(o, &o->ls->ffn_bytes, &o->ls->ffn_flops_row, &o->ls->ffn_int_flops_row);
@@ -440,7 +441,7 @@ static sl_status read_layer(opener *o, uint32_t i)
 static sl_status read_ends(opener *o)
 {
     sl_model *m = o->m;
-    sl_weights *w = &m->weights;
+    sl_weights *w = &m->ends.weights;
     const hparams *h = &m->hp;
     uint32_t half = h->rope.n_rot / 2;
     count_into(o, &m->shape.embed_bytes, NULL, NULL);
@@ -458,9 +459,9 @@ static sl_status read_ends(opener *o)
     count_into(o, NULL, NULL, NULL);
     m->shape.head_int = sl_type_get(w->head.type)->block_elems > 1;
     SL_TRY(norm(o, "output_norm", NEED_YES, h->d_model, m->arch->norm, &w->out_norm));
-    SL_TRY(floats(o, "rope_freqs.weight", NEED_MAYBE, half, &m->rope_freqs));
-    SL_TRY(floats(o, "rope_factors_long.weight", NEED_MAYBE, half, &m->rope_long));
-    SL_TRY(floats(o, "rope_factors_short.weight", NEED_MAYBE, half, &m->rope_short));
+    SL_TRY(floats(o, "rope_freqs.weight", NEED_MAYBE, half, &m->ends.rope_freqs));
+    SL_TRY(floats(o, "rope_factors_long.weight", NEED_MAYBE, half, &m->ends.rope_long));
+    SL_TRY(floats(o, "rope_factors_short.weight", NEED_MAYBE, half, &m->ends.rope_short));
     w->d_model = h->d_model;
     w->n_vocab = w->embed.rows;
     w->n_layer = h->n_layer;
@@ -479,7 +480,7 @@ static bool measure_widths(sl_model *m)
 {
     sl_widths *w = &m->widths;
     *w = (sl_widths){ .d_model = m->hp.d_model, .n_used = m->hp.n_used, .n_expert = m->hp.n_expert,
-                      .n_vocab = m->weights.n_vocab, .n_rot = m->hp.rope.n_rot };
+                      .n_vocab = m->ends.weights.n_vocab, .n_rot = m->hp.rope.n_rot };
     for (uint32_t i = 0; i < m->hp.n_layer; i++) {
         const sl_layer *l = &m->layers[i];
         const sl_attn *a = &l->attn;
@@ -516,6 +517,32 @@ static uint64_t row_scratch(const sl_widths *w)
            + 192 * (w->n_used + 1ull);
 }
 
+/* Room of the matrices, and of what is kept as floats. A tensor with several bindings (fused Q, K
+ * and V; a tied head) is there once. */
+static void measure_rooms(opener *o)
+{
+    sl_model *m = o->m;
+    for (uint32_t i = 0; i < m->n_bindings; i++) {
+        const binding *b = &m->bindings[i];
+        uint8_t *used = &o->used[b->tensor - sl_gguf_tensor(m->gguf, 0)];
+        if (b->kind != BIND_BYTES) {
+            m->shape.vector_bytes += (b->n + 15) / 16 * 16 * sizeof(float);
+            continue;
+        }
+        if (*used == 2) continue;
+        *used = 2;
+        uint64_t room = sl_shape_room(b->tensor->bytes);
+        if (b->layer == BIND_NO_LAYER) m->shape.ends_room += room;
+        else m->layer_shapes[b->layer].section_bytes += room;
+    }
+    for (uint32_t l = 0; l < m->hp.n_layer; l++) {
+        if (!m->layers[l].moe) continue;
+        const sl_expert_slices *e = &m->experts[(size_t)l * m->hp.n_expert];
+        m->layer_shapes[l].slot_bytes = sl_shape_room(e->gate.bytes) + sl_shape_room(e->up.bytes)
+                                      + sl_shape_room(e->down.bytes);
+    }
+}
+
 static void measure_shape(opener *o)
 {
     sl_model *m = o->m;
@@ -523,7 +550,7 @@ static void measure_shape(opener *o)
     const sl_widths *w = &m->widths;
     s->n_layer = m->hp.n_layer;
     s->d_model = m->hp.d_model;
-    s->n_vocab = m->weights.n_vocab;
+    s->n_vocab = m->ends.weights.n_vocab;
     s->n_ctx_train = m->hp.n_ctx_train;
     s->layers = m->layer_shapes;
     s->total_bytes = o->bound_bytes;
@@ -581,7 +608,7 @@ static sl_status read_all(opener *o)
         return sl_fail(o->ctx, SL_E_NOMEM, "tables of %u layers", h->n_layer);
     if (n_experts) {
         void *p = NULL;
-        SL_TRY(sl_mem_alloc(o->ctx, SL_ACC_TABLES, n_experts * sizeof(expert_slices), &p));
+        SL_TRY(sl_mem_alloc(o->ctx, SL_ACC_TABLES, n_experts * sizeof(sl_expert_slices), &p));
         m->experts = p;
     }
     SL_TRY(read_ends(o));
@@ -589,6 +616,7 @@ static sl_status read_all(opener *o)
     if (!measure_widths(m))
         return sl_fail(o->ctx, SL_E_FORMAT, "%s: layers of absurd width", sl_gguf_path(m->gguf, 0));
     measure_shape(o);
+    measure_rooms(o);
     warn_unused(o);
     return SL_OK;
 }
@@ -607,10 +635,10 @@ static sl_status open_vocab(sl_ctx *ctx, sl_model *m)
 {
     if (!sl_gguf_kv_find(m->gguf, "tokenizer.ggml.model")) return SL_OK;
     SL_TRY(sl_vocab_create(ctx, m->gguf, &m->vocab));
-    if (sl_vocab_size(m->vocab) <= m->weights.n_vocab) return SL_OK;
+    if (sl_vocab_size(m->vocab) <= m->ends.weights.n_vocab) return SL_OK;
     return sl_fail(ctx, SL_E_FORMAT,
                    "%s: %u tokens in the vocabulary, but token_embd.weight has %u rows",
-                   sl_gguf_path(m->gguf, 0), sl_vocab_size(m->vocab), m->weights.n_vocab);
+                   sl_gguf_path(m->gguf, 0), sl_vocab_size(m->vocab), m->ends.weights.n_vocab);
 }
 
 static sl_status find_arch(sl_ctx *ctx, sl_model *m, const char *path)
@@ -655,9 +683,6 @@ void sl_model_close(sl_model **m)
     assert(m);
     sl_model *d = *m;
     if (!d) return;
-    sl_store_destroy(&d->store);
-    sl_mem_free(d->ctx, d->floats);
-    sl_mem_free(d->ctx, d->expert_data);
     sl_mem_free(d->ctx, d->experts);
     sl_vocab_destroy(&d->vocab);
     sl_gguf_close(&d->gguf);

@@ -2,13 +2,13 @@
 #ifndef MODEL_H
 #define MODEL_H
 
-#include "offload/sl_store.h"
+#include "offload/sl_stream.h"
 #include "runtime/hparams.h"
 #include "runtime/sluice.h"
 
 /* Where a pointer of a layer comes from: the file's bytes as they are, or floats made from them. */
 typedef enum bind_kind {
-    BIND_BYTES,             /* *dst = mapped bytes of the tensor, `skip` of them passed over */
+    BIND_BYTES,             /* *dst = the tensor's bytes, `skip` of them passed over */
     BIND_FLOATS,            /* *dst = the tensor as n floats */
     /* *dst = k_b [n_head][kv_lora][nope] as floats, turned round from attn_kv_b */
     BIND_KV_B_KEYS,
@@ -16,17 +16,23 @@ typedef enum bind_kind {
     BIND_KV_B_VALUES
 } bind_kind;
 
+#define BIND_NO_LAYER UINT32_MAX
+
 typedef struct binding {
     const sl_tensor *tensor;
+    /* in the model's own layers or ends: weights.c finds it in an engine's */
     const void **dst;
+    uint32_t layer;         /* BIND_NO_LAYER: of the ends */
     uint64_t skip, n;       /* bytes; floats */
     const sl_attn *attn;    /* BIND_KV_B_*: whose dimensions hold */
     bind_kind kind;
 } binding;
 
-/* The three slices of one expert; its biases are in the layer's template. */
-typedef struct expert_slices { sl_slice gate, up, down; } expert_slices;
-typedef struct expert_data { const void *gate, *up, *down; } expert_data;
+/* What belongs to no layer. */
+typedef struct ends {
+    sl_weights weights;         /* rope is the engine's: it depends on the context */
+    const float *rope_freqs, *rope_long, *rope_short;   /* divisors of the frequencies, or NULL */
+} ends;
 
 struct sl_model {
     sl_ctx *ctx;
@@ -38,21 +44,12 @@ struct sl_model {
     sl_widths widths;
     sl_shape shape;
     sl_layer_shape *layer_shapes;
-    sl_weights weights;         /* rope is the engine's: it depends on the context */
+    ends ends;                  /* without data, like the layers: templates */
     sl_layer *layers;
-    expert_slices *experts;     /* [n_layer][n_expert]; layers without experts are zero */
-    const float *rope_freqs, *rope_long, *rope_short;   /* divisors of the frequencies, or NULL */
-    binding *bindings;
+    /* [n_layer][n_expert]; biases are in the layer's template; layers without experts are zero */
+    sl_expert_slices *experts;
+    binding *bindings;          /* the ends', then layer by layer */
     uint32_t n_bindings, cap_bindings;
-    /* after model_load */
-    sl_store *store;
-    expert_data *expert_data;   /* [n_layer][n_expert] */
-    float *floats;              /* of all bindings but BIND_BYTES */
 };
-
-/* Maps the files and fills every pointer; the second call does nothing. */
-sl_status model_load(sl_ctx *ctx, sl_model *m);
-/* The divisors that a context of n_ctx positions uses; NULL: none. */
-const float *model_rope_freqs(const sl_model *m, uint32_t n_ctx);
 
 #endif

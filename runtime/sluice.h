@@ -36,7 +36,8 @@ SL_API const sl_shape *sl_model_shape(const sl_model *m);
 
 typedef struct sl_engine sl_engine;
 
-/* Maps the weights, takes all memory the plan names: nothing allocates in step afterwards.
+/* Reads or maps the weights that the plan keeps, takes all memory it names: nothing allocates in
+ * step afterwards.
  * Errors: SL_E_ARG (a plan made for another model), SL_E_NOMEM, SL_E_IO. The caller owns *ret; the
  * model must outlive it. */
 SL_API SL_NODISCARD sl_status sl_engine_open(sl_ctx *ctx, sl_model *m, const sl_plan *plan,
@@ -74,7 +75,8 @@ typedef enum sl_done {
     SL_DONE_N_PREDICT,
     SL_DONE_CONTEXT,            /* the context is full */
     SL_DONE_PROMPT,             /* n_predict was 0: the tokens are processed */
-    SL_DONE_STOPPED             /* sl_engine_stop */
+    SL_DONE_STOPPED,            /* sl_engine_stop */
+    SL_DONE_FAILED              /* weights it needed could not be read: `error`; cancel it */
 } sl_done;
 
 typedef struct sl_engine_event {
@@ -84,12 +86,14 @@ typedef struct sl_engine_event {
     int32_t token;
     sl_done reason;
     const float *logits;        /* [n_vocab], valid until the next step */
+    const char *error;          /* SL_DONE_FAILED: one line, valid until the next step; else NULL */
 } sl_engine_event;
 
 /* One pass over up to max_rows rows: every decoding sequence first, then prompts in order of
  * submission.
  * *ret_ev [*ret_n] is valid until the next call on the engine. *ret_n == 0 with nothing left to do:
- * sl_engine_busy is false. Errors: SL_E_DEVICE, SL_E_IO: the engine can only be closed then. */
+ * sl_engine_busy is false. A read that fails ends the sequences that needed it (SL_DONE_FAILED),
+ * others go on. Errors: SL_E_DEVICE: the engine can only be closed then. */
 SL_API SL_NODISCARD sl_status sl_engine_step(sl_engine *e, const sl_engine_event **ret_ev,
                                              uint32_t *ret_n);
 SL_API bool sl_engine_busy(const sl_engine *e);
@@ -108,8 +112,16 @@ typedef struct sl_engine_stats {
     double prompt_s;            /* passes that held prompt rows */
     double decode_s;            /* passes that held decode rows only */
     uint64_t expert_runs;       /* (layer, pass, expert) computed */
-    uint64_t bytes_touched;     /* weight bytes read by all passes, each once a pass */
+    uint64_t bytes_touched;     /* weight bytes computed with in all passes, each once a pass */
+    /* of weights that are streamed (all hits otherwise): experts that were in RAM when a layer
+     * asked for them, and not; what was read for it; ahead of being asked for, and of that in vain
+     * or not */
+    uint64_t hits, misses, read_bytes, ahead_bytes, ahead_used_bytes;
+    bool ahead_off;             /* looking ahead was measured and did not pay */
+    double stall_s;             /* nothing was computed for want of weights */
 } sl_engine_stats;
+/* How the disk is read: "io_uring, O_DIRECT, registered buffers". */
+SL_API const char *sl_engine_store_mode(const sl_engine *e);
 SL_API void sl_engine_get_stats(const sl_engine *e, sl_engine_stats *ret);
 
 /* Which experts each row of the last pass chose: called after a layer's router, inside step. */

@@ -15,6 +15,7 @@ static const sl_layer_shape layers[2] = {
       .post_bytes = 50,
       .qkv_flops_row = 300,
       .post_flops_row = 120,
+      .section_bytes = 6 * 8192,
       .ffn_bytes = 400,
       .ffn_flops_row = 900,
       .k_elems = 16,
@@ -26,6 +27,8 @@ static const sl_layer_shape layers[2] = {
       .post_flops_row = 120,
       .router_bytes = 32,
       .expert_bytes = 70,
+      .slot_bytes = 3 * 8192,
+      .section_bytes = 4 * 8192,
       .expert_flops_row = 140,
       .n_expert = 4,
       .n_used = 2,
@@ -37,6 +40,7 @@ static const sl_layer_shape layers[2] = {
 };
 static const sl_shape shape = { .n_layer = 2, .d_model = 8, .n_vocab = 10, .n_ctx_train = 100,
                                 .embed_bytes = 320, .total_bytes = 5000, .row_scratch_bytes = 40,
+                                .ends_room = 8192, .vector_bytes = 64,
                                 .layers = layers };
 
 static int make_ctx(void **state)
@@ -109,16 +113,113 @@ static void plan_refuses(void **state)
     p.n_ctx = UINT32_MAX;
     p.n_seq = 4096;
     assert_int_equal(sl_plan_make(*state, &shape, &p, &plan), SL_E_NOMEM);
-    p = sl_plan_defaults();
-    p.ram_bytes = 5000;
-    assert_int_equal(sl_plan_make(*state, &shape, &p, &plan), SL_E_NOMEM);
-    assert_non_null(strstr(sl_error(*state), "floor"));
-    assert_int_equal(plan.n_ctx, 7);                    /* no output written on failure */
-    /* weights + 4 blocks of 32 positions + 100 rows of scratch + 16 rows of logits, exactly */
-    p.ram_bytes = 5000 + 4 * 32 * 48 * 2 + 100 * 40 + 16 * 10 * 4;
+}
+
+/* Everything but weights, for 100 positions and 100 rows: keys and values, activations, logits of
+ * 16 rows, vectors. */
+enum { FIXED = 4 * 32 * 48 * 2 + 100 * 40 + 16 * 10 * 4 + 64, DENSE = 8192 + 10 * 8192,
+       SLOT = 3 * 8192, CACHE = 4 * 4 * 4, OUTS = 16 * 3 * 8 * 4 };
+
+static void weights_stay_where_they_fit(void **state)
+{
+    sl_plan_params p = sl_plan_defaults();
+    sl_plan plan;
+    const uint64_t need = FIXED + DENSE + 4 * SLOT;
+    assert_int_equal(sl_plan_make(*state, &shape, &p, &plan), SL_OK);   /* no limit */
+    assert_int_equal(plan.weights, SL_WEIGHTS_RESIDENT);
+    assert_false(plan.direct);
+    p.ram_bytes = need + 5000;              /* beside the page cache's copy */
     assert_int_equal(sl_plan_make(*state, &shape, &p, &plan), SL_OK);
+    assert_int_equal(plan.weights, SL_WEIGHTS_RESIDENT);
+    assert_int_equal(plan.need_bytes, need);
+    assert_false(plan.direct);
     p.ram_bytes--;
+    assert_int_equal(sl_plan_make(*state, &shape, &p, &plan), SL_OK);
+    assert_int_equal(plan.weights, SL_WEIGHTS_MAPPED);
+    assert_int_equal(plan.need_bytes, FIXED + 5000);
+    p.ram_hard = true;                      /* the copy would count */
+    assert_int_equal(sl_plan_make(*state, &shape, &p, &plan), SL_OK);
+    assert_int_equal(plan.weights, SL_WEIGHTS_RESIDENT);
+    assert_true(plan.direct);
+    p.ram_bytes = need;
+    assert_int_equal(sl_plan_make(*state, &shape, &p, &plan), SL_OK);
+    assert_int_equal(plan.weights, SL_WEIGHTS_RESIDENT);
+    p.process_bytes = 1;
+    assert_int_equal(sl_plan_make(*state, &shape, &p, &plan), SL_OK);
+    assert_int_equal(plan.weights, SL_WEIGHTS_STREAMED);
+}
+
+static void weights_are_streamed(void **state)
+{
+    sl_plan_params p = sl_plan_defaults();
+    sl_plan plan;
+    p.ram_hard = true;
+    p.ram_bytes = FIXED + DENSE + 4 * SLOT - 1;
+    assert_int_equal(sl_plan_make(*state, &shape, &p, &plan), SL_OK);
+    assert_int_equal(plan.weights, SL_WEIGHTS_STREAMED);
+    assert_int_equal(plan.n_dense_layers, 2);
+    assert_int_equal(plan.cls[0].n_slots, 3);
+    assert_true(plan.need_bytes <= p.ram_bytes);
+    /* the floor: all dense weights (two sections of the larger layer would take more), two slots */
+    uint64_t floor = FIXED + CACHE + OUTS + DENSE + 2 * SLOT;
+    for (uint64_t ram = p.ram_bytes; ram >= floor; ram -= 1024) {
+        p.ram_bytes = ram;
+        assert_int_equal(sl_plan_make(*state, &shape, &p, &plan), SL_OK);
+        assert_true(plan.need_bytes <= ram);
+        assert_true(plan.cls[0].n_slots >= 2 && plan.cls[0].n_slots <= 4);
+        assert_int_equal(plan.n_classes, 1);
+        assert_int_equal(plan.cls[0].n_experts, 4);
+    }
+    /* a third layer like the second: now the first one's stay, and sections take the others' */
+    sl_layer_shape l[4] = { layers[0], layers[1], layers[1], layers[1] };
+    sl_shape more = shape;
+    more.n_layer = 4;
+    more.layers = l;
+    sl_plan_params q = p;
+    q.ram_bytes = 4 * 32 * 96 * 2 + 100 * 40 + 16 * 10 * 4 + 64 + 3 * CACHE + OUTS + 8192
+                + (6 + 2 * 4) * 8192 + 2 * SLOT;
+    assert_int_equal(sl_plan_make(*state, &more, &q, &plan), SL_OK);
+    assert_int_equal(plan.n_dense_layers, 1);
+    assert_int_equal(plan.section_bytes, 4 * 8192);
+    assert_int_equal(plan.cls[0].n_slots, 2);
+    assert_int_equal(plan.need_bytes, q.ram_bytes);
+    sl_plan_params small = p;
+    small.ram_bytes = 5000;
+    plan.n_ctx = 7;
+    assert_int_equal(sl_plan_make(*state, &shape, &small, &plan), SL_E_NOMEM);
+    assert_non_null(strstr(sl_error(*state), "floor"));
+    assert_int_equal(plan.n_ctx, 7);                /* no output written on failure */
+    /* just below the floor a pass gets fewer rows, until that does not help either */
+    p.ram_bytes = floor - 1;
+    assert_int_equal(sl_plan_make(*state, &shape, &p, &plan), SL_OK);
+    assert_true(plan.max_rows < 100 && plan.max_rows >= 32);
+    p.ram_bytes = floor - 68 * 40 - 1;
     assert_int_equal(sl_plan_make(*state, &shape, &p, &plan), SL_E_NOMEM);
+}
+
+/* Experts of two sizes: each gets slots for the same share of its experts. */
+static void slots_come_in_classes(void **state)
+{
+    sl_layer_shape l[3] = { { .n_expert = 64, .n_used = 2, .slot_bytes = 1 << 20 },
+                            { .n_expert = 64, .n_used = 2, .slot_bytes = 3 << 20 },
+                            { .n_expert = 64, .n_used = 2, .slot_bytes = 1 << 20 } };
+    sl_shape s = { .n_layer = 3, .d_model = 8, .n_vocab = 10, .n_ctx_train = 64, .layers = l,
+                   .total_bytes = (uint64_t)5 * 64 << 20 };
+    sl_plan_params p = sl_plan_defaults();
+    sl_plan plan;
+    p.ram_bytes = (uint64_t)161 << 20;
+    assert_int_equal(sl_plan_make(*state, &s, &p, &plan), SL_OK);
+    assert_int_equal(plan.weights, SL_WEIGHTS_STREAMED);
+    assert_int_equal(plan.n_classes, 2);
+    assert_int_equal(plan.cls[0].n_experts, 128);
+    assert_int_equal(plan.cls[1].n_experts, 64);
+    assert_in_range(plan.cls[0].n_slots, 62, 64);
+    assert_in_range(plan.cls[1].n_slots, 31, 32);
+    assert_int_equal(sl_plan_class(&plan, &l[1]), 1);
+    assert_int_equal(sl_plan_class(&plan, &l[2]), 0);
+    /* no slot lies across two pieces of 1 GiB: three of 300 MiB in the first, then a gap */
+    assert_int_equal(sl_plan_slots_bytes((uint64_t)300 << 20, 3), (uint64_t)900 << 20);
+    assert_int_equal(sl_plan_slots_bytes((uint64_t)300 << 20, 4), (uint64_t)(1024 + 300) << 20);
 }
 
 static void pipe_is_in_order(void **state)
@@ -168,7 +269,8 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(plan_counts_by_hand), cmocka_unit_test(plan_counts_stored_types),
-        cmocka_unit_test(plan_refuses),
+        cmocka_unit_test(plan_refuses), cmocka_unit_test(weights_stay_where_they_fit),
+        cmocka_unit_test(weights_are_streamed), cmocka_unit_test(slots_come_in_classes),
         cmocka_unit_test(pipe_is_in_order), cmocka_unit_test(pipe_costs),
     };
     return cmocka_run_group_tests(tests, make_ctx, drop_ctx);

@@ -2,6 +2,7 @@
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "tools/session.h"
 
@@ -76,4 +77,14 @@ uint64_t cli_available_bytes(void)
     }
     if (in) fclose(in);
     return bytes ? SL_MIN(bytes, left) : left == UINT64_MAX ? 0 : left;
+}
+
+uint64_t cli_rss(void)
+{
+    uint64_t pages = 0;
+    FILE *in = fopen("/proc/self/statm", "r");
+    if (!in) return 0;
+    if (fscanf(in, "%*s %" SCNu64, &pages) != 1) pages = 0;
+    fclose(in);
+    return pages * (uint64_t)sysconf(_SC_PAGESIZE);
 }

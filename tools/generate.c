@@ -84,6 +84,7 @@ static const char *reason_name(sl_done r)
     case SL_DONE_CONTEXT: return "context";
     case SL_DONE_PROMPT: return "prompt";
     case SL_DONE_STOPPED: return "interrupted";
+    case SL_DONE_FAILED: return "failed";
     }
     return "unknown";
 }
@@ -100,6 +101,7 @@ static int turn(cli_session *s, struct stream *t, double start, sl_engine_stats 
         if (!n && !sl_engine_busy(s->engine)) g->reason = "interrupted";
         for (uint32_t i = 0; i < n; i++) {
             if (ev[i].seq != g->seq) continue;
+            if (ev[i].error) return cli_fail("%s", ev[i].error);
             if (ev[i].kind == SL_EV_DONE) g->reason = t->hit ? "stop" : reason_name(ev[i].reason);
             if (ev[i].kind != SL_EV_TOKEN || t->hit) continue;
             if (!g->n_ids) {
@@ -128,6 +130,16 @@ static void measure(const cli_session *s, cli_gen *g, const sl_engine_stats *a,
     if (g->n_ids < 2) return;
     if (decode_s > 0) g->decode_tok_per_s = (g->n_ids - 1) / decode_s;
     g->bytes_per_token = (double)(end.bytes_touched - first->bytes_touched) / (g->n_ids - 1);
+    g->streamed = sl_engine_plan(s->engine)->weights == SL_WEIGHTS_STREAMED;
+    uint64_t hits = end.hits - first->hits, misses = end.misses - first->misses;
+    uint64_t read = end.read_bytes - first->read_bytes;
+    uint64_t ahead = end.ahead_bytes - first->ahead_bytes;
+    if (hits + misses) g->hit_rate = (double)hits / (double)(hits + misses);
+    g->disk_bytes_per_token = (double)read / (g->n_ids - 1);
+    if (decode_s > 0) g->disk_bytes_s = (double)read / decode_s;
+    if (decode_s > 0) g->stall_share = (end.stall_s - first->stall_s) / decode_s;
+    g->ahead_used = ahead ? (double)(end.ahead_used_bytes - first->ahead_used_bytes) / (double)ahead
+                          : -1;
 }
 
 int cli_generate(cli_session *s, cli_gen *g)
@@ -199,8 +211,18 @@ void cli_footer(const cli_session *s, const cli_gen *g)
     cli_note("prompt %" PRIu32 " token%s at %.1f tok/s%s; ended: %s", g->request.n_tokens,
              g->request.n_tokens == 1 ? "" : "s", g->prompt_tok_per_s, line, say_reason(g->reason));
     line[0] = 0;
+    if (g->streamed && g->n_ids > 1) {
+        snprintf(line, sizeof line, "looked ahead in vain: %.0f %%", 100 * (1 - g->ahead_used));
+        cli_note(
+            "experts: %.1f %% hits, %s read per token at %.2f GB/s, %.0f %% of the time waiting"
+            "%s%s",
+            100 * g->hit_rate, cli_bytes((uint64_t)g->disk_bytes_per_token, a),
+            g->disk_bytes_s * 1e-9, 100 * g->stall_share, g->ahead_used < 0 ? "" : ", ",
+            g->ahead_used < 0 ? "" : line);
+        line[0] = 0;
+    }
     if (g->bytes_per_token > 0)
-        snprintf(line, sizeof line, "%s of weights read per token; ",
+        snprintf(line, sizeof line, "%s of weights computed with per token; ",
                  cli_bytes((uint64_t)g->bytes_per_token, a));
     cli_note("%speak memory %s of %s", line, cli_bytes(cli_peak_rss(), a),
              s->budget_bytes ? cli_bytes(s->budget_bytes, b) : "an unknown amount");
@@ -232,6 +254,11 @@ bool cli_gen_json(const cli_gen *g, json_t *obj)
     if (g->n_ids) bad |= json_object_set_new(obj, "ttft_s", json_real(g->ttft_s));
     if (g->bytes_per_token > 0)
         bad |= json_object_set_new(obj, "bytes_per_token", json_real(g->bytes_per_token));
+    if (!g->streamed || g->n_ids < 2) return !bad;
+    bad |= json_object_set_new(obj, "hit_rate", json_real(g->hit_rate));
+    bad |= json_object_set_new(obj, "disk_bytes_per_token", json_real(g->disk_bytes_per_token));
+    bad |= json_object_set_new(obj, "disk_bytes_per_s", json_real(g->disk_bytes_s));
+    bad |= json_object_set_new(obj, "stall_share", json_real(g->stall_share));
     return !bad;
 }
 

@@ -8,6 +8,7 @@
 
 #include "kernels/sl_kernels.h"
 #include "offload/sl_device.h"
+#include "offload/sl_ecache.h"
 #include "runtime/base/sl_pool.h"
 
 #define CTX_CAP 4096u   /* of the default context: 128 K positions can outweigh a model */
@@ -26,6 +27,13 @@ static const cli_option engine_options[] = {
     { "-ctv,--cache-type-v", CLI_CHOICE, "f16|f32|bf16|q8_0", "the same", AT(kv_v), 0, 0 },
     { "--ram", CLI_BYTES, "SIZE", "memory budget, 8G or auto (default: auto, what is available)",
       AT(ram_bytes), 0, 0 },
+    { "--policy", CLI_STR, "NAME", "which experts keep their place in RAM when not all fit",
+      AT(policy), 0, 0 },
+    { "--lookahead", CLI_CHOICE, "auto|off",
+      "read experts that will probably be asked for, while the disk is idle (default: auto)",
+      AT(lookahead), 0, 0 },
+    { "--read-depth", CLI_U32, "N", "requests to the disk at a time (default: 64)", AT(read_depth),
+      1, 4096 },
     { "--device", CLI_CHOICE, "auto|cpu", "what computes (default: auto)", AT(device), 0, 0 },
     { "--isa", CLI_STR, "NAME",
       "at most these instructions: c, avx2, avxvnni, avx512, avx512vnni (default: all of the CPU's)",
@@ -165,6 +173,18 @@ static const char *kv_name(sl_type type)
     return type == SL_F16 ? "f16" : type == SL_F32 ? "f32" : type == SL_BF16 ? "bf16" : "q8_0";
 }
 
+/* --ram is a promise on all that the process has resident; without it, what is available less a
+ * margin for everybody else. */
+static void set_budget(const cli_engine_args *a, cli_session *s, sl_plan_params *p)
+{
+    const uint64_t own = 24u << 20;     /* stacks, page tables, the C library's heap */
+    uint64_t available = cli_available_bytes();
+    s->budget_bytes = a->ram_bytes ? a->ram_bytes : available - available / 16;
+    p->ram_bytes = s->budget_bytes;
+    p->ram_hard = a->ram_bytes != 0;
+    p->process_bytes = own + (a->ram_bytes ? cli_rss() : 0);
+}
+
 /* Whether OpenBLAS is to be used: warns where that has no effect. */
 static bool want_blas(const cli_engine_args *a, const sl_shape *s)
 {
@@ -184,7 +204,7 @@ static bool want_blas(const cli_engine_args *a, const sl_shape *s)
     return found;
 }
 
-/* The plan's parameters from the flags and the model; -1 after one line. */
+/* The plan's parameters from the flags and the model; another code after one line. */
 static int make_plan(const cli_engine_args *a, const cli_group *g, uint32_t cpu_mask,
                      uint32_t n_seq, cli_session *s, sl_plan *ret_plan)
 {
@@ -200,7 +220,19 @@ static int make_plan(const cli_engine_args *a, const cli_group *g, uint32_t cpu_
     if (both && a->kv_k != a->kv_v)
         return cli_fail("-ctk and -ctv differ: the K and V caches have one type");
     p.kv_type = kv_types[cli_given(g, "-ctk") ? a->kv_k : a->kv_v];
-    p.ram_bytes = a->ram_bytes;
+    sl_policy policy = SL_POLICY_DEFAULT;
+    if (a->policy && !sl_policy_parse(a->policy, &policy)) {
+        char names[160] = "";
+        for (int i = 0; i < SL_N_POLICIES; i++)
+            snprintf(names + strlen(names), sizeof names - strlen(names), "%s%s", i ? ", " : "",
+                     sl_policy_name((sl_policy)i));
+        cli_fail("--policy %s: expected one of %s", a->policy, names);
+        return CLI_USAGE;
+    }
+    p.policy = policy;
+    p.no_ahead = a->lookahead == 1;
+    p.read_depth = a->read_depth;
+    set_budget(a, s, &p);
     p.cpu_mask = cpu_mask;
     p.float_acts = a->activations != 0;
     p.blas = want_blas(a, shape);
@@ -208,15 +240,10 @@ static int make_plan(const cli_engine_args *a, const cli_group *g, uint32_t cpu_
     if (ret_plan->n_ctx > shape->n_ctx_train && shape->n_ctx_train)
         cli_warn("a context of %" PRIu32 " is beyond the %" PRIu32
                  " positions the model was made for", ret_plan->n_ctx, shape->n_ctx_train);
-    uint64_t wanted = ret_plan->weights_bytes + ret_plan->kv_bytes;
-    uint64_t available = cli_available_bytes();
-    char w[24], b[24];
-    s->budget_bytes = a->ram_bytes ? a->ram_bytes : available;
-    if (available && wanted > available)
-        cli_warn(
-            "weights and KV cache take %s, and %s is available: expect the disk to be read for "
-            "every token",
-            cli_bytes(wanted, w), cli_bytes(available, b));
+    static const char *const streamed_only[] = { "--policy", "--lookahead", "--read-depth" };
+    for (size_t i = 0; ret_plan->weights != SL_WEIGHTS_STREAMED && i < SL_LEN(streamed_only); i++)
+        if (cli_given(g, streamed_only[i]))
+            cli_warn("%s has no effect: all weights fit in RAM", streamed_only[i]);
     return CLI_DONE;
 }
 
@@ -233,6 +260,16 @@ static void banner(const cli_session *s)
     if (p->blas)
         cli_note("OpenBLAS for prompts: the same bits whatever the batch and chunks are not "
                  "promised");
+    if (p->weights != SL_WEIGHTS_STREAMED) return;
+    uint32_t slots = 0, experts = 0;
+    for (uint32_t c = 0; c < p->n_classes; c++) {
+        slots += p->cls[c].n_slots;
+        experts += p->cls[c].n_experts;
+    }
+    cli_note("memory for %" PRIu32 " of %" PRIu32 " experts (%s), %s of dense weights%s; %s", slots,
+             experts, cli_bytes(p->slots_bytes, w), cli_bytes(p->dense_bytes, kv),
+             p->section_bytes ? ", the rest of them streamed" : "",
+             sl_engine_store_mode(s->engine));
 }
 
 int cli_session_open(const cli_engine_args *a, const cli_group *g, uint32_t n_seq, cli_session *ret)

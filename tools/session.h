@@ -25,6 +25,9 @@ typedef struct cli_engine_args {
     uint32_t activations;       /* 0: q8; 1: f32 */
     uint32_t blas;              /* 0: off; 1: on */
     uint64_t ram_bytes;         /* 0: auto */
+    const char *policy;         /* NULL: the default */
+    uint32_t lookahead;         /* choices: 0 auto, 1 off */
+    uint32_t read_depth;        /* requests in flight; 0: the store's */
     bool verbose;
     bool no_text;               /* a model without a tokenizer will do */
 } cli_engine_args;
@@ -98,7 +101,12 @@ typedef struct cli_gen {
     double ttft_s;              /* from the submit to the first token */
     double prompt_tok_per_s;    /* 0: nothing was measured */
     double decode_tok_per_s;
-    double bytes_per_token;     /* weights read per decoded token */
+    double bytes_per_token;     /* weights computed with per decoded token */
+    /* of the decoded tokens, where experts are streamed (streamed is set) */
+    bool streamed;
+    double hit_rate, disk_bytes_per_token, disk_bytes_s, stall_share;
+    /* share of what was read ahead that was asked for; < 0: nothing was */
+    double ahead_used;
 } cli_gen;
 
 /* Runs g->request to its end, a stop string, or Ctrl-C. Returns CLI_DONE, CLI_INTERRUPTED, or
@@ -119,6 +127,8 @@ bool cli_session_json(const cli_session *s, json_t *obj);
  * line. */
 int cli_print_json(json_t *obj, int code);
 
+/* Bytes of this process that are resident now. 0: unknown. */
+uint64_t cli_rss(void);
 /* Memory a process may take now: the least of MemAvailable and what cgroups leave. 0: unknown. */
 uint64_t cli_available_bytes(void);
 

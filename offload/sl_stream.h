@@ -1,0 +1,100 @@
+/* offload/sl_stream.h - weights on their way from disk to where a layer computes: experts in slots,
+ * and the dense weights of layers that do not fit, through two sections in the order of the layers.
+ * Owns the slots, the sections and what is read into them; decides nothing that sl_ecache.h
+ * decides.
+ * Must not compute, or know what a model is. Threads: the one that made the store. Nothing
+ * allocates after create. Units: bytes, seconds. Tested by tests/t_stream.c.
+ *
+ * A layer's life:
+ *     begin(ask)                  reads for the misses leave at once
+ *     ready(...) until all n      weights in RAM, as they land or in ascending order
+ *     done(index) for each        computed: the slot may be used anew
+ * and around it, for layers whose dense weights are streamed: dense(layer) ...
+ * dense_done(layer). */
+#ifndef SL_STREAM_H
+#define SL_STREAM_H
+
+#include "offload/sl_ecache.h"
+#include "offload/sl_store.h"
+#include "perfmodel/sl_plan.h"
+
+typedef struct sl_stream sl_stream;
+
+typedef struct sl_expert_slices { sl_slice gate, up, down; } sl_expert_slices;
+/* The slices' bytes in RAM, until the expert is done. gate NULL: they could not be read. */
+typedef struct sl_expert_data { const void *gate, *up, *down; } sl_expert_data;
+
+typedef struct sl_stream_params {
+    const sl_plan *plan;                /* classes, sections, where weights lie; copied */
+    const sl_shape *shape;              /* layers, experts, slot classes; used at create only */
+    uint32_t n_expert, n_used;          /* most of any layer; n_expert is the stride of `experts` */
+    const sl_expert_slices *experts;    /* [n_layer][n_expert]; must outlive the stream */
+    /* dense slices of the layers from plan->n_dense_layers on: those of layer l are
+     * dense[dense_first[l - n_dense_layers] .. dense_first[l - n_dense_layers + 1]). NULL: none.
+     * Both must outlive the stream. */
+    const sl_slice *dense;
+    const uint32_t *dense_first;
+    sl_policy policy;
+    bool no_ahead;                      /* never read what nobody asked for yet */
+} sl_stream_params;
+
+/* Takes slots and sections (SL_ACC_SLOTS) and registers them with the store, which must outlive the
+ * stream. With a slot for every expert (plan->weights SL_WEIGHTS_RESIDENT) sl_stream_fill must come
+ * next; SL_WEIGHTS_MAPPED: slices are mapped here. Errors: SL_E_NOMEM, SL_E_ARG, SL_E_IO (map). The
+ * caller owns *ret. */
+SL_API SL_NODISCARD sl_status sl_stream_create(sl_ctx *ctx, sl_store *store,
+                                               const sl_stream_params *p, sl_stream **ret);
+SL_API void sl_stream_destroy(sl_stream **s);   /* *s may be NULL, and is NULL afterwards */
+
+typedef void (*sl_progress_fn)(void *user, uint64_t done_bytes, uint64_t all_bytes);
+/* Reads every expert into its slot, in the files' order. progress may be NULL. Errors: SL_E_IO. */
+SL_API SL_NODISCARD sl_status sl_stream_fill(sl_ctx *ctx, sl_stream *s, sl_progress_fn progress,
+                                             void *user);
+
+/* What a layer's router answered. */
+typedef struct sl_stream_ask {
+    uint32_t layer;
+    const uint32_t *ids;                /* [n] the distinct experts, ascending */
+    uint32_t n;
+    /* [n_rows][n_used], [n_rows]: as sl_ecache_touch wants them */
+    const uint32_t *expert_id, *seq;
+    uint32_t n_rows, n_used;
+    bool in_order;                      /* ready gives them as ids has them, else as they land */
+} sl_stream_ask;
+
+/* Reads for the misses leave. Only one layer at a time; ids is copied. */
+SL_API void sl_stream_begin(sl_stream *s, const sl_stream_ask *ask);
+/* Begun experts whose weights are there and that were not given out yet: their indices into ids,
+ * ascending, and their data. Waits until there is one. Returns how many (0: all were given out).
+ * One that could not be read is given out once, without data; sl_stream_error says why. */
+SL_API uint32_t sl_stream_ready(sl_stream *s, uint32_t *ret_index, sl_expert_data *ret_data);
+SL_API void sl_stream_done(sl_stream *s, uint32_t index);   /* of an expert given out with data */
+
+/* The layer's router will probably ask for these soon: read while the disk has nothing else to
+ * do. */
+SL_API void sl_stream_ahead(sl_stream *s, uint32_t layer, const uint32_t *ids, uint32_t n);
+/* Does looking ahead pay, as far as it can be told? False also when it was switched off. */
+SL_API bool sl_stream_wants_ahead(const sl_stream *s);
+
+/* The layer's dense slices, one after another, each at sl_store_lead behind a multiple of
+ * SL_STORE_ALIGN and sl_store_room long. Waits for them. Errors: SL_E_IO. */
+SL_API SL_NODISCARD sl_status sl_stream_dense(sl_ctx *ctx, sl_stream *s, uint32_t layer,
+                                              const char **ret);
+SL_API void sl_stream_dense_done(sl_stream *s, uint32_t layer);
+
+/* Why the last expert without data has none: one line with the file and the slice. */
+SL_API const char *sl_stream_error(const sl_stream *s);
+
+typedef struct sl_stream_stats {
+    /* of experts that layers asked for; one read ahead in time is a hit */
+    uint64_t hits, misses;
+    uint64_t read_bytes;        /* of slices that layers asked for, dense ones included */
+    uint64_t ahead_bytes;       /* of slices read ahead ... */
+    uint64_t ahead_used_bytes;  /* ... and of those that were then asked for */
+    double stall_s;             /* in which a layer waited and nothing was computed */
+    uint64_t failed;            /* experts that could not be read */
+    bool ahead_off;             /* looking ahead was measured and does not pay */
+} sl_stream_stats;
+SL_API void sl_stream_get_stats(const sl_stream *s, sl_stream_stats *ret);
+
+#endif

@@ -1,0 +1,612 @@
+/* offload/stream.c - moves weights: what the cache decides is read here.
+ * Invariants, checked by stream_check in tests and after every layer:
+ *   S1  an expert LOADING or READY has a slot in the cache and `data` points into it; OUT has none
+ *   S2  a slot is pinned while its expert is LOADING, held or given out for the layer begun, or
+ *     read
+ *       ahead and not asked for yet; not otherwise
+ *   S3  reads in flight: reads_left of the LOADING experts, and left of the sections
+ * In order, the first expert not done always gets a slot: later ones give theirs back for it. */
+#include "offload/sl_stream.h"
+
+#include <assert.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+enum { OUT, LOADING, READY };                               /* struct expert */
+enum { W_WAITS, W_HELD, W_GIVEN, W_DONE, W_FAILED };        /* struct want */
+enum { REAP = 64, AHEAD_MAX = 64 };
+#define DENSE_TAG ((uint64_t)1 << 40)   /* | section; below it a tag is an expert */
+
+struct expert {
+    uint8_t state, reads_left;
+    bool ahead;         /* read ahead and not asked for yet */
+    bool unwanted;      /* read ahead in vain, still on its way */
+    bool failed, cancelled;     /* one of its reads */
+};
+
+struct want { uint32_t id; uint8_t state; };
+
+/* Weights of a layer that does not keep its own: abs counts layers in ring order for ever. */
+struct section {
+    char *base;
+    uint32_t left;      /* reads on their way */
+    bool failed;
+};
+
+struct sl_stream {
+    sl_ctx *ctx;
+    sl_store *store;
+    sl_ecache *cache;           /* NULL: every expert has its place for good */
+    sl_plan plan;
+    uint32_t n_layer, n_expert;
+    const sl_expert_slices *slices;
+    struct expert *experts;     /* [n_layer][n_expert] */
+    sl_expert_data *data;       /* [n_layer][n_expert] */
+    uint32_t *layer_class;      /* [n_layer] */
+    uint32_t *layer_experts;    /* [n_layer] experts that the layer has */
+    char *slots[SL_SLOT_CLASSES];
+    uint32_t first_slot[SL_SLOT_CLASSES + 1];
+    /* the layer begun */
+    uint32_t layer, n_want, n_given;
+    struct want *want;          /* [n_expert] */
+    bool in_order;
+    sl_read *reads;             /* [3 * n_expert, or the dense slices of a layer] */
+    uint32_t n_reads;
+    /* read ahead */
+    uint32_t ahead[AHEAD_MAX], n_ahead;
+    bool no_ahead;
+    /* sections */
+    const sl_slice *dense;
+    const uint32_t *dense_first;
+    struct section section[2];
+    uint64_t ring_at, ring_next;    /* the layer computed next, and the one read next */
+    sl_stream_stats stats;
+    char error[256];
+};
+
+static double now_s(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+/* ---- places ---- */
+
+static uint32_t key_of(const sl_stream *s, uint32_t layer, uint32_t id)
+{
+    return layer * s->n_expert + id;
+}
+
+static char *slot_base(const sl_stream *s, uint32_t class, uint64_t at)
+{
+    uint64_t bytes = s->plan.cls[class].slot_bytes;
+    uint64_t per_piece = SL_MAX(SL_SLOT_PIECE / bytes, 1);
+    return s->slots[class] + (at % per_piece) * bytes
+         + at / per_piece * SL_MAX(SL_SLOT_PIECE, per_piece * bytes);
+}
+
+/* Points an expert at a slot and queues the reads of its slices. */
+static void queue_expert(sl_stream *s, uint32_t key, char *at, bool ahead)
+{
+    const sl_expert_slices *e = &s->slices[key];
+    const sl_slice parts[3] = { e->gate, e->up, e->down };
+    const void **to[3] = { &s->data[key].gate, &s->data[key].up, &s->data[key].down };
+    for (int i = 0; i < 3; i++) {
+        s->reads[s->n_reads++] =
+            (sl_read){ .slice = parts[i], .dst = at, .tag = key, .ahead = ahead };
+        *to[i] = at + sl_store_lead(parts[i]);
+        at += sl_store_room(parts[i]);
+    }
+    s->experts[key] = (struct expert){ .state = LOADING, .reads_left = 3, .ahead = ahead };
+}
+
+static uint64_t expert_bytes(const sl_stream *s, uint32_t key)
+{
+    const sl_expert_slices *e = &s->slices[key];
+    return e->gate.bytes + e->up.bytes + e->down.bytes;
+}
+
+/* Sends what queue_expert has queued. The store has room: max_reads is above all slots' reads. */
+static sl_status send_reads(sl_ctx *ctx, sl_stream *s)
+{
+    sl_status st = s->n_reads ? sl_store_submit(ctx, s->store, s->reads, s->n_reads) : SL_OK;
+    s->n_reads = 0;
+    return st;
+}
+
+/* ---- what lands ---- */
+
+static void keep_error(sl_stream *s, const char *text)
+{
+    size_t n = SL_MIN(strlen(text), sizeof s->error - 1);
+    memcpy(s->error, text, n);
+    s->error[n] = 0;
+}
+
+static void forget_ahead(sl_stream *s, uint32_t key)
+{
+    uint32_t i = 0;
+    while (i < s->n_ahead && s->ahead[i] != key) i++;
+    assert(i < s->n_ahead);
+    s->ahead[i] = s->ahead[--s->n_ahead];
+}
+
+/* The last of an expert's three reads is there. */
+static void expert_landed(sl_stream *s, uint32_t key)
+{
+    struct expert *e = &s->experts[key];
+    uint32_t slot = sl_ecache_find(s->cache, key / s->n_expert, key % s->n_expert);
+    assert(slot != SL_ECACHE_NONE);
+    if (!e->failed && !e->cancelled) {
+        e->state = READY;
+        if (e->unwanted) sl_ecache_unpin(s->cache, slot);
+        e->unwanted = false;
+        return;
+    }
+    sl_ecache_drop(s->cache, slot);
+    if (e->ahead) forget_ahead(s, key);
+    for (uint32_t i = 0; !e->ahead && !e->unwanted && i < s->n_want; i++)
+        if (key_of(s, s->layer, s->want[i].id) == key) {
+            s->want[i].state = e->failed ? W_FAILED : W_WAITS;  /* cancelled, then asked for */
+            s->stats.failed += e->failed;
+        }
+    *e = (struct expert){ .state = OUT };
+}
+
+static void landed(sl_stream *s, const sl_read_done *d)
+{
+    bool bad = d->status != SL_OK;
+    if (bad && !d->cancelled) keep_error(s, d->error);
+    if (d->tag & DENSE_TAG) {
+        struct section *sec = &s->section[d->tag & 1];
+        sec->left--;
+        sec->failed |= bad;
+        return;
+    }
+    struct expert *e = &s->experts[d->tag];
+    e->failed |= bad && !d->cancelled;
+    e->cancelled |= d->cancelled;
+    if (!--e->reads_left && s->cache) expert_landed(s, (uint32_t)d->tag);
+}
+
+/* Takes in what has landed, waiting for `min` reads. Returns how many landed. */
+static uint32_t drain(sl_stream *s, uint32_t min)
+{
+    sl_read_done done[REAP];
+    uint32_t n, all = 0;
+    do {
+        n = sl_store_reap(s->store, done, REAP, all ? 0 : min);
+        for (uint32_t i = 0; i < n; i++) landed(s, done + i);
+        all += n;
+    } while (n == REAP);
+    return all;
+}
+
+static uint32_t drain_waiting(sl_stream *s)
+{
+    double start = now_s();
+    uint32_t n = drain(s, 1);
+    s->stats.stall_s += now_s() - start;
+    return n;
+}
+
+/* ---- a layer's experts ---- */
+
+/* A slot that lookahead holds on speculation, given back. */
+static bool give_back_ahead(sl_stream *s, uint32_t class)
+{
+    for (uint32_t i = 0; i < s->n_ahead; i++) {
+        uint32_t key = s->ahead[i], layer = key / s->n_expert;
+        if (s->experts[key].state != READY || s->layer_class[layer] != class) continue;
+        sl_ecache_unpin(s->cache, sl_ecache_find(s->cache, layer, key % s->n_expert));
+        s->experts[key].ahead = false;
+        forget_ahead(s, key);
+        return true;
+    }
+    return false;
+}
+
+/* In order: expert i is next and every slot is pinned. A later one that waits for its turn gives
+ * its slot up, the last first. */
+static bool give_back_held(sl_stream *s, uint32_t i)
+{
+    for (uint32_t e = 0; e < i; e++)
+        if (s->want[e].state == W_HELD || s->want[e].state == W_GIVEN) return false;
+    for (uint32_t e = s->n_want; e-- > i + 1; ) {
+        uint32_t key = key_of(s, s->layer, s->want[e].id);
+        if (s->want[e].state != W_HELD || s->experts[key].state != READY) continue;
+        sl_ecache_unpin(s->cache, sl_ecache_find(s->cache, s->layer, s->want[e].id));
+        s->want[e].state = W_WAITS;
+        return true;
+    }
+    return false;
+}
+
+/* Slots and reads for those that have none yet, as far as slots go. */
+static void assign(sl_stream *s)
+{
+    uint32_t class = s->layer_class[s->layer], evicted;
+    for (uint32_t i = 0; i < s->n_want; i++) {
+        struct want *w = &s->want[i];
+        if (w->state != W_WAITS) continue;
+        uint32_t slot = sl_ecache_find(s->cache, s->layer, w->id), key = key_of(s, s->layer, w->id);
+        if (slot != SL_ECACHE_NONE) {       /* it gave its slot up, and nobody took it */
+            sl_ecache_pin(s->cache, slot);
+            w->state = W_HELD;
+            continue;
+        }
+        do slot = sl_ecache_take(s->cache, s->layer, w->id, &evicted);
+        while (slot == SL_ECACHE_NONE
+               && (give_back_ahead(s, class) || (s->in_order && give_back_held(s, i))));
+        if (slot == SL_ECACHE_NONE) break;
+        if (evicted != SL_ECACHE_NONE) s->experts[evicted].state = OUT;
+        w->state = W_HELD;
+        s->stats.read_bytes += expert_bytes(s, key);
+        queue_expert(s, key, slot_base(s, class, slot - s->first_slot[class]), false);
+    }
+    sl_status st = send_reads(s->ctx, s);
+    assert(st == SL_OK);
+    (void)st;
+}
+
+/* What was read ahead for this layer and nobody asked for. */
+static void drop_unwanted(sl_stream *s)
+{
+    for (uint32_t i = s->n_ahead; i-- > 0; ) {
+        uint32_t key = s->ahead[i], layer = key / s->n_expert;
+        struct expert *e = &s->experts[key];
+        if (layer != s->layer) continue;
+        e->ahead = false;
+        s->ahead[i] = s->ahead[--s->n_ahead];
+        if (e->state == READY) {
+            sl_ecache_unpin(s->cache, sl_ecache_find(s->cache, layer, key % s->n_expert));
+            continue;
+        }
+        e->unwanted = true;
+        sl_store_cancel(s->store, key);
+    }
+}
+
+/* The expert has a slot: held for this layer. */
+static void take_hit(sl_stream *s, struct want *w, uint32_t key, uint32_t slot)
+{
+    struct expert *e = &s->experts[key];
+    w->state = W_HELD;
+    if (e->state == READY) s->stats.hits++;
+    else s->stats.misses++;
+    if (e->ahead) {             /* its pin becomes the layer's */
+        e->ahead = false;
+        forget_ahead(s, key);
+        s->stats.ahead_used_bytes += expert_bytes(s, key);
+        s->stats.read_bytes += expert_bytes(s, key);
+        if (e->state == LOADING) sl_store_promote(s->store, key);
+    } else if (e->unwanted) {
+        e->unwanted = false;
+        sl_store_promote(s->store, key);
+    } else {
+        sl_ecache_pin(s->cache, slot);
+    }
+}
+
+void sl_stream_begin(sl_stream *s, const sl_stream_ask *a)
+{
+    assert(a->layer < s->n_layer && a->n <= s->layer_experts[a->layer] && s->n_given == s->n_want);
+    s->layer = a->layer;
+    s->n_want = a->n;
+    s->n_given = 0;
+    s->in_order = a->in_order;
+    for (uint32_t i = 0; i < a->n; i++) s->want[i] = (struct want){ a->ids[i], W_WAITS };
+    if (!s->cache) {
+        s->stats.hits += a->n;
+        return;
+    }
+    drain(s, 0);
+    sl_ecache_touch(s->cache, a->layer, a->expert_id, a->seq, a->n_rows, a->n_used);
+    for (uint32_t i = 0; i < a->n; i++) {
+        uint32_t slot = sl_ecache_find(s->cache, a->layer, a->ids[i]);
+        if (slot == SL_ECACHE_NONE) s->stats.misses++;
+        else take_hit(s, &s->want[i], key_of(s, a->layer, a->ids[i]), slot);
+    }
+    drop_unwanted(s);
+    assign(s);
+}
+
+/* Those that can be given out now. */
+static uint32_t collect(sl_stream *s, uint32_t *ret_index, sl_expert_data *ret_data)
+{
+    uint32_t n = 0;
+    for (uint32_t i = 0; i < s->n_want; i++) {
+        struct want *w = &s->want[i];
+        uint32_t key = key_of(s, s->layer, w->id);
+        bool there = !s->cache || (w->state == W_HELD && s->experts[key].state == READY);
+        if (w->state == W_GIVEN || w->state == W_DONE) continue;
+        if (!there && w->state != W_FAILED) {
+            if (s->in_order) break;
+            continue;
+        }
+        ret_index[n] = i;
+        ret_data[n++] = there ? s->data[key] : (sl_expert_data){ NULL, NULL, NULL };
+        w->state = there ? W_GIVEN : W_DONE;
+    }
+    s->n_given += n;
+    return n;
+}
+
+uint32_t sl_stream_ready(sl_stream *s, uint32_t *ret_index, sl_expert_data *ret_data)
+{
+    if (s->n_given == s->n_want) return 0;
+    if (s->cache) drain(s, 0);
+    for (;;) {
+        if (s->cache) assign(s);
+        uint32_t n = collect(s, ret_index, ret_data);
+        if (n) return n;
+        n = drain_waiting(s);
+        assert(n);              /* a layer that waits has reads on their way */
+    }
+}
+
+void sl_stream_done(sl_stream *s, uint32_t index)
+{
+    struct want *w = &s->want[index];
+    assert(index < s->n_want && w->state == W_GIVEN);
+    w->state = W_DONE;
+    if (s->cache) sl_ecache_unpin(s->cache, sl_ecache_find(s->cache, s->layer, w->id));
+}
+
+/* ---- ahead ---- */
+
+bool sl_stream_wants_ahead(const sl_stream *s)
+{
+    return s->cache && !s->no_ahead;
+}
+
+void sl_stream_ahead(sl_stream *s, uint32_t layer, const uint32_t *ids, uint32_t n)
+{
+    uint32_t class = s->layer_class[layer], evicted;
+    uint32_t most = SL_MIN((uint32_t)AHEAD_MAX, s->plan.cls[class].n_slots / 4);
+    if (!sl_stream_wants_ahead(s)) return;
+    for (uint32_t i = 0; i < n && s->n_ahead < most; i++) {
+        uint32_t key = key_of(s, layer, ids[i]);
+        if (sl_ecache_find(s->cache, layer, ids[i]) != SL_ECACHE_NONE) continue;
+        uint32_t slot = sl_ecache_take(s->cache, layer, ids[i], &evicted);
+        if (slot == SL_ECACHE_NONE) break;
+        if (evicted != SL_ECACHE_NONE) s->experts[evicted].state = OUT;
+        queue_expert(s, key, slot_base(s, class, slot - s->first_slot[class]), true);
+        s->ahead[s->n_ahead++] = key;
+        s->stats.ahead_bytes += expert_bytes(s, key);
+    }
+    sl_status st = send_reads(s->ctx, s);
+    assert(st == SL_OK);
+    (void)st;
+}
+
+/* ---- dense weights through sections ---- */
+
+static uint32_t ring_units(const sl_stream *s)
+{
+    return s->n_layer - s->plan.n_dense_layers;
+}
+
+static sl_status read_section(sl_ctx *ctx, sl_stream *s)
+{
+    uint32_t unit = (uint32_t)(s->ring_next % ring_units(s)), which = s->ring_next % 2;
+    struct section *sec = &s->section[which];
+    char *at = sec->base;
+    assert(!sec->left && !s->n_reads);
+    for (uint32_t i = s->dense_first[unit]; i < s->dense_first[unit + 1]; i++) {
+        s->reads[s->n_reads++] =
+            (sl_read){ .slice = s->dense[i], .dst = at, .tag = DENSE_TAG | which };
+        at += sl_store_room(s->dense[i]);
+        s->stats.read_bytes += s->dense[i].bytes;
+    }
+    sec->left = s->n_reads;
+    sec->failed = false;
+    s->ring_next++;
+    return send_reads(ctx, s);
+}
+
+/* Begins the ring anew at a layer: at the start, and when a pass ended early. */
+static sl_status restart_ring(sl_ctx *ctx, sl_stream *s, uint32_t unit)
+{
+    while (s->section[0].left || s->section[1].left) drain_waiting(s);
+    s->ring_at = s->ring_next = unit;
+    SL_TRY(read_section(ctx, s));
+    return read_section(ctx, s);
+}
+
+sl_status sl_stream_dense(sl_ctx *ctx, sl_stream *s, uint32_t layer, const char **ret)
+{
+    assert(layer >= s->plan.n_dense_layers && layer < s->n_layer);
+    uint32_t unit = layer - s->plan.n_dense_layers;
+    if (s->ring_next == s->ring_at || s->ring_at % ring_units(s) != unit)
+        SL_TRY(restart_ring(ctx, s, unit));
+    struct section *sec = &s->section[s->ring_at % 2];
+    drain(s, 0);
+    while (sec->left) drain_waiting(s);
+    if (sec->failed) {
+        s->ring_next = s->ring_at;      /* the next try reads it again */
+        return sl_fail(ctx, SL_E_IO, "layer %u: %s", layer, s->error);
+    }
+    *ret = sec->base;
+    return SL_OK;
+}
+
+void sl_stream_dense_done(sl_stream *s, uint32_t layer)
+{
+    assert(s->ring_at % ring_units(s) == layer - s->plan.n_dense_layers);
+    s->ring_at++;
+    if (s->ring_next != s->ring_at + 1) return;     /* begun anew */
+    sl_status st = read_section(s->ctx, s);
+    assert(st == SL_OK);
+    (void)st;
+}
+
+/* ---- create and destroy ---- */
+
+static sl_status take(sl_stream *s, sl_account acc, uint64_t n, size_t size, void *ret)
+{
+    void *p = NULL;
+    uint64_t bytes;
+    if (!sl_mul_size(n, size, &bytes))
+        return sl_fail(s->ctx, SL_E_NOMEM, "stream: %llu entries", (unsigned long long)n);
+    SL_TRY(sl_mem_alloc(s->ctx, acc, SL_MAX(bytes, 1), &p));
+    memcpy(ret, &p, sizeof p);
+    return SL_OK;
+}
+
+/* Memory that the disk writes to starts on a page: sl_mem_alloc gives 64 bytes below 2 MiB. */
+static sl_status take_pages(sl_ctx *ctx, sl_stream *s, uint64_t bytes, char **ret)
+{
+    void *p = NULL;
+    SL_TRY(sl_mem_alloc(s->ctx, SL_ACC_SLOTS, SL_MAX(bytes, (uint64_t)2 << 20), &p));
+    *ret = p;
+    return sl_store_register(ctx, s->store, p, bytes);
+}
+
+static sl_status take_slots(sl_ctx *ctx, sl_stream *s)
+{
+    for (uint32_t c = 0; c < s->plan.n_classes; c++) {
+        const sl_slot_class *k = &s->plan.cls[c];
+        uint64_t bytes = sl_plan_slots_bytes(k->slot_bytes, k->n_slots);
+        s->first_slot[c + 1] = s->first_slot[c] + k->n_slots;
+        if (bytes) SL_TRY(take_pages(ctx, s, bytes, &s->slots[c]));
+    }
+    for (uint32_t i = 0; i < 2 && s->plan.section_bytes; i++)
+        SL_TRY(take_pages(ctx, s, s->plan.section_bytes, &s->section[i].base));
+    return SL_OK;
+}
+
+static sl_status make_cache(sl_ctx *ctx, sl_stream *s, const sl_stream_params *params)
+{
+    uint32_t class_slots[SL_SLOT_CLASSES] = { 0 };
+    for (uint32_t c = 0; c < s->plan.n_classes; c++) class_slots[c] = s->plan.cls[c].n_slots;
+    sl_ecache_params p = { .n_layer = s->n_layer, .n_expert = s->n_expert,
+                           .n_used = params->n_used, .n_seq = s->plan.n_seq,
+                           .layer_class = s->layer_class, .n_classes = s->plan.n_classes,
+                           .class_slots = class_slots, .policy = params->policy };
+    return sl_ecache_create(ctx, &p, &s->cache);
+}
+
+static sl_status map_experts(sl_ctx *ctx, sl_stream *s)
+{
+    for (uint32_t l = 0; l < s->n_layer; l++)
+        for (uint32_t x = 0; x < s->layer_experts[l]; x++) {
+            uint32_t key = key_of(s, l, x);
+            const sl_expert_slices *e = &s->slices[key];
+            SL_TRY(sl_store_map(ctx, s->store, e->gate, &s->data[key].gate));
+            SL_TRY(sl_store_map(ctx, s->store, e->up, &s->data[key].up));
+            SL_TRY(sl_store_map(ctx, s->store, e->down, &s->data[key].down));
+        }
+    return SL_OK;
+}
+
+static uint64_t most_reads(const sl_stream *s)
+{
+    uint64_t most = 3ull * SL_MAX(s->n_expert, (uint32_t)AHEAD_MAX);
+    for (uint32_t u = 0; s->dense_first && u < ring_units(s); u++)
+        most = SL_MAX(most, s->dense_first[u + 1] - s->dense_first[u]);
+    return most;
+}
+
+static sl_status init(sl_ctx *ctx, sl_stream *s, const sl_stream_params *p)
+{
+    const sl_shape *shape = p->shape;
+    uint64_t n = (uint64_t)s->n_layer * s->n_expert;
+    if (n > UINT32_MAX / 4)
+        return sl_fail(ctx, SL_E_ARG, "%u layers of %u experts", s->n_layer, s->n_expert);
+    SL_TRY(take(s, SL_ACC_TABLES, n, sizeof *s->experts, &s->experts));
+    SL_TRY(take(s, SL_ACC_TABLES, n, sizeof *s->data, &s->data));
+    SL_TRY(take(s, SL_ACC_TABLES, s->n_layer, sizeof *s->layer_class, &s->layer_class));
+    SL_TRY(take(s, SL_ACC_TABLES, s->n_layer, sizeof *s->layer_experts, &s->layer_experts));
+    SL_TRY(take(s, SL_ACC_TABLES, s->n_expert, sizeof *s->want, &s->want));
+    SL_TRY(take(s, SL_ACC_TABLES, most_reads(s), sizeof *s->reads, &s->reads));
+    for (uint32_t l = 0; l < s->n_layer; l++) {
+        s->layer_experts[l] = shape->layers[l].n_expert;
+        s->layer_class[l] = SL_ECACHE_NO_CLASS;
+        if (s->layer_experts[l] && s->plan.n_classes)
+            s->layer_class[l] = sl_plan_class(&s->plan, &shape->layers[l]);
+    }
+    if (s->plan.weights == SL_WEIGHTS_MAPPED) return map_experts(ctx, s);
+    SL_TRY(take_slots(ctx, s));
+    if (s->plan.weights == SL_WEIGHTS_STREAMED && s->plan.n_classes)
+        return make_cache(ctx, s, p);
+    return SL_OK;
+}
+
+sl_status sl_stream_create(sl_ctx *ctx, sl_store *store, const sl_stream_params *p, sl_stream **ret)
+{
+    assert(ctx && store && p->plan && p->shape && (p->experts || !p->n_expert));
+    sl_stream *s = calloc(1, sizeof *s);
+    if (!s) return sl_fail(ctx, SL_E_NOMEM, "stream handle");
+    s->ctx = ctx;
+    s->store = store;
+    s->plan = *p->plan;
+    s->n_layer = p->shape->n_layer;
+    s->n_expert = p->n_expert;
+    s->slices = p->experts;
+    s->dense = p->dense;
+    s->dense_first = p->dense_first;
+    s->no_ahead = p->no_ahead;
+    sl_status st = init(ctx, s, p);
+    if (st != SL_OK) sl_stream_destroy(&s);
+    else *ret = s;
+    return st;
+}
+
+/* Reads on their way end in memory that goes away, so they are waited for. */
+static void wait_for_all(sl_stream *s)
+{
+    sl_store_stats st;
+    do {
+        sl_store_get_stats(s->store, &st);
+    } while (st.in_flight && drain(s, 1));
+}
+
+void sl_stream_destroy(sl_stream **stream)
+{
+    sl_stream *s = *stream;
+    if (!s) return;
+    wait_for_all(s);
+    sl_ecache_destroy(&s->cache);
+    for (uint32_t c = 0; c < SL_SLOT_CLASSES; c++) sl_mem_free(s->ctx, s->slots[c]);
+    for (uint32_t i = 0; i < 2; i++) sl_mem_free(s->ctx, s->section[i].base);
+    sl_mem_free(s->ctx, s->experts);
+    sl_mem_free(s->ctx, s->data);
+    sl_mem_free(s->ctx, s->layer_class);
+    sl_mem_free(s->ctx, s->layer_experts);
+    sl_mem_free(s->ctx, s->want);
+    sl_mem_free(s->ctx, s->reads);
+    free(s);
+    *stream = NULL;
+}
+
+sl_status sl_stream_fill(sl_ctx *ctx, sl_stream *s, sl_progress_fn progress, void *user)
+{
+    uint32_t at[SL_SLOT_CLASSES] = { 0 };
+    uint64_t all = 0, n_all = 0, sent = 0, arrived = 0;
+    assert(s->plan.weights == SL_WEIGHTS_RESIDENT);
+    s->error[0] = 0;
+    for (uint32_t l = 0; l < s->n_layer; l++)
+        for (uint32_t x = 0; x < s->layer_experts[l]; x++, n_all += 3)
+            all += expert_bytes(s, key_of(s, l, x));
+    for (uint32_t l = 0; l < s->n_layer; l++) {
+        uint32_t c = s->layer_class[l];
+        for (uint32_t x = 0; x < s->layer_experts[l]; x++)
+            queue_expert(s, key_of(s, l, x), slot_base(s, c, at[c]++), false);
+        sent += s->n_reads;
+        SL_TRY(send_reads(ctx, s));
+        while (sent - arrived > 3 * s->layer_experts[l]) {  /* a layer waits behind another */
+            arrived += drain(s, 1);
+            if (progress) progress(user, (uint64_t)((double)all * arrived / n_all), all);
+        }
+    }
+    while (arrived < sent) arrived += drain(s, 1);
+    s->stats.read_bytes += all;
+    if (progress) progress(user, all, all);
+    return s->error[0] ? sl_fail(ctx, SL_E_IO, "%s", s->error) : SL_OK;
+}
+
+const char *sl_stream_error(const sl_stream *s) { return s->error; }
+void sl_stream_get_stats(const sl_stream *s, sl_stream_stats *ret) { *ret = s->stats; }

@@ -1,0 +1,39 @@
+/* runtime/weights.h - a model's weights where a plan wants them: read into RAM, mapped, or
+ * streamed.
+ * Belongs to one engine. Private to runtime/. */
+#ifndef WEIGHTS_H
+#define WEIGHTS_H
+
+#include "runtime/model.h"
+
+typedef struct weights {
+    sl_ctx *ctx;
+    const sl_model *m;
+    uint32_t n_dense_layers;    /* of the plan */
+    sl_store *store;
+    sl_stream *stream;
+    ends ends;                  /* the model's, with data */
+    sl_layer *layers;           /* [n_layer] with data; of streamed layers between use and done */
+    char *dense;                /* matrices that stay */
+    float *floats;              /* of all bindings but BIND_BYTES */
+    /* streamed layers: their bindings, and where each one's tensor starts in the section */
+    uint32_t *first_binding;    /* [n_layer + 1] */
+    uint64_t *section_at;       /* [n_bindings] */
+    sl_slice *slices;           /* [n_slices] what the sections hold */
+    uint32_t *first_slice;      /* [n_layer - n_dense_layers + 1] */
+} weights;
+
+/* progress: of the reading at open, may be NULL. Errors: SL_E_IO, SL_E_NOMEM. weights_fini in
+ * either case. */
+sl_status weights_init(sl_ctx *ctx, const sl_model *m, const sl_plan *plan,
+                       sl_progress_fn progress, void *user, weights *w);
+void weights_fini(weights *w);
+
+/* Layer l's dense weights are wanted: its pointers hold until weights_done. Errors: SL_E_IO. */
+sl_status weights_use(weights *w, uint32_t l);
+void weights_done(weights *w, uint32_t l);
+
+/* The divisors that a context of n_ctx positions uses; NULL: none. */
+const float *weights_rope_freqs(const weights *w, uint32_t n_ctx);
+
+#endif
