@@ -94,6 +94,7 @@ typedef struct sl_stream_stats {
     double stall_s;             /* in which a layer waited and nothing was computed */
     uint64_t failed;            /* experts that could not be read */
     bool ahead_off;             /* looking ahead was measured and does not pay */
+    sl_misses one_row;          /* of the layers' turns in passes of one row */
 } sl_stream_stats;
 SL_API void sl_stream_get_stats(const sl_stream *s, sl_stream_stats *ret);
 

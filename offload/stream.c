@@ -304,11 +304,14 @@ void sl_stream_begin(sl_stream *s, const sl_stream_ask *a)
     }
     drain(s, 0);
     sl_ecache_touch(s->cache, a->layer, a->expert_id, a->seq, a->n_rows, a->n_used);
+    uint64_t before = s->stats.misses;
     for (uint32_t i = 0; i < a->n; i++) {
         uint32_t slot = sl_ecache_find(s->cache, a->layer, a->ids[i]);
         if (slot == SL_ECACHE_NONE) s->stats.misses++;
         else take_hit(s, &s->want[i], key_of(s, a->layer, a->ids[i]), slot);
     }
+    uint64_t missed = SL_MIN(s->stats.misses - before, (uint64_t)SL_MAX_MISSED);
+    if (a->n_rows == 1) s->stats.one_row.turns[s->layer_class[a->layer]][missed]++;
     drop_unwanted(s);
     assign(s);
 }

@@ -47,6 +47,11 @@ enum { SL_SLOT_CLASSES = 8 };   /* more sizes than this: all slots have the larg
 /* Memory that reads are registered for comes in pieces of this at most; no slot lies across two. */
 #define SL_SLOT_PIECE ((uint64_t)1 << 30)
 
+/* How often a layer's turn in a pass of one row found so many of its experts missing, by class of
+ * slots: what the causal bound of such a pass is made of. */
+enum { SL_MAX_MISSED = 64 };    /* more count as so many */
+typedef struct sl_misses { uint64_t turns[SL_SLOT_CLASSES][SL_MAX_MISSED + 1]; } sl_misses;
+
 typedef struct sl_plan {
     const char *mode;       /* "all in RAM, all on the CPU": the banner prints it */
     sl_weights_place weights;
