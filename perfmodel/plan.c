@@ -8,7 +8,6 @@
 #define MIN_ROWS 32u            /* of a pass: fewer are not tried to make a plan fit */
 #define MIN_SLOTS 2u            /* of a class: one is computed while the next is read */
 #define STORED_ROWS 16u
-#define GIB (1024.0 * 1024.0 * 1024.0)
 
 sl_plan_params sl_plan_defaults(void)
 {
@@ -251,6 +250,25 @@ static sl_status size_caches(sl_ctx *ctx, const sl_shape *s, const sl_plan_param
     return SL_OK;
 }
 
+static unsigned long long mib(uint64_t bytes)   /* rounded up */
+{
+    return (bytes >> 20) + (bytes % (1u << 20) != 0);
+}
+
+/* Whole MiB, the floor rounded up: the number that is printed will do. */
+static sl_status refuse(sl_ctx *ctx, const sl_plan_params *p, sl_plan plan, uint64_t floor)
+{
+    return sl_fail(
+        ctx, SL_E_NOMEM,
+        "a budget of %llu MiB is below the floor of %llu MiB: embedding, head and sections of "
+        "weights %llu, two experts of each size %llu, keys and values of %u positions %llu "
+        "(-c and -ctk q8_0 lower it), activations of %u rows %llu, the process %llu",
+        (unsigned long long)p->ram_bytes >> 20, mib(floor),
+        mib(plan.dense_bytes + 2 * plan.section_bytes), mib(set_slots(&plan, MIN_SLOTS, 0)),
+        plan.n_ctx, mib(plan.kv_bytes), plan.max_rows, mib(plan.scratch_bytes),
+        mib(p->process_bytes));
+}
+
 sl_status sl_plan_make(sl_ctx *ctx, const sl_shape *s, const sl_plan_params *p, sl_plan *ret)
 {
     assert(ctx && s && p && ret);
@@ -280,15 +298,7 @@ sl_status sl_plan_make(sl_ctx *ctx, const sl_shape *s, const sl_plan_params *p, 
         floor = place_weights(s, p, &plan);
         if (!p->ram_bytes || floor <= p->ram_bytes) break;
         if (rows / 2 >= MIN_ROWS) continue;
-        return sl_fail(
-            ctx, SL_E_NOMEM,
-            "a budget of %.2f GiB is below the floor of %.2f GiB: embedding, head and sections of "
-            "weights %.2f, two experts of each size %.2f, keys and values of %u positions %.2f "
-            "(-c and -ctk q8_0 lower it), activations of %u rows %.2f, the process %.2f",
-            (double)p->ram_bytes / GIB, (double)floor / GIB,
-            (double)(plan.dense_bytes + 2 * plan.section_bytes) / GIB,
-            (double)set_slots(&plan, MIN_SLOTS, 0) / GIB, plan.n_ctx, (double)plan.kv_bytes / GIB,
-            plan.max_rows, (double)plan.scratch_bytes / GIB, (double)p->process_bytes / GIB);
+        return refuse(ctx, p, plan, floor);
     }
     *ret = plan;
     return SL_OK;

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import pty
+import re
 import signal
 import struct
 import subprocess
@@ -262,7 +263,10 @@ class Run(unittest.TestCase):
     def test_budget_below_the_floor(self):
         code, out, err = sluice("run", "--ram", "1M")
         self.assertEqual((code, out, err.count("\n")), (1, b"", 1))
-        self.assertIn("floor", err)
+        floor = re.search(r"a budget of 1 MiB is below the floor of (\d+) MiB", err)
+        self.assertTrue(floor, err)
+        code, out, err = sluice("run", "-n", "1", "--ram", floor[1] + "M")
+        self.assertEqual(code, 0, err)
 
     def test_closed_pipe(self):
         p = subprocess.Popen([SLUICE, "run", "-n", "-1", "-c", "4096"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
