@@ -11,7 +11,9 @@
  *   f    its frequency: an exponential average over rows (half_life)
  *   m    the mean, over the experts a that each sequence's last row chose in this layer, of how
  *        often the expert was in the row after one with a, where PRIOR_ROWS such rows count as f
- *   p    (1 - FOLLOW) * f + FOLLOW * m
+ *   w    what makes f + w * (m - f) the best forecast of the next pass: fitted to what the rows
+ *        then chose, by least squares over some FIT_TOUCHES of the layer
+ *   p    f + FOLLOW * w * (m - f); FOLLOW, since the passes after the next have less of m in them
  *   value = p * (1 - DISTANCE * d / n_layer), d = layers that come before this one's next turn:
  *        what is kept for longer pays more rent. (MoE-Infinity, arXiv 2401.14361, algorithm 1, has
  *        the same form with d counted from layer 0.)
@@ -24,11 +26,12 @@
 
 #define NONE SL_ECACHE_NONE
 #define MAX_EXPERTS ((uint64_t)1 << 24)     /* of all layers: sizes of tables fit 64 bits */
-#define HALF_LIFE 64.0f     /* rows */
-#define FOLLOW 0.6
+#define HALF_LIFE 32.0f         /* rows */
+#define FOLLOW 0.75
+#define FOLLOW_ROWS 144.0f      /* at most, behind a rate in `follow`: older ones fade */
 #define PRIOR_ROWS 4.0f
-#define FOLLOW_ROWS 1024.0f     /* rows behind a rate in `follow`: older ones fade */
-#define DISTANCE 0.5
+#define FIT_TOUCHES 100
+#define DISTANCE 0.4
 
 typedef struct pool { uint32_t first, n_slots, n_free; } pool;
 
@@ -55,7 +58,8 @@ struct sl_ecache {
     float *follow;          /* [n_layer][n_expert a][n_expert]: share of rows after one with a */
     float *follow_rows;     /* [n_layer][n_expert a]: rows behind it, at most FOLLOW_ROWS */
     uint32_t *last;         /* [n_layer][n_seq][n_used_max]: the last row's experts, NONE-ended */
-    float *next;            /* [n_expert]: scratch of touch */
+    float *next;            /* [n_layer * n_expert]: m */
+    double *fit;            /* [n_layer][2]: w as sums of (chosen - f) * (m - f), (m - f)^2 */
 };
 
 static const char *const policy_names[SL_N_POLICIES] = { "markov", "lfu", "lru", "static" };
@@ -141,6 +145,7 @@ static uint64_t lay_out(const sl_ecache_params *p, sl_ecache *c, char *at)
         { (void **)&c->slot_value, slots, sizeof(double) },
         { (void **)&c->value, experts, sizeof(double) },
         { (void **)&c->weight, layers, sizeof(double) },
+        { (void **)&c->fit, markov ? 2 * layers : 0, sizeof(double) },
         { (void **)&c->seen, p->n_seq, sizeof(uint64_t) },
         { (void **)&c->pools, layers, sizeof(pool) },
         { (void **)&c->layer_pool, layers, sizeof(uint32_t) },
@@ -154,7 +159,7 @@ static uint64_t lay_out(const sl_ecache_params *p, sl_ecache *c, char *at)
         { (void **)&c->follow, markov ? experts * p->n_expert : 0, sizeof(float) },
         { (void **)&c->follow_rows, markov ? experts : 0, sizeof(float) },
         { (void **)&c->last, markov ? layers * p->n_seq * p->n_used : 0, sizeof(uint32_t) },
-        { (void **)&c->next, markov ? p->n_expert : 0, sizeof(float) },
+        { (void **)&c->next, markov ? experts : 0, sizeof(float) },
     };
     for (size_t i = 0; i < SL_LEN(tables); i++) {
         if (at) *tables[i].table = at + bytes;
@@ -178,8 +183,12 @@ static void fill_tables(sl_ecache *c, const sl_ecache_params *p)
     for (uint32_t l = 0; l < c->n_layer; l++) c->weight[l] = 1;
     for (uint32_t e = 0; p->policy == SL_POLICY_STATIC && e < n_experts; e++)
         c->value[e] = (double)p->popularity[e];
-    if (p->policy == SL_POLICY_MARKOV)
-        memset(c->last, 0xff, (size_t)c->n_layer * c->n_seq * c->n_used_max * sizeof *c->last);
+    if (p->policy != SL_POLICY_MARKOV) return;
+    memset(c->last, 0xff, (size_t)c->n_layer * c->n_seq * c->n_used_max * sizeof *c->last);
+    for (uint32_t l = 0; l < c->n_layer; l++) {     /* as if one pass had found w to be a half */
+        c->fit[2 * l] = 0.5;
+        c->fit[2 * l + 1] = 1;
+    }
 }
 
 sl_status sl_ecache_create(sl_ctx *ctx, const sl_ecache_params *p, sl_ecache **ret)
@@ -213,6 +222,21 @@ void sl_ecache_destroy(sl_ecache **c)
 uint32_t sl_ecache_n_slots(const sl_ecache *c) { return c->n_slots; }
 uint32_t sl_ecache_n_used(const sl_ecache *c) { return c->n_used; }
 
+/* The forecasts that the layer's last touch left, against what was chosen. */
+static void fit_forecasts(sl_ecache *c, uint32_t layer, uint32_t n_rows)
+{
+    const float *f = c->freq + (size_t)layer * c->n_expert;
+    const float *m = c->next + (size_t)layer * c->n_expert;
+    double product = 0, square = 0, keep = 1 - 1.0 / FIT_TOUCHES, *fit = c->fit + 2 * layer;
+    for (uint32_t e = 0; e < c->n_expert; e++) {
+        double chosen = (double)c->count[e] / n_rows, d = (double)(m[e] - f[e]);
+        product += (chosen - (double)f[e]) * d;
+        square += d * d;
+    }
+    fit[0] = fit[0] * keep + product * (1 - keep);
+    fit[1] = fit[1] * keep + square * (1 - keep);
+}
+
 /* What followed each of the last row's experts, with this row as one more example. */
 static void learn_row(sl_ecache *c, uint32_t layer, uint32_t *last, const uint32_t *ids, uint32_t n)
 {
@@ -228,11 +252,11 @@ static void learn_row(sl_ecache *c, uint32_t layer, uint32_t *last, const uint32
     for (uint32_t j = 0; j < c->n_used_max; j++) last[j] = j < n ? ids[j] : NONE;
 }
 
-/* Adds to c->next the shares expected in the row after this one. */
+/* Adds to the layer's c->next the shares expected in the row after this one. */
 static void expect_next(sl_ecache *c, uint32_t layer, const uint32_t *ids, uint32_t n)
 {
     const float *restrict freq = c->freq + (size_t)layer * c->n_expert;
-    float *restrict next = c->next;
+    float *restrict next = c->next + (size_t)layer * c->n_expert;
     for (uint32_t i = 0; i < n; i++) {
         size_t a = (size_t)layer * c->n_expert + ids[i];
         const float *restrict f = c->follow + a * c->n_expert;
@@ -246,13 +270,14 @@ static void touch_markov(sl_ecache *c, uint32_t layer, const uint32_t *expert_id
                          const uint32_t *seq, uint32_t n_rows, uint32_t n_used)
 {
     uint32_t n_last = 0;
-    double *value = c->value + (size_t)layer * c->n_expert;
-    const float *freq = c->freq + (size_t)layer * c->n_expert;
+    size_t first = (size_t)layer * c->n_expert;
+    double *value = c->value + first;
+    const float *freq = c->freq + first, *next = c->next + first;
     for (uint32_t r = 0; r < n_rows; r++) {
         uint32_t *last = c->last + ((size_t)layer * c->n_seq + (seq ? seq[r] : 0)) * c->n_used_max;
         learn_row(c, layer, last, expert_id + (size_t)r * n_used, n_used);
     }
-    memset(c->next, 0, c->n_expert * sizeof *c->next);
+    memset(c->next + first, 0, c->n_expert * sizeof *c->next);
     for (uint32_t r = n_rows; r-- > 0;) {   /* from the end: a sequence's last row comes first */
         uint64_t *seen = &c->seen[seq ? seq[r] : 0];
         if (*seen == c->clock) continue;
@@ -260,8 +285,11 @@ static void touch_markov(sl_ecache *c, uint32_t layer, const uint32_t *expert_id
         expect_next(c, layer, expert_id + (size_t)r * n_used, n_used);
         n_last++;
     }
+    for (uint32_t e = 0; e < c->n_expert; e++) c->next[first + e] /= (float)n_last;
+    double best = c->fit[2 * layer + 1] > 0 ? c->fit[2 * layer] / c->fit[2 * layer + 1] : 0;
+    double w = FOLLOW * SL_MAX(0, SL_MIN(best, 1));
     for (uint32_t e = 0; e < c->n_expert; e++)
-        value[e] = (1 - FOLLOW) * (double)freq[e] + FOLLOW * (double)c->next[e] / n_last;
+        value[e] = (double)freq[e] + w * (double)(next[e] - freq[e]);
     for (uint32_t l = 0; l < c->n_layer; l++) {
         uint32_t before = (l + c->n_layer - layer - 1) % c->n_layer;
         c->weight[l] = 1 - DISTANCE * before / c->n_layer;
@@ -285,6 +313,7 @@ void sl_ecache_touch(sl_ecache *c, uint32_t layer, const uint32_t *expert_id, co
     size_t first = (size_t)layer * c->n_expert;
     c->clock++;
     for (size_t i = 0; i < (size_t)n_rows * n_used; i++) c->count[expert_id[i]]++;
+    if (c->policy == SL_POLICY_MARKOV) fit_forecasts(c, layer, n_rows);
     update_freq(c, c->freq + first, n_rows);
     if (c->policy == SL_POLICY_MARKOV) touch_markov(c, layer, expert_id, seq, n_rows, n_used);
     for (uint32_t e = 0; e < c->n_expert; e++) {

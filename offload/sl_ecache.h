@@ -42,7 +42,7 @@ typedef struct sl_ecache_params {
     sl_policy policy;
     bool per_layer;                 /* the slots of a class divided evenly among its layers; false:
                                      * one pool for them all */
-    float half_life;                /* of counted frequencies, in rows; 0: the default, 64 */
+    float half_life;                /* of counted frequencies, in rows; 0: the default, 32 */
     const float *popularity;        /* [n_layer][n_expert], finite; STATIC only, NULL otherwise */
 } sl_ecache_params;
 

@@ -1,7 +1,9 @@
 /* tests/t_ecache.c - the expert cache: its invariants under random operations and every policy,
- * hand-made sequences whose victims are known, and what create refuses. */
+ * hand-made sequences whose victims are known, and what create refuses; Belady's bound, which
+ * policies are compared with, against a search of every choice. */
 #include "offload/sl_ecache.h"
 
+#include "tests/belady.h"
 #include "tests/t.h"
 
 #define NONE SL_ECACHE_NONE
@@ -278,6 +280,43 @@ static void random_operations(void)
     }
 }
 
+/* Most hits of the uses from at on, when `held` (a bit per object) is in the cache: every choice of
+ * a victim is tried, and with bypass also none. */
+static uint32_t most_hits(const uint32_t *uses, uint32_t n, uint32_t at, uint32_t held,
+                          uint32_t capacity, bool bypass)
+{
+    uint32_t best = 0;
+    if (at == n) return 0;
+    uint32_t use = 1u << uses[at];
+    if (held & use) return 1 + most_hits(uses, n, at + 1, held, capacity, bypass);
+    if ((uint32_t)__builtin_popcount(held) < capacity)
+        best = most_hits(uses, n, at + 1, held | use, capacity, bypass);
+    for (uint32_t v = 0; v < 8; v++)
+        if (held >> v & 1)
+            best = SL_MAX(best, most_hits(uses, n, at + 1, (held & ~(1u << v)) | use, capacity,
+                                          bypass));
+    return bypass ? SL_MAX(best, most_hits(uses, n, at + 1, held, capacity, bypass)) : best;
+}
+
+static void belady_is_the_most(void)
+{
+    for (uint32_t round = 0; round < 300; round++) {
+        uint32_t uses[11], n = 1 + t_below(SL_LEN(uses)), objects = 1 + t_below(6);
+        uint32_t capacity = 1 + t_below(3);
+        for (uint32_t i = 0; i < n; i++) uses[i] = t_below(objects);
+        for (int bypass = 0; bypass < 2; bypass++) {
+            uint64_t got = belady_hits(uses, n, objects, capacity, bypass, 0);
+            uint32_t want = most_hits(uses, n, 0, 0, capacity, bypass);
+            T_CHECK(got == want, "%u uses of %u objects, %u slots, bypass %d: %llu hits, want %u",
+                    n, objects, capacity, bypass, (unsigned long long)got, want);
+        }
+    }
+    static const uint32_t uses[] = { 0, 1, 2, 0, 1, 2 };
+    T_CHECK(belady_hits(uses, 6, 3, 1, true, 0) == 1, "one slot");
+    T_CHECK(belady_hits(uses, 6, 3, 3, true, 4) == 2, "only the last two count");
+    T_CHECK(belady_hits(uses, 6, 3, 0, true, 0) == 0, "no slot");
+}
+
 int main(void)
 {
     t_begin();
@@ -289,6 +328,7 @@ int main(void)
     pools_and_classes();
     refusals();
     random_operations();
+    belady_is_the_most();
     sl_mem_report r;
     sl_mem_get(ctx, &r);
     T_CHECK(!r.total, "%llu bytes left behind", (unsigned long long)r.total);
