@@ -52,8 +52,8 @@ typedef struct sl_store_faults {
 typedef struct sl_store_params {
     uint32_t depth;         /* requests in flight at most; 0: 64 */
     uint32_t request_bytes; /* of one at most, a multiple of SL_STORE_ALIGN; 0: 1 MiB */
-    uint32_t ahead_depth;   /* `ahead` requests start while fewer than this are in flight; 0:
-                             * half the depth */
+    uint32_t ahead_depth;   /* `ahead` requests start while fewer than this are in flight, and no
+                             * demanded read is; 0: half the depth */
     uint32_t ahead_bytes;   /* of one `ahead` request at most; 0: 256 KiB */
     uint32_t max_reads;     /* submitted and not yet reaped, at most; 0: 4096 */
     bool direct;            /* past the page cache (O_DIRECT) where the file system allows it */
@@ -104,8 +104,8 @@ typedef struct sl_read {
     sl_slice slice;
     void *dst;          /* aligned to SL_STORE_ALIGN; the store's until the read is reaped */
     uint64_t tag;       /* the caller's; need not be unique */
-    /* a guess: its requests are small and start only while no other request waits for its start,
-     * and fewer than ahead_depth fly; may be cancelled */
+    /* a guess: its requests are small and start only while no demanded read is waiting or in
+     * flight, and fewer than ahead_depth fly; may be cancelled */
     bool ahead;
 } sl_read;
 

@@ -14,6 +14,7 @@
 #ifndef SL_STREAM_H
 #define SL_STREAM_H
 
+#include "offload/sl_ahead.h"
 #include "offload/sl_ecache.h"
 #include "offload/sl_store.h"
 #include "perfmodel/sl_plan.h"
@@ -70,11 +71,14 @@ SL_API void sl_stream_begin(sl_stream *s, const sl_stream_ask *ask);
 SL_API uint32_t sl_stream_ready(sl_stream *s, uint32_t *ret_index, sl_expert_data *ret_data);
 SL_API void sl_stream_done(sl_stream *s, uint32_t index);   /* of an expert given out with data */
 
-/* The layer's router will probably ask for these soon: read while the disk has nothing else to
- * do. */
-SL_API void sl_stream_ahead(sl_stream *s, uint32_t layer, const uint32_t *ids, uint32_t n);
-/* Does looking ahead pay, as far as it can be told? False also when it was switched off. */
-SL_API bool sl_stream_wants_ahead(const sl_stream *s);
+/* The layer's router will ask for these soon: surely (read like what is asked for), or probably
+ * (read while the disk has nothing else to do). As many as a quarter of the slots takes; to be
+ * called again as slots become free. */
+SL_API void sl_stream_ahead(sl_stream *s, uint32_t layer, const uint32_t *ids, uint32_t n,
+                            bool surely);
+/* Are guesses wanted for this pass? No where there is nothing to stream, and no where they were
+ * tried and did not pay (offload/sl_ahead.h). */
+SL_API bool sl_stream_wants_guess(const sl_stream *s);
 
 /* The layer's dense slices, one after another, each at sl_store_lead behind a multiple of
  * SL_STORE_ALIGN and sl_store_room long. Waits for them. Errors: SL_E_IO. */
@@ -93,7 +97,7 @@ typedef struct sl_stream_stats {
     uint64_t ahead_used_bytes;  /* ... and of those that were then asked for */
     double stall_s;             /* in which a layer waited and nothing was computed */
     uint64_t failed;            /* experts that could not be read */
-    bool ahead_off;             /* looking ahead was measured and does not pay */
+    bool ahead_off;             /* guesses were tried and do not pay */
     sl_misses one_row;          /* of the layers' turns in passes of one row */
 } sl_stream_stats;
 SL_API void sl_stream_get_stats(const sl_stream *s, sl_stream_stats *ret);

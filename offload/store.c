@@ -85,6 +85,7 @@ struct sl_store {
     struct list demand, ahead, over, free;
     uint32_t idle;
     uint32_t n_free, n_pending, n_over, n_flying;
+    uint32_t n_demanded;    /* of the pending ones: not `ahead` */
     sl_store_stats stats;
     double busy_since;
     char (*errors)[ERROR_TEXT]; /* [MAX_ERRORS] */
@@ -385,7 +386,7 @@ static void pump(sl_store *s)
 {
     while (s->n_flying < s->p.depth && s->demand.first != NONE)
         start_request(s, s->demand.first);
-    while (s->n_flying < s->p.ahead_depth && s->demand.first == NONE && s->ahead.first != NONE)
+    while (s->n_flying < s->p.ahead_depth && !s->n_demanded && s->ahead.first != NONE)
         start_request(s, s->ahead.first);
 }
 
@@ -396,6 +397,7 @@ static void end_if_over(sl_store *s, uint32_t index)
     r->where = OVER;
     r->end_s = now_s();
     s->n_pending--;
+    s->n_demanded -= !r->ahead;
     s->n_over++;
     push(s, &s->over, index);
 }
@@ -511,6 +513,7 @@ static void queue(sl_store *s, const sl_read *read, double now)
                         .at = from, .end = c->offset + c->bytes, .start_s = now,
                         .where = c->bytes ? WAITING : FLYING };
     s->n_pending++;
+    s->n_demanded += !r->ahead;
     if (c->bytes) push(s, r->ahead ? &s->ahead : &s->demand, index);
     else end_if_over(s, index);
 }
@@ -615,6 +618,7 @@ void sl_store_promote(sl_store *s, uint64_t tag)
         if (s->reads[i].tag != tag) continue;
         take_out(s, &s->ahead, i);
         s->reads[i].ahead = false;
+        s->n_demanded++;
         push(s, &s->demand, i);
     }
     pump(s);

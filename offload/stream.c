@@ -48,7 +48,7 @@ struct sl_stream {
     char *slots[SL_SLOT_CLASSES];
     uint32_t first_slot[SL_SLOT_CLASSES + 1];
     /* the layer begun */
-    uint32_t layer, n_want, n_given;
+    uint32_t layer, last_layer, n_want, n_given;
     struct want *want;          /* [n_expert] */
     bool in_order;
     sl_read *reads;             /* [3 * n_expert, or the dense slices of a layer] */
@@ -56,6 +56,8 @@ struct sl_stream {
     /* read ahead */
     uint32_t ahead[AHEAD_MAX], n_ahead;
     bool no_ahead;
+    sl_ahead guessing;
+    double pass_s;              /* when the pass of few rows at hand began; 0: none did */
     /* sections */
     const sl_slice *dense;
     const uint32_t *dense_first;
@@ -290,6 +292,15 @@ static void take_hit(sl_stream *s, struct want *w, uint32_t key, uint32_t slot)
     }
 }
 
+/* Passes of few rows show whether guesses pay: each is timed from its first layer to the next
+ * one's. */
+static void pass_begins(sl_stream *s, bool in_order)
+{
+    double now = now_s();
+    if (s->pass_s > 0) sl_ahead_pass(&s->guessing, now - s->pass_s);
+    s->pass_s = in_order || s->no_ahead ? 0 : now;
+}
+
 void sl_stream_begin(sl_stream *s, const sl_stream_ask *a)
 {
     assert(a->layer < s->n_layer && a->n <= s->layer_experts[a->layer] && s->n_given == s->n_want);
@@ -302,6 +313,8 @@ void sl_stream_begin(sl_stream *s, const sl_stream_ask *a)
         s->stats.hits += a->n;
         return;
     }
+    if (a->layer <= s->last_layer) pass_begins(s, a->in_order);
+    s->last_layer = a->layer;
     drain(s, 0);
     sl_ecache_touch(s->cache, a->layer, a->expert_id, a->seq, a->n_rows, a->n_used);
     uint64_t before = s->stats.misses;
@@ -360,23 +373,32 @@ void sl_stream_done(sl_stream *s, uint32_t index)
 
 /* ---- ahead ---- */
 
-bool sl_stream_wants_ahead(const sl_stream *s)
+bool sl_stream_wants_guess(const sl_stream *s)
 {
-    return s->cache && !s->no_ahead;
+    return s->cache && !s->no_ahead && s->guessing.on;
 }
 
-void sl_stream_ahead(sl_stream *s, uint32_t layer, const uint32_t *ids, uint32_t n)
+/* Somebody has asked for an expert and got no slot yet. */
+static bool starved(const sl_stream *s)
+{
+    for (uint32_t i = 0; i < s->n_want; i++)
+        if (s->want[i].state == W_WAITS) return true;
+    return false;
+}
+
+void sl_stream_ahead(sl_stream *s, uint32_t layer, const uint32_t *ids, uint32_t n, bool surely)
 {
     uint32_t class = s->layer_class[layer], evicted;
+    if (!s->cache || s->no_ahead || starved(s)) return;
     uint32_t most = SL_MIN((uint32_t)AHEAD_MAX, s->plan.cls[class].n_slots / 4);
-    if (!sl_stream_wants_ahead(s)) return;
     for (uint32_t i = 0; i < n && s->n_ahead < most; i++) {
         uint32_t key = key_of(s, layer, ids[i]);
         if (sl_ecache_find(s->cache, layer, ids[i]) != SL_ECACHE_NONE) continue;
         uint32_t slot = sl_ecache_take(s->cache, layer, ids[i], &evicted);
         if (slot == SL_ECACHE_NONE) break;
         if (evicted != SL_ECACHE_NONE) s->experts[evicted].state = OUT;
-        queue_expert(s, key, slot_base(s, class, slot - s->first_slot[class]), true);
+        queue_expert(s, key, slot_base(s, class, slot - s->first_slot[class]), !surely);
+        s->experts[key].ahead = true;
         s->ahead[s->n_ahead++] = key;
         s->stats.ahead_bytes += expert_bytes(s, key);
     }
@@ -552,6 +574,7 @@ sl_status sl_stream_create(sl_ctx *ctx, sl_store *store, const sl_stream_params 
     s->dense = p->dense;
     s->dense_first = p->dense_first;
     s->no_ahead = p->no_ahead;
+    s->guessing = sl_ahead_begin();
     sl_status st = init(ctx, s, p);
     if (st != SL_OK) sl_stream_destroy(&s);
     else *ret = s;
@@ -612,4 +635,9 @@ sl_status sl_stream_fill(sl_ctx *ctx, sl_stream *s, sl_progress_fn progress, voi
 }
 
 const char *sl_stream_error(const sl_stream *s) { return s->error; }
-void sl_stream_get_stats(const sl_stream *s, sl_stream_stats *ret) { *ret = s->stats; }
+
+void sl_stream_get_stats(const sl_stream *s, sl_stream_stats *ret)
+{
+    *ret = s->stats;
+    ret->ahead_off = s->cache && !s->guessing.pays;
+}

@@ -224,7 +224,7 @@ static uint64_t place_weights(const sl_shape *s, const sl_plan_params *p, sl_pla
     fixed += cache_bytes(s);
     plan->stored_rows = SL_MIN(plan->max_rows, STORED_ROWS);
     uint64_t runs = plan->stored_rows * (most_used(s) + 1ull);
-    uint64_t stored = runs * s->d_model * sizeof(float);
+    uint64_t stored = (runs * s->d_model + 2 * runs) * sizeof(float);
     plan->scratch_bytes += stored;
     return place_streamed(s, budget, fixed + stored, plan);
 }

@@ -43,6 +43,10 @@ typedef struct lane {
     uint32_t *ids;              /* [n_expert] the layer's distinct experts */
     uint32_t *ready;            /* [n_expert] */
     sl_expert_data *data;       /* [n_expert] */
+    /* a guess at the next layer: what its router says of this layer's hidden states */
+    uint32_t *guess;            /* [stored_rows][n_used], device memory like the next two */
+    float *guess_w, *guess_shared;
+    uint32_t *likely;           /* [n_expert] distinct guesses, the likeliest first */
 } lane;
 
 struct sl_engine {

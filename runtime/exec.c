@@ -14,6 +14,26 @@ static uint64_t acts_floats(const sl_widths *w)
     return 3ull * w->d_model + w->q + w->k + w->v + w->att + 2ull * w->n_used + 1;
 }
 
+/* Outputs that wait for their turn, and guesses at the next layer's experts: of streamed
+ * weights. */
+static sl_status stored_init(sl_engine *e)
+{
+    const sl_widths *w = &e->m->widths;
+    lane *n = &e->lane;
+    uint64_t rows = e->plan.stored_rows, outs = rows * (w->n_used + 1ull) * w->d_model;
+    void *p = NULL;
+    n->likely = calloc(w->n_expert + 1ull, sizeof *n->likely);
+    if (!n->likely) return sl_fail(e->ctx, SL_E_NOMEM, "table of %u experts", w->n_expert);
+    if (!rows) return SL_OK;
+    outs += rows * (2ull * w->n_used + 1);
+    SL_TRY(e->dev->ops->alloc(e->dev, SL_ACC_SCRATCH, outs * sizeof(float), &p));
+    n->out = p;
+    n->guess_w = n->out + rows * (w->n_used + 1ull) * w->d_model;
+    n->guess_shared = n->guess_w + rows * w->n_used;
+    n->guess = (uint32_t *)(void *)(n->guess_shared + rows);
+    return SL_OK;
+}
+
 sl_status lane_init(sl_engine *e)
 {
     const sl_widths *w = &e->m->widths;
@@ -35,10 +55,7 @@ sl_status lane_init(sl_engine *e)
         at += (rows * parts[i].width * sizeof(float) + 63) / 64 * 64;
     }
     n->batch.logits = (float *)at;
-    uint64_t outs = e->plan.stored_rows * (w->n_used + 1ull) * w->d_model;
-    void *out = NULL;
-    if (outs) SL_TRY(e->dev->ops->alloc(e->dev, SL_ACC_SCRATCH, outs * sizeof(float), &out));
-    n->out = out;
+    SL_TRY(stored_init(e));
     n->token = calloc(rows, sizeof *n->token);
     n->pos = calloc(rows, sizeof *n->pos);
     n->seq = calloc(rows, sizeof *n->seq);
@@ -74,6 +91,7 @@ void lane_fini(sl_engine *e)
     free(n->run_rows);
     free(n->run_weights);
     free(n->run_start);
+    free(n->likely);
     free(n->part);
     free(n->ids);
     free(n->ready);
@@ -141,6 +159,48 @@ static void fail_rows(sl_engine *e, const uint32_t *rows, uint32_t n, const char
     for (uint32_t i = 0; i < n; i++) e->seqs[b->seq[rows ? rows[i] : i]].failed = true;
 }
 
+/* Where the next layer's experts can be named before its router is asked; NULL: nowhere. */
+static const sl_layer *layer_ahead(const sl_engine *e, const sl_layer *l)
+{
+    const sl_layer *next = l + 1;
+    if (e->plan.weights != SL_WEIGHTS_STREAMED || l->index + 1 >= e->weights.n_layer) return NULL;
+    return next->moe ? next : NULL;
+}
+
+/* A pass of many rows asks for nearly all experts of each layer: they are read on, in order, as
+ * slots become free. n_now: what it asked for in this layer. */
+static void read_on(sl_engine *e, const sl_layer *l, uint32_t n_now)
+{
+    lane *n = &e->lane;
+    const sl_layer *next = layer_ahead(e, l);
+    if (!next || 4 * n_now < 3 * l->routing.n_expert) return;
+    for (uint32_t x = 0; x < next->routing.n_expert; x++) n->likely[x] = x;
+    sl_stream_ahead(e->loaded.stream, next->index, n->likely, next->routing.n_expert, true);
+}
+
+/* Few rows: the next layer's router is asked already, of this layer's hidden states, which the
+ * steps between change little. */
+static sl_status guess(sl_engine *e, const sl_layer *l)
+{
+    lane *n = &e->lane;
+    const sl_layer *next = layer_ahead(e, l);
+    uint32_t rows = n->batch.n_rows, n_likely = 0;
+    if (!next || !next->router.data || next->index >= e->plan.n_dense_layers
+        || !sl_stream_wants_guess(e->loaded.stream))
+        return SL_OK;
+    uint32_t k = next->routing.n_used;
+    SL_TRY(e->dev->ops->route(e->dev, next, n->batch.h, rows, n->guess, n->guess_w,
+                              n->guess_shared));
+    for (uint32_t j = 0; j < k; j++)
+        for (uint32_t r = 0; r < rows; r++) {
+            uint32_t id = n->guess[r * k + j], at = 0;
+            while (at < n_likely && n->likely[at] != id) at++;
+            if (at == n_likely) n->likely[n_likely++] = id;
+        }
+    sl_stream_ahead(e->loaded.stream, next->index, n->likely, n_likely, false);
+    return SL_OK;
+}
+
 /* Data for `got` runs that sl_stream_ready named. */
 static void give_data(sl_engine *e, uint32_t got)
 {
@@ -202,6 +262,7 @@ static sl_status run_in_order(sl_engine *e, const sl_layer *l, uint32_t n_routed
 {
     lane *n = &e->lane;
     for (uint32_t at = 0; at < n_routed; ) {
+        read_on(e, l, n_routed);
         uint32_t got = sl_stream_ready(e->loaded.stream, n->ready, n->data);
         bool last = at + got == n_routed;
         assert(n->ready[0] == at && n->ready[got - 1] == at + got - 1);
@@ -211,6 +272,7 @@ static sl_status run_in_order(sl_engine *e, const sl_layer *l, uint32_t n_routed
         computed(e, got);
         at += got;
     }
+    read_on(e, l, n_routed);
     return SL_OK;
 }
 
@@ -230,6 +292,7 @@ static sl_status run_experts(sl_engine *e, const sl_step *step, const sl_layer *
                               .n_rows = n->batch.n_rows, .n_used = l->routing.n_used,
                               .in_order = in_order };
         sl_stream_begin(e->loaded.stream, &ask);
+        if (!in_order) SL_TRY(guess(e, l));
         e->stats.expert_runs += n_runs;
         e->stats.bytes_touched += n_runs * step->expert_bytes;
     }

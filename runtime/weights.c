@@ -8,6 +8,10 @@
 #include <stdlib.h>
 #include <string.h>
 
+/* Requests ahead of demand: what the disk reads in the time that attention takes, some 2 MiB, so
+ * that a demand that comes meanwhile hardly waits. */
+#define AHEAD_DEPTH 8u
+
 static sl_status open_store(weights *w, const sl_plan *plan)
 {
     sl_gguf *g = w->m->gguf;
@@ -24,7 +28,9 @@ static sl_status open_store(weights *w, const sl_plan *plan)
     }
     /* What the page cache holds is copied by several threads; the disk is asked by one. */
     sl_store_params p = { .direct = plan->direct, .threads = !plan->direct,
-                          .depth = plan->read_depth, .request_bytes = plan->read_bytes };
+                          .depth = plan->read_depth, .request_bytes = plan->read_bytes,
+                          .ahead_depth = AHEAD_DEPTH };
+    if (plan->read_depth) p.ahead_depth = SL_MIN(AHEAD_DEPTH, plan->read_depth);
     if (st == SL_OK) st = sl_store_create(w->ctx, fds, bytes, paths, n, &p, &w->store);
     free(fds);
     free(bytes);

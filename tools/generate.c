@@ -138,6 +138,7 @@ static void measure(const cli_session *s, cli_gen *g, const sl_engine_stats *a,
     g->disk_bytes_per_token = (double)read / (g->n_ids - 1);
     if (decode_s > 0) g->disk_bytes_s = (double)read / decode_s;
     if (decode_s > 0) g->stall_share = (end.stall_s - first->stall_s) / decode_s;
+    g->ahead_off = end.ahead_off;
     g->ahead_used = ahead ? (double)(end.ahead_used_bytes - first->ahead_used_bytes) / (double)ahead
                           : -1;
 }
@@ -212,7 +213,8 @@ void cli_footer(const cli_session *s, const cli_gen *g)
              g->request.n_tokens == 1 ? "" : "s", g->prompt_tok_per_s, line, say_reason(g->reason));
     line[0] = 0;
     if (g->streamed && g->n_ids > 1) {
-        snprintf(line, sizeof line, "looked ahead in vain: %.0f %%", 100 * (1 - g->ahead_used));
+        snprintf(line, sizeof line, "looked ahead in vain: %.0f %%%s",
+                 100 * (1 - g->ahead_used), g->ahead_off ? " (given up: it did not pay)" : "");
         cli_note(
             "experts: %.1f %% hits, %s read per token at %.2f GB/s, %.0f %% of the time waiting"
             "%s%s",

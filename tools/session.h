@@ -106,6 +106,7 @@ typedef struct cli_gen {
     bool streamed;
     double hit_rate, disk_bytes_per_token, disk_bytes_s, stall_share;
     /* share of what was read ahead that was asked for; < 0: nothing was */
+    bool ahead_off;             /* reading ahead was tried and did not pay */
     double ahead_used;
 } cli_gen;
 
