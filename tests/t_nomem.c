@@ -1,11 +1,14 @@
 /* tests/t_nomem.c - what opens things, with each of its allocations failing in turn: a status and
  * a message come back, nothing is written to the caller, and nothing leaks (ASan's leak checker
  * looks at that). And what runs, the engine's steps, allocates nothing. */
+#include "offload/sl_store.h"
 #include "runtime/base/sl_pool.h"
 #include "runtime/sluice.h"
 
 #include "tests/t.h"
 #include "tests/t_alloc.h"
+
+#include <fcntl.h>
 
 #define MAX_ALLOCS 100000   /* of one scenario: a bound for the loop */
 
@@ -29,6 +32,23 @@ static sl_status open_pool(sl_ctx *ctx)
     sl_status st = sl_pool_create(ctx, 0, &p);
     T_CHECK((st == SL_OK) == (p != NULL), "sl_pool_create: %s", sl_status_name(st));
     sl_pool_destroy(&p);
+    return st;
+}
+
+/* Past the page cache by io_uring, and by threads. */
+static sl_status open_store(sl_ctx *ctx)
+{
+    sl_status st = SL_OK;
+    uint64_t bytes = 4096;
+    int fd = open(bundled, O_RDONLY | O_CLOEXEC);
+    for (int i = 0; i < 2 && st == SL_OK; i++) {
+        sl_store *s = NULL;
+        sl_store_params p = { .direct = true, .threads = i, .n_threads = 1 };
+        st = sl_store_create(ctx, &fd, &bytes, &bundled, 1, &p, &s);
+        T_CHECK((st == SL_OK) == (s != NULL), "sl_store_create: %s", sl_status_name(st));
+        sl_store_destroy(&s);
+    }
+    close(fd);
     return st;
 }
 
@@ -141,6 +161,7 @@ int main(void)
     t_alloc_reset(0);
     check("memory", open_memory);
     check("pool", open_pool);
+    check("store", open_store);
     check("vocab", open_vocab);
     for (size_t i = 0; i < SL_LEN(models); i++) {
         model_path = models[i];
