@@ -393,6 +393,12 @@ void sl_ecache_unpin(sl_ecache *c, uint32_t slot)
     c->pins[slot]--;
 }
 
+uint32_t sl_ecache_pins(const sl_ecache *c, uint32_t slot)
+{
+    assert(slot < c->n_slots);
+    return c->pins[slot];
+}
+
 void sl_ecache_drop(sl_ecache *c, uint32_t slot)
 {
     assert(slot < c->n_slots && c->expert_in[slot] != NONE);

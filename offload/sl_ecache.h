@@ -86,6 +86,7 @@ SL_API bool sl_ecache_pays(const sl_ecache *c, uint32_t layer, uint32_t id);
 /* Counted; a pinned slot is never a victim. */
 SL_API void sl_ecache_pin(sl_ecache *c, uint32_t slot);
 SL_API void sl_ecache_unpin(sl_ecache *c, uint32_t slot);
+SL_API uint32_t sl_ecache_pins(const sl_ecache *c, uint32_t slot);
 /* The read into the slot failed or was given up: the slot is empty, free, and has no pins. */
 SL_API void sl_ecache_drop(sl_ecache *c, uint32_t slot);
 

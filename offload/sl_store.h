@@ -77,6 +77,9 @@ SL_API SL_NODISCARD sl_status sl_store_create(sl_ctx *ctx, const int *fds,
  * and is NULL afterwards. */
 SL_API void sl_store_destroy(sl_store **store);
 
+/* From the next request on; NULL: none. For tests; faults must outlive the store or be taken back. */
+SL_API void sl_store_set_faults(sl_store *store, const sl_store_faults *faults);
+
 SL_API uint32_t sl_store_n_files(const sl_store *store);
 SL_API const char *sl_store_path(const sl_store *store, uint32_t file);
 SL_API uint64_t sl_store_file_bytes(const sl_store *store, uint32_t file);
@@ -148,6 +151,7 @@ typedef struct sl_store_stats {
     uint64_t submits;       /* io_uring_enter calls that started requests and did not wait */
     uint64_t waits;         /* those that waited, or fetched what had landed */
     uint32_t in_flight, max_in_flight;  /* requests */
+    uint32_t open;          /* reads submitted and not reaped */
     double busy_s;          /* time with something in flight, as seen by submit and reap */
 } sl_store_stats;
 SL_API void sl_store_get_stats(const sl_store *store, sl_store_stats *ret);

@@ -67,6 +67,7 @@ typedef struct sl_stream_ask {
 SL_API void sl_stream_begin(sl_stream *s, const sl_stream_ask *ask);
 /* Begun experts whose weights are there and that were not given out yet: their indices into ids,
  * ascending, and their data. Waits until there is one. Returns how many (0: all were given out).
+ * Those given out before must be done by now: others may wait for their slots.
  * One that could not be read is given out once, without data; sl_stream_error says why. */
 SL_API uint32_t sl_stream_ready(sl_stream *s, uint32_t *ret_index, sl_expert_data *ret_data);
 SL_API void sl_stream_done(sl_stream *s, uint32_t index);   /* of an expert given out with data */
@@ -101,5 +102,9 @@ typedef struct sl_stream_stats {
     sl_misses one_row;          /* of the layers' turns in passes of one row */
 } sl_stream_stats;
 SL_API void sl_stream_get_stats(const sl_stream *s, sl_stream_stats *ret);
+
+/* Asserts the invariants of offload/stream.c, the cache's included. Between any two calls; the
+ * stream must be the store's only user. O(slots^2 + experts): for tests. */
+SL_API void sl_stream_check(const sl_stream *s);
 
 #endif

@@ -306,6 +306,8 @@ void sl_store_destroy(sl_store **store)
     *store = NULL;
 }
 
+void sl_store_set_faults(sl_store *s, const sl_store_faults *faults) { s->p.faults = faults; }
+
 uint32_t sl_store_n_files(const sl_store *store) { return store->n_files; }
 
 const char *sl_store_path(const sl_store *store, uint32_t file)
@@ -631,6 +633,7 @@ void sl_store_get_stats(const sl_store *s, sl_store_stats *ret)
 {
     *ret = s->stats;
     ret->in_flight = s->n_flying;
+    ret->open = s->p.max_reads - s->n_free;
     ret->submits = s->way->submits;
     ret->waits = s->way->waits;
     if (s->n_flying) ret->busy_s += now_s() - s->busy_since;

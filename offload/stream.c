@@ -1,10 +1,9 @@
 /* offload/stream.c - moves weights: what the cache decides is read here.
- * Invariants, checked by stream_check in tests and after every layer:
+ * Invariants, checked by sl_stream_check in tests after every call:
  *   S1  an expert LOADING or READY has a slot in the cache and `data` points into it; OUT has none
- *   S2  a slot is pinned while its expert is LOADING, held or given out for the layer begun, or
- *     read
- *       ahead and not asked for yet; not otherwise
- *   S3  reads in flight: reads_left of the LOADING experts, and left of the sections
+ *   S2  a slot is pinned once while its expert is LOADING, held or given out for the layer begun,
+ *       or read ahead and not asked for yet; not otherwise
+ *   S3  reads that the store was given: reads_left of the LOADING experts, and left of the sections
  * In order, the first expert not done always gets a slot: later ones give theirs back for it. */
 #include "offload/sl_stream.h"
 
@@ -632,6 +631,47 @@ sl_status sl_stream_fill(sl_ctx *ctx, sl_stream *s, sl_progress_fn progress, voi
     s->stats.read_bytes += all;
     if (progress) progress(user, all, all);
     return s->error[0] ? sl_fail(ctx, SL_E_IO, "%s", s->error) : SL_OK;
+}
+
+static uint32_t check_expert(const sl_stream *s, uint32_t key)
+{
+    const struct expert *e = &s->experts[key];
+    const sl_expert_slices *x = &s->slices[key];
+    uint32_t layer = key / s->n_expert, slot = sl_ecache_find(s->cache, layer, key % s->n_expert);
+    assert((e->state == OUT) == (slot == SL_ECACHE_NONE));                          /* S1 */
+    assert((e->state == LOADING) == (e->reads_left > 0));                           /* S3 */
+    if (e->state == OUT) return 0;
+    uint32_t class = s->layer_class[layer];
+    const char *at = slot_base(s, class, slot - s->first_slot[class]), *from = at;
+    assert(s->data[key].gate == at + sl_store_lead(x->gate));                       /* S1 */
+    at += sl_store_room(x->gate);
+    assert(s->data[key].up == at + sl_store_lead(x->up));
+    at += sl_store_room(x->up);
+    assert(s->data[key].down == at + sl_store_lead(x->down));
+    assert(at + sl_store_room(x->down) <= from + s->plan.cls[class].slot_bytes);
+    uint32_t pins = e->ahead + e->unwanted;
+    for (uint32_t i = 0; layer == s->layer && i < s->n_want; i++)
+        if (s->want[i].id == key % s->n_expert)
+            pins += s->want[i].state == W_HELD || s->want[i].state == W_GIVEN;
+    assert(pins == sl_ecache_pins(s->cache, slot) && pins <= 1);                    /* S2 */
+    assert(pins || e->state == READY);
+    return e->reads_left;
+}
+
+void sl_stream_check(const sl_stream *s)
+{
+    sl_store_stats st;
+    uint32_t reads = s->section[0].left + s->section[1].left, n_ahead = 0;
+    if (!s->cache) return;      /* experts stay where they are */
+    for (uint32_t l = 0; l < s->n_layer; l++)
+        for (uint32_t x = 0; x < s->layer_experts[l]; x++) {
+            reads += check_expert(s, key_of(s, l, x));
+            n_ahead += s->experts[key_of(s, l, x)].ahead;
+        }
+    sl_store_get_stats(s->store, &st);
+    assert(reads == st.open);                                                       /* S3 */
+    assert(n_ahead == s->n_ahead);
+    sl_ecache_check(s->cache);
 }
 
 const char *sl_stream_error(const sl_stream *s) { return s->error; }
