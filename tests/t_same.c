@@ -2,9 +2,8 @@
  * sequences in a pass, the rows of a chunk and the instructions. Models: random weights in tiny
  * shapes of the table. */
 #include "kernels/sl_kernels.h"
-#include "runtime/sl_synth.h"
 #include "runtime/sluice.h"
-#include "tests/t.h"
+#include "tests/t_tiny.h"
 
 enum {
     LONG = 512, TAIL = 12,      /* a prompt in chunks, then positions whose logits are compared */
@@ -18,31 +17,6 @@ typedef struct how {
 } how;
 
 static char path[64];
-
-static const sl_preset *tiny(const char *like, sl_preset *p)
-{
-    const sl_preset *row = sl_preset_find(like);
-    T_NEED(row, "no preset %s", like);
-    *p = *row;
-    p->n_layer = p->n_dense ? p->n_dense + 2 : 2;
-    p->d_model = 512;
-    p->n_vocab = N_VOCAB;
-    p->n_ctx = 1024;
-    p->n_head = 8;
-    p->n_expert = 8;
-    p->n_used = 3;
-    p->d_expert = 256;
-    if (p->d_shared) p->d_shared = 256 * p->n_shared;
-    if (p->d_dense) p->d_dense = 768;
-    if (p->kv_lora) {
-        p->kv_lora = 128, p->nope = 64, p->n_rot = 32, p->v_head = 64;
-    } else {
-        p->n_rot = p->n_rot * 64 / p->head_dim;
-        p->head_dim = 64;
-        p->n_head_kv = 2;
-    }
-    return p;
-}
 
 typedef struct run {
     sl_ctx *ctx;
@@ -206,7 +180,7 @@ int main(void)
     uint32_t n_models = getenv("SLUICE_SANITIZED") ? 1 : SL_LEN(models);
     for (uint32_t i = 0; i < n_models; i++) {
         sl_preset p;
-        sl_synth_params sp = { .preset = tiny(models[i].like, &p),
+        sl_synth_params sp = { .preset = t_tiny(models[i].like, N_VOCAB, &p),
                                .quant = models[i].quant,
                                .seed = 3 };
         sl_synth_report report;
