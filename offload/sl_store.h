@@ -77,7 +77,8 @@ SL_API SL_NODISCARD sl_status sl_store_create(sl_ctx *ctx, const int *fds,
  * and is NULL afterwards. */
 SL_API void sl_store_destroy(sl_store **store);
 
-/* From the next request on; NULL: none. For tests; faults must outlive the store or be taken back. */
+/* From the next request on; NULL: none. For tests. faults must outlive the store, or be taken
+ * back. */
 SL_API void sl_store_set_faults(sl_store *store, const sl_store_faults *faults);
 
 SL_API uint32_t sl_store_n_files(const sl_store *store);

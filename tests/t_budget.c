@@ -1,7 +1,7 @@
-/* tests/t_budget.c - the promise of sameness with weights that are streamed: logits have the bits of
- * the run in RAM for every budget from the floor up, policy, lookahead, depth of the disk's queue,
- * threads, chunks and sequences at once; the memory accounts stay within the budget, and steps
- * allocate nothing. Models: tiny ones of random weights, a dense one, and the bundled one. */
+/* tests/t_budget.c - the promise of sameness with weights that are streamed: logits have the bits
+ * of the run in RAM for every budget from the floor up, policy, lookahead, depth of the disk's
+ * queue, threads, chunks and sequences at once; the memory accounts stay within the budget, and
+ * steps allocate nothing. Models: tiny ones of random weights, a dense one, and the bundled one. */
 #include "offload/sl_ecache.h"
 #include "runtime/sluice.h"
 #include "tests/t_alloc.h"
@@ -117,8 +117,8 @@ static void compare(const char *what, const how *h, const run *r, const float *w
     T_CHECK(!bad, "%s, %s: %llu bytes (slots %u and %u, %u of %u layers stay), %s%s, depth %u, %u "
             "threads, chunks of %u, %u sequences: %u of %u rows differ", model, what,
             (unsigned long long)h->budget, r->plan.cls[0].n_slots, r->plan.cls[1].n_slots,
-            r->plan.n_dense_layers, n_layer, sl_policy_name(h->policy), h->no_ahead ? "" : ", ahead",
-            h->depth, h->threads, h->chunk, h->n_seq, bad, rows);
+            r->plan.n_dense_layers, n_layer, sl_policy_name(h->policy),
+            h->no_ahead ? "" : ", ahead", h->depth, h->threads, h->chunk, h->n_seq, bad, rows);
 }
 
 /* A prompt in chunks, then positions with logits, in the same chunks; where there is a `want`, it
