@@ -108,6 +108,17 @@ static void touch_freq32(cache *c, const sl_trace_step *s, const uint32_t *uses,
     memcpy(c->value + first, c->f[0] + first, c->r->t->n_expert * sizeof *c->value);
 }
 
+/* Frequencies in which a row's heaviest expert counts most, falling evenly to its lightest. */
+static void touch_rank(cache *c, const sl_trace_step *s, const uint32_t *uses, uint32_t n)
+{
+    (void)uses, (void)n;
+    size_t first = (size_t)s->layer * c->r->t->n_expert;
+    double keep = exp2(-(double)s->n_rows / 32), gain = (1 - keep) / s->n_rows;
+    for (size_t e = first; e < first + c->r->t->n_expert; e++) c->value[e] *= keep;
+    for (uint64_t j = 0; j < (uint64_t)s->n_rows * s->n_used; j++)
+        c->value[first + s->experts[j]] += gain * (double)(s->n_used - j % s->n_used);
+}
+
 /* Frequencies over 1, 8, 64 and 1,000 rows. */
 static void touch_mix(cache *c, const sl_trace_step *s, const uint32_t *uses, uint32_t n)
 {
@@ -149,18 +160,18 @@ static void touch_infinity(cache *c, const sl_trace_step *s, const uint32_t *use
         c->value[e] = (c->f[0][e] + 1e-3) * weight;
 }
 
-/* Not to be had: it is told every choice of the layers to come, until this one has had its next
- * turn, and values the rest by frequency. What a perfect forecast of one pass would be worth. */
-static void touch_told(cache *c, const sl_trace_step *s, const uint32_t *uses, uint32_t n)
+/* Not to be had: it is told every choice of the layers to come, until this one has had n_passes
+ * more turns, and values the rest by frequency. What a perfect forecast would be worth. */
+static void told(cache *c, const sl_trace_step *s, uint32_t n_passes)
 {
     const replay *r = c->r;
-    touch_freq32(c, s, uses, n);
+    touch_freq32(c, s, NULL, 0);
     uint32_t end = c->step + 1;
     uint64_t pass = s->pass;
-    for (uint32_t passes = 0; end < r->t->n_steps; end++) {     /* to this layer of the next pass */
+    for (uint32_t passes = 0; end < r->t->n_steps; end++) {
         passes += r->t->steps[end].pass != pass;
         pass = r->t->steps[end].pass;
-        if (passes > 1 || (passes == 1 && r->t->steps[end].layer > s->layer)) break;
+        if (passes > n_passes || (passes == n_passes && r->t->steps[end].layer > s->layer)) break;
     }
     for (uint32_t e = 0; e < r->n_experts; e++)
         c->value[e] = c->f[0][e] / 2;
@@ -169,15 +180,29 @@ static void touch_told(cache *c, const sl_trace_step *s, const uint32_t *uses, u
             c->value[r->uses[j]] = 1 + 1.0 / (i - c->step);
 }
 
+static void touch_told1(cache *c, const sl_trace_step *s, const uint32_t *uses, uint32_t n)
+{
+    (void)uses, (void)n;
+    told(c, s, 1);
+}
+
+static void touch_told2(cache *c, const sl_trace_step *s, const uint32_t *uses, uint32_t n)
+{
+    (void)uses, (void)n;
+    told(c, s, 2);
+}
+
 static const candidate candidates[] = {
     { "random", touch_random, 0 },
     { "fifo", touch_fifo, 0 },
     { "lfu 32, distance 0.4", touch_freq32, 0.4 },
+    { "lfu 32, weighed by the router's order", touch_rank, 0 },
     { "lfu of 1, 8, 64, 1000", touch_mix, 0 },
     { "the same, distance 0.4", touch_mix, 0.4 },
     { "recency + frequency", touch_hobbit, 0 },
     { "sequence counts, early layers", touch_infinity, 0 },
-    { "(told the next pass)", touch_told, 0 },
+    { "(told the next pass)", touch_told1, 0 },
+    { "(told the next two)", touch_told2, 0 },
 };
 
 static uint32_t victim_slot(const cache *c, const candidate *p, uint32_t layer)
@@ -326,8 +351,8 @@ static void print_table(const replay *r, table *t)
     t->n_counted = r->n_uses - r->first_counted;
     if (!t->csv)
         printf("\n%s: %s, %u layers of %u experts, %u a row; %" PRIu64 " uses counted. "
-               "Hits in %% of uses (in %% of belady with bypass):\n\n", t->trace, r->t->model, r->t->n_layer,
-               r->t->n_expert, r->t->n_used, t->n_counted);
+               "Hits in %% of uses (in %% of belady with bypass):\n\n", t->trace, r->t->model,
+               r->t->n_layer, r->t->n_expert, r->t->n_used, t->n_counted);
     print_head(t);
     for (int bypass = 1; bypass >= 0; bypass--) {
         for (uint32_t i = 0; i < t->n_shares; i++)
@@ -363,14 +388,15 @@ int main(int argc, char **argv)
 {
     table t = { .n_shares = 5, .percent = { 6, 12, 25, 50, 75 } };
     uint64_t from_pass = 0;
+    bool good = true;
     int i = 1;
-    for (; i < argc && argv[i][0] == '-'; i++) {
+    for (; good && i < argc && argv[i][0] == '-'; i++) {
         bool more = i + 1 < argc;
         if (!strcmp(argv[i], "--csv")) t.csv = true;
         else if (!strcmp(argv[i], "--from") && more) from_pass = strtoull(argv[++i], NULL, 10);
-        else if (strcmp(argv[i], "--shares") || !more || !parse_shares(&t, argv[++i])) break;
+        else good = !strcmp(argv[i], "--shares") && more && parse_shares(&t, argv[++i]);
     }
-    if (i >= argc || argv[i][0] == '-') {
+    if (!good || i >= argc) {
         fprintf(stderr, "usage: replay [--csv] [--shares 12,25,50] [--from PASS] TRACE...\n");
         return 2;
     }
