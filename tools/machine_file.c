@@ -9,15 +9,21 @@
 
 #include "offload/sl_probe.h"
 
-char *cli_machine_path(void)
+/* malloc'ed; NULL: no place, or no memory. */
+static char *kept_path(void)
 {
     const char *cache = getenv("XDG_CACHE_HOME"), *home = getenv("HOME");
     char *path = NULL;
     int n = -1;
     if (cache && cache[0] == '/') n = asprintf(&path, "%s/sluice/machine.json", cache);
     else if (home && home[0]) n = asprintf(&path, "%s/.cache/sluice/machine.json", home);
-    else return cli_fail("neither XDG_CACHE_HOME nor HOME is set: no place for machine.json"), NULL;
-    if (n < 0) return cli_fail("out of memory"), NULL;
+    return n < 0 ? NULL : path;
+}
+
+char *cli_machine_path(void)
+{
+    char *path = kept_path();
+    if (!path) cli_fail("neither XDG_CACHE_HOME nor HOME is set: no place for machine.json");
     return path;
 }
 
@@ -45,6 +51,16 @@ static int given(sl_ctx *ctx, const char *file, const sl_machine_id *now, sl_mac
     if (!fits) cli_warn("%s describes another machine: %s", file, why);
     if (file_fits) *file_fits = fits;
     return CLI_DONE;
+}
+
+bool cli_machine_kept(sl_ctx *ctx, sl_machine *ret)
+{
+    sl_machine_id now;
+    char why[200], *path = kept_path();
+    bool good = path && !access(path, F_OK) && sl_machine_load(ctx, path, ret) == SL_OK
+             && sl_probe_identify(ctx, &now) == SL_OK && sl_machine_same(&ret->id, &now, why);
+    free(path);
+    return good;
 }
 
 int cli_machine(sl_ctx *ctx, const char *file, sl_machine *ret, bool *file_fits)

@@ -8,6 +8,8 @@
 
 /* $XDG_CACHE_HOME/sluice/machine.json, or ~/.cache/sluice/machine.json; malloc'ed. NULL: said. */
 char *cli_machine_path(void);
+/* The kept one, without a word; false: there is none that fits. */
+bool cli_machine_kept(sl_ctx *ctx, sl_machine *ret);
 /* The folders of path, which may exist already. SL_E_IO with a message otherwise. */
 SL_NODISCARD sl_status cli_make_parents(sl_ctx *ctx, const char *path);
 

@@ -10,6 +10,7 @@
 #include "offload/sl_device.h"
 #include "offload/sl_ecache.h"
 #include "runtime/base/sl_pool.h"
+#include "tools/machine_file.h"
 
 #define CTX_CAP 4096u   /* of the default context: 128 K positions can outweigh a model */
 
@@ -32,8 +33,10 @@ static const cli_option engine_options[] = {
     { "--lookahead", CLI_CHOICE, "auto|off",
       "read experts that will probably be asked for, while the disk is idle (default: auto)",
       AT(lookahead), 0, 0 },
-    { "--read-depth", CLI_U32, "N", "requests to the disk at a time (default: 64)", AT(read_depth),
-      1, 4096 },
+    { "--read-depth", CLI_U32, "N",
+      "requests to the disk at a time (default: by the machine file, see `sluice probe`)",
+      AT(read_depth), 1, 4096 },
+    { "--read-size", CLI_BYTES, "SIZE", "of a request (default: the same)", AT(read_bytes), 0, 0 },
     { "--device", CLI_CHOICE, "auto|cpu", "what computes (default: auto)", AT(device), 0, 0 },
     { "--isa", CLI_STR, "NAME",
       "at most these instructions: c, avx2, avxvnni, avx512, avx512vnni (default: all of the CPU's)",
@@ -47,8 +50,7 @@ static const cli_option engine_options[] = {
       "prompt is cut (default: off)",
       AT(blas), 0, 0 },
     { "--trace-routing", CLI_STR, "FILE",
-      "write which experts were chosen, as JSON lines: one per token and layer",
-      AT(trace), 0, 0 },
+      "write which experts were chosen, as JSON lines: one per token and layer", AT(trace), 0, 0 },
     { "-v,--verbose", CLI_FLAG, NULL, "more on stderr: notes, memory by account", AT(verbose), 0,
       0 },
 };
@@ -185,6 +187,26 @@ static void set_budget(const cli_engine_args *a, cli_session *s, sl_plan_params 
     p->process_bytes = own + (a->ram_bytes ? cli_rss() : 0);
 }
 
+/* How the disk is read best: from the flags, the kept machine file, or as most disks like it. While
+ * a layer computes nothing is sent, so more is asked for than keeps the disk busy by itself. */
+static bool set_reading(const cli_engine_args *a, sl_ctx *ctx, sl_plan_params *p)
+{
+    enum { BYTES = 512 << 10, DEPTH = 16, ALIGN = 4096, MOST = 64 << 20 };
+    sl_machine m;
+    uint32_t bytes, depth;
+    double best_s;
+    if (a->read_bytes > MOST || a->read_bytes % ALIGN) {
+        cli_fail("--read-size: expected a multiple of 4K, at most 64M");
+        return false;
+    }
+    if (cli_machine_kept(ctx, &m) && sl_machine_disk_best(&m, &bytes, &depth, &best_s))
+        depth = SL_MIN(4 * depth, 64);
+    else bytes = BYTES, depth = DEPTH;
+    p->read_bytes = a->read_bytes ? (uint32_t)a->read_bytes : bytes;
+    p->read_depth = a->read_depth ? a->read_depth : depth;
+    return true;
+}
+
 /* Whether OpenBLAS is to be used: warns where that has no effect. */
 static bool want_blas(const cli_engine_args *a, const sl_shape *s)
 {
@@ -231,7 +253,7 @@ static int make_plan(const cli_engine_args *a, const cli_group *g, uint32_t cpu_
     }
     p.policy = policy;
     p.no_ahead = a->lookahead == 1;
-    p.read_depth = a->read_depth;
+    if (!set_reading(a, s->ctx, &p)) return CLI_USAGE;
     set_budget(a, s, &p);
     p.cpu_mask = cpu_mask;
     p.float_acts = a->activations != 0;
@@ -240,7 +262,8 @@ static int make_plan(const cli_engine_args *a, const cli_group *g, uint32_t cpu_
     if (ret_plan->n_ctx > shape->n_ctx_train && shape->n_ctx_train)
         cli_warn("a context of %" PRIu32 " is beyond the %" PRIu32
                  " positions the model was made for", ret_plan->n_ctx, shape->n_ctx_train);
-    static const char *const streamed_only[] = { "--policy", "--lookahead", "--read-depth" };
+    static const char *const streamed_only[] = { "--policy", "--lookahead", "--read-depth",
+                                                "--read-size" };
     for (size_t i = 0; ret_plan->weights != SL_WEIGHTS_STREAMED && i < SL_LEN(streamed_only); i++)
         if (cli_given(g, streamed_only[i]))
             cli_warn("%s has no effect: all weights fit in RAM", streamed_only[i]);

@@ -27,7 +27,8 @@ typedef struct cli_engine_args {
     uint64_t ram_bytes;         /* 0: auto */
     const char *policy;         /* NULL: the default */
     uint32_t lookahead;         /* choices: 0 auto, 1 off */
-    uint32_t read_depth;        /* requests in flight; 0: the store's */
+    uint32_t read_depth;        /* requests in flight; 0: what the machine file says */
+    uint64_t read_bytes;        /* of a request; 0: the same */
     bool verbose;
     bool no_text;               /* a model without a tokenizer will do */
 } cli_engine_args;
