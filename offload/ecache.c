@@ -13,7 +13,8 @@
  *        often the expert was in the row after one with a, where PRIOR_ROWS such rows count as f
  *   w    what makes f + w * (m - f) the best forecast of the next pass: fitted to what the rows
  *        then chose, by least squares over some FIT_TOUCHES of the layer
- *   p    f + FOLLOW * w * (m - f); FOLLOW, since the passes after the next have less of m in them
+ *   p    f + w * (m - f) * (1 - FADE * share of all experts that have a slot): the more there are,
+ *        the more passes an expert stays, and those after the next have less of m in them
  *   value = p * (1 - DISTANCE * d / n_layer), d = layers that come before this one's next turn:
  *        what is kept for longer pays more rent. (MoE-Infinity, arXiv 2401.14361, algorithm 1, has
  *        the same form with d counted from layer 0.)
@@ -27,7 +28,7 @@
 #define NONE SL_ECACHE_NONE
 #define MAX_EXPERTS ((uint64_t)1 << 24)     /* of all layers: sizes of tables fit 64 bits */
 #define HALF_LIFE 32.0f         /* rows */
-#define FOLLOW 0.75
+#define FADE 0.5
 #define FOLLOW_ROWS 144.0f      /* at most, behind a rate in `follow`: older ones fade */
 #define PRIOR_ROWS 4.0f
 #define FIT_TOUCHES 100
@@ -40,6 +41,7 @@ struct sl_ecache {
     uint32_t n_layer, n_expert, n_used_max, n_seq, n_pools, n_slots, n_used;
     sl_policy policy;
     double decay;           /* of a frequency, per row */
+    double trust;           /* in what follows what: 1 - FADE * share */
     uint64_t clock;         /* touches so far */
     pool *pools;            /* [n_layer], n_pools of them in use */
     uint32_t *layer_pool;   /* [n_layer], or NONE */
@@ -201,6 +203,7 @@ sl_status sl_ecache_create(sl_ctx *ctx, const sl_ecache_params *p, sl_ecache **r
                       .n_used_max = p->n_used, .n_seq = p->n_seq, .policy = p->policy };
     for (uint32_t k = 0; k < p->n_classes; k++) c->n_slots += p->class_slots[k];
     c->decay = exp2(-1.0 / (double)(p->half_life > 0 ? p->half_life : HALF_LIFE));
+    c->trust = 1 - FADE * SL_MIN(1, (double)c->n_slots / ((double)c->n_layer * c->n_expert));
     lay_out(p, c, (char *)c + (sizeof *c + 7) / 8 * 8);
     fill_tables(c, p);
     sl_status st = SL_OK;
@@ -287,7 +290,7 @@ static void touch_markov(sl_ecache *c, uint32_t layer, const uint32_t *expert_id
     }
     for (uint32_t e = 0; e < c->n_expert; e++) c->next[first + e] /= (float)n_last;
     double best = c->fit[2 * layer + 1] > 0 ? c->fit[2 * layer] / c->fit[2 * layer + 1] : 0;
-    double w = FOLLOW * SL_MAX(0, SL_MIN(best, 1));
+    double w = c->trust * SL_MAX(0, SL_MIN(best, 1));
     for (uint32_t e = 0; e < c->n_expert; e++)
         value[e] = (double)freq[e] + w * (double)(next[e] - freq[e]);
     for (uint32_t l = 0; l < c->n_layer; l++) {
