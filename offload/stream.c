@@ -6,6 +6,7 @@
  *   S3  reads that the store was given: reads_left of the LOADING experts, and left of the sections
  * In order, the first expert not done always gets a slot: later ones give theirs back for it. */
 #include "offload/sl_stream.h"
+#include "runtime/base/sl_numa.h"
 
 #include <assert.h>
 #include <stdlib.h>
@@ -485,6 +486,7 @@ static sl_status take_pages(sl_ctx *ctx, sl_stream *s, uint64_t bytes, char **re
 {
     void *p = NULL;
     SL_TRY(sl_mem_alloc(s->ctx, SL_ACC_SLOTS, SL_MAX(bytes, (uint64_t)2 << 20), &p));
+    sl_mem_interleave(p, bytes);    /* every thread reads weights */
     *ret = p;
     return sl_store_register(ctx, s->store, p, bytes);
 }

@@ -3,6 +3,7 @@
 #include "runtime/weights.h"
 
 #include "kernels/sl_kernels.h"
+#include "runtime/base/sl_numa.h"
 
 #include <assert.h>
 #include <stdlib.h>
@@ -88,6 +89,7 @@ static sl_status read_dense(weights *w, uint64_t bytes)
     uint32_t open = 0;
     void *p = NULL;
     SL_TRY(sl_mem_alloc(w->ctx, SL_ACC_DENSE, SL_MAX(bytes, (uint64_t)2 << 20), &p));
+    sl_mem_interleave(p, bytes);    /* every thread reads them */
     char *at = w->dense = p;
     for (uint32_t i = 0; i < m->n_bindings; i++) {
         const binding *b = &m->bindings[i];
