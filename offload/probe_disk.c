@@ -42,10 +42,11 @@ static const struct grid quick = {
     few_bytes, few_depths, SL_LEN(few_bytes), SL_LEN(few_depths), 1, 0.07
 };
 
-struct bench {
+struct sl_probe_disk_reader {
     sl_ctx *ctx;
     sl_store *store;
     char *buf;
+    uint64_t room;              /* of buf */
     uint64_t file_bytes, state;
     double max_s;               /* of a visit */
 };
@@ -80,7 +81,7 @@ static double median(double *v, uint32_t n)
 
 /* ---- reads ---- */
 
-static sl_status start_reads(struct bench *b, uint32_t bytes, const uint64_t *slots, uint32_t n)
+static sl_status start_reads(sl_probe_disk_reader *b, uint32_t bytes, const uint64_t *slots, uint32_t n)
 {
     sl_read reads[MAX_IN_FLIGHT];
     for (uint32_t i = 0; i < n; i++) {
@@ -93,7 +94,7 @@ static sl_status start_reads(struct bench *b, uint32_t bytes, const uint64_t *sl
 }
 
 /* Waits for min reads at least and returns how many came: their slots, and one's seconds. */
-static sl_status end_reads(struct bench *b, uint32_t min, uint64_t *slots, uint32_t *ret_n,
+static sl_status end_reads(sl_probe_disk_reader *b, uint32_t min, uint64_t *slots, uint32_t *ret_n,
                            double *ret_s)
 {
     sl_read_done done[MAX_IN_FLIGHT];
@@ -108,7 +109,7 @@ static sl_status end_reads(struct bench *b, uint32_t min, uint64_t *slots, uint3
 
 /* Bytes/s with so many reads always in flight: from when the first `depth` have come until so
  * many more have, and the window is over. */
-static sl_status visit(struct bench *b, uint32_t bytes, uint32_t depth, double window_s,
+static sl_status visit(sl_probe_disk_reader *b, uint32_t bytes, uint32_t depth, double window_s,
                        double *ret)
 {
     uint64_t slots[MAX_IN_FLIGHT], came = 0, counted = 0;
@@ -128,7 +129,7 @@ static sl_status visit(struct bench *b, uint32_t bytes, uint32_t depth, double w
     return SL_OK;
 }
 
-static sl_status measure_latency(struct bench *b, double seconds, double *ret)
+static sl_status measure_latency(sl_probe_disk_reader *b, double seconds, double *ret)
 {
     double s[N_LATENCIES], end = now_s() + seconds;
     uint32_t n = 0, one;
@@ -143,7 +144,7 @@ static sl_status measure_latency(struct bench *b, double seconds, double *ret)
 }
 
 /* Cells with more in flight than the buffer holds are left out. */
-static sl_status measure_grid(struct bench *b, const struct grid *g, const sl_probe_disk_params *p,
+static sl_status measure_grid(sl_probe_disk_reader *b, const struct grid *g, const sl_probe_disk_params *p,
                               sl_machine_disk *d)
 {
     double rate[SL_MACHINE_CURVES][SL_MACHINE_POINTS][MAX_VISITS];
@@ -226,27 +227,31 @@ static sl_status open_file(sl_ctx *ctx, const char *path, int *ret_fd, uint64_t 
                    "%.1f MiB", path, LARGEST >> 20, (double)*ret_bytes / 0x1p20);
 }
 
-static sl_status measure(struct bench *b, const sl_probe_disk_params *p, int fd, const char *name,
-                         sl_machine_disk *d)
+static sl_status open_store(sl_probe_disk_reader *b, int fd, const char *name)
 {
-    const struct grid *g = p->quick ? &quick : &full;
     sl_store_params sp = { .depth = MAX_IN_FLIGHT, .request_bytes = LARGEST, .direct = true,
                            .max_reads = MAX_IN_FLIGHT };
     SL_TRY(sl_store_create(b->ctx, &fd, &b->file_bytes, &name, 1, &sp, &b->store));
     if (strstr(sl_store_mode(b->store), "no O_DIRECT"))
         return sl_fail(b->ctx, SL_E_UNSUPPORTED, "%s cannot be read past the page cache: its rate "
                        "would be that of memory", name);
-    SL_TRY(sl_store_register(b->ctx, b->store, b->buf, BUFFER));
+    return sl_store_register(b->ctx, b->store, b->buf, b->room);
+}
+
+static sl_status measure(sl_probe_disk_reader *b, const sl_probe_disk_params *p, int fd,
+                         const char *name, sl_machine_disk *d)
+{
+    SL_TRY(open_store(b, fd, name));
     b->max_s = p->quick ? 0.2 : 0.3;
     SL_TRY(measure_latency(b, p->quick ? 0.05 : 0.5, &d->latency_s));
-    return measure_grid(b, g, p, d);
+    return measure_grid(b, p->quick ? &quick : &full, p, d);
 }
 
 sl_status sl_probe_disk(sl_ctx *ctx, const sl_probe_disk_params *p, sl_machine_disk *ret)
 {
     assert(ctx && p && ret && !p->file != !p->folder);
     const char *name = p->file ? p->file : p->folder;
-    struct bench b = { .ctx = ctx, .state = (uint64_t)(now_s() * 1e9) };
+    sl_probe_disk_reader b = { .ctx = ctx, .state = (uint64_t)(now_s() * 1e9), .room = BUFFER };
     sl_machine_disk d = { 0 };
     void *buf = NULL;
     int fd = -1;
@@ -269,4 +274,47 @@ sl_status sl_probe_disk(sl_ctx *ctx, const sl_probe_disk_params *p, sl_machine_d
     sl_mem_free(ctx, buf);
     if (st == SL_OK) *ret = d;
     return st;
+}
+
+/* ---- one rate at a time ---- */
+
+sl_status sl_probe_disk_open(sl_ctx *ctx, const char *file, uint64_t room_bytes,
+                             sl_probe_disk_reader **ret)
+{
+    assert(ctx && file && room_bytes >= SL_STORE_ALIGN);
+    sl_probe_disk_reader *r = calloc(1, sizeof *r);
+    if (!r) return sl_fail(ctx, SL_E_NOMEM, "disk reader");
+    *r = (sl_probe_disk_reader){ .ctx = ctx, .state = (uint64_t)(now_s() * 1e9) };
+    /* Memory that the disk writes to starts on a page: sl_mem_alloc gives that from 2 MiB on. */
+    r->room = SL_MAX(room_bytes, (uint64_t)2 << 20);
+    void *buf = NULL;
+    int fd = -1;
+    sl_status st = sl_mem_alloc(ctx, SL_ACC_SCRATCH, r->room, &buf);
+    r->buf = buf;
+    if (st == SL_OK) st = open_file(ctx, file, &fd, &r->file_bytes);
+    if (st == SL_OK) st = open_store(r, fd, file);
+    if (fd >= 0) close(fd);
+    if (st != SL_OK) sl_probe_disk_close(&r);
+    else *ret = r;
+    return st;
+}
+
+void sl_probe_disk_close(sl_probe_disk_reader **reader)
+{
+    sl_probe_disk_reader *r = *reader;
+    if (!r) return;
+    sl_store_destroy(&r->store);
+    sl_mem_free(r->ctx, r->buf);
+    free(r);
+    *reader = NULL;
+}
+
+sl_status sl_probe_disk_rate(sl_probe_disk_reader *r, uint64_t bytes, uint32_t depth,
+                             double seconds, double *ret)
+{
+    uint64_t n = (bytes + SL_STORE_ALIGN - 1) / SL_STORE_ALIGN * SL_STORE_ALIGN;
+    n = SL_MIN(n, SL_MIN((uint64_t)LARGEST, r->room));
+    depth = (uint32_t)SL_MIN((uint64_t)SL_MIN(depth, (uint32_t)MAX_IN_FLIGHT), r->room / n);
+    r->max_s = 3 * seconds;
+    return visit(r, (uint32_t)n, SL_MAX(depth, 1), seconds, ret);
 }

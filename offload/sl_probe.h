@@ -42,6 +42,19 @@ typedef struct sl_probe_disk_params {
 SL_API SL_NODISCARD sl_status sl_probe_disk(sl_ctx *ctx, const sl_probe_disk_params *p,
                                             sl_machine_disk *ret);
 
+/* Reads of one file, for a benchmark that measures itself and the disk in turn. */
+typedef struct sl_probe_disk_reader sl_probe_disk_reader;
+/* file as above; takes room_bytes of memory, at least SL_STORE_ALIGN, which are what may be in
+ * flight. Errors: as sl_probe_disk. The caller owns *ret. */
+SL_API SL_NODISCARD sl_status sl_probe_disk_open(sl_ctx *ctx, const char *file, uint64_t room_bytes,
+                                                 sl_probe_disk_reader **ret);
+/* *r may be NULL, and is NULL afterwards */
+SL_API void sl_probe_disk_close(sl_probe_disk_reader **r);
+/* About `seconds` of reads of `bytes` (rounded up to 4 KiB, 4 MiB at most), `depth` of them in
+ * flight (64 at most, and as many as have room): bytes/s. Errors: SL_E_IO. */
+SL_API SL_NODISCARD sl_status sl_probe_disk_rate(sl_probe_disk_reader *r, uint64_t bytes,
+                                                 uint32_t depth, double seconds, double *ret);
+
 /* ---- parts, for benchmarks that measure a kernel and its bound in turn ---- */
 
 SL_API bool sl_probe_has(sl_peak peak);         /* this CPU has the instructions */

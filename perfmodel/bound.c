@@ -1,4 +1,5 @@
-/* perfmodel/bound.c - bytes and operations of a pass, and the least time that they take. */
+/* perfmodel/bound.c - bytes and operations of a pass, and the least time that they and its reads
+ * take. */
 #include "perfmodel/sl_bound.h"
 
 #include <assert.h>
@@ -26,26 +27,28 @@ static double distinct_experts(const sl_layer_shape *l, const sl_pass *p)
     return l->n_expert * (1 - pow(1 - (double)l->n_used / l->n_expert, p->n_rows));
 }
 
+static void add_step(const sl_shape *shape, const sl_step *s, const sl_pass *p, sl_work *w)
+{
+    double rows = p->n_rows;
+    if (s->kind == SL_STEP_HEAD) {
+        if (!p->logits) return;
+        rows = 1;
+    }
+    w->bytes += (double)s->bytes + rows * (double)s->row_bytes;
+    w->int_ops += rows * (double)s->row_int_flops / 2;
+    w->flops += rows * (double)(s->row_flops - s->row_int_flops);
+    if (s->layer == SL_STEP_NONE) return;
+    const sl_layer_shape *l = &shape->layers[s->layer];
+    if (s->expert_bytes) w->bytes += distinct_experts(l, p) * (double)s->expert_bytes;
+    if (s->ctx_bytes) w->bytes += earlier(p, l->window) * (double)s->ctx_bytes;
+    w->flops += attended(p, l->window) * (double)s->ctx_flops;
+}
+
 sl_work sl_bound_work(const sl_shape *shape, const sl_step *steps, uint32_t n_steps,
                       const sl_pass *p)
 {
     sl_work w = { .bytes = 0 };
-    for (uint32_t i = 0; i < n_steps; i++) {
-        const sl_step *s = &steps[i];
-        double rows = p->n_rows;
-        if (s->kind == SL_STEP_HEAD) {
-            if (!p->logits) continue;
-            rows = 1;
-        }
-        w.bytes += (double)s->bytes + rows * (double)s->row_bytes;
-        w.int_ops += rows * (double)s->row_int_flops / 2;
-        w.flops += rows * (double)(s->row_flops - s->row_int_flops);
-        if (s->layer == SL_STEP_NONE) continue;
-        const sl_layer_shape *l = &shape->layers[s->layer];
-        if (s->expert_bytes) w.bytes += distinct_experts(l, p) * (double)s->expert_bytes;
-        if (s->ctx_bytes) w.bytes += earlier(p, l->window) * (double)s->ctx_bytes;
-        w.flops += attended(p, l->window) * (double)s->ctx_flops;
-    }
+    for (uint32_t i = 0; i < n_steps; i++) add_step(shape, &steps[i], p, &w);
     return w;
 }
 
@@ -86,4 +89,83 @@ double sl_bound_prompt(const sl_shape *shape, const sl_step *steps, uint32_t n_s
         seconds += sl_bound_s(&w, rates, NULL);
     }
     return n / seconds;
+}
+
+/* ---- weights streamed from disk ---- */
+
+/* D of a pass of one row at a position: everything but the experts step of layers with experts. */
+static double apart_s(const sl_shape *shape, const sl_step *steps, uint32_t n_steps, uint32_t at,
+                      const sl_rates *rates)
+{
+    sl_pass p = { .first = at, .n_rows = 1, .logits = true };
+    sl_work w = { .bytes = 0 };
+    for (uint32_t i = 0; i < n_steps; i++)
+        if (steps[i].kind != SL_STEP_EXPERTS || !shape->layers[steps[i].layer].n_expert)
+            add_step(shape, &steps[i], &p, &w);
+    return sl_bound_s(&w, rates, NULL);
+}
+
+/* C: the shared expert and so many routed ones on one row. */
+static double compute_s(const sl_layer_shape *l, double hits, const sl_rates *rates)
+{
+    double ints = (double)l->ffn_int_flops_row + hits * (double)l->expert_int_flops_row;
+    double all = (double)l->ffn_flops_row + hits * (double)l->expert_flops_row;
+    sl_work w = { .bytes = (double)l->ffn_bytes + hits * (double)l->expert_bytes,
+                  .int_ops = ints / 2, .flops = all - ints };
+    return sl_bound_s(&w, rates, NULL);
+}
+
+/* R: three slices of each missing expert. */
+static double read_s(const sl_layer_shape *l, double missed, const sl_disk_use *d)
+{
+    double bytes = (double)l->expert_bytes / 3, depth = 3 * missed;
+    if (d->request_bytes && bytes > d->request_bytes) {
+        depth *= ceil(bytes / d->request_bytes);
+        bytes = d->request_bytes;
+    }
+    if (d->depth) depth = fmin(depth, d->depth);
+    double rate = missed > 0 ? sl_machine_disk_s(d->machine, bytes, depth) : 0;
+    return rate > 0 ? missed * (double)l->expert_bytes / rate : 0;
+}
+
+/* Experts of one pass, their turns as counted, and the bytes that are missing. Each layer of a
+ * class has the class's turns. */
+static double experts_s(const sl_shape *shape, const sl_plan *plan, const sl_misses *misses,
+                        const sl_rates *rates, const sl_disk_use *disk, double *ret_missing)
+{
+    double seconds = 0;
+    *ret_missing = 0;
+    for (uint32_t i = 0; i < shape->n_layer; i++) {
+        const sl_layer_shape *l = &shape->layers[i];
+        if (!l->n_expert) continue;
+        const uint64_t *turns = misses->turns[sl_plan_class(plan, l)];
+        double n = 0, s = 0, missing = 0;
+        for (uint32_t m = 0; m <= SL_MAX_MISSED; m++) {
+            double missed = SL_MIN(m, l->n_used), count = (double)turns[m];
+            n += count;
+            missing += count * missed;
+            s += count * fmax(compute_s(l, l->n_used - missed, rates), read_s(l, missed, disk));
+        }
+        if (n > 0) seconds += s / n;
+        if (n > 0) *ret_missing += missing / n * (double)l->expert_bytes;
+    }
+    return seconds;
+}
+
+double sl_bound_causal(const sl_shape *shape, const sl_plan *plan, const sl_step *steps,
+                       uint32_t n_steps, uint32_t first, uint32_t n_gen, const sl_misses *misses,
+                       const sl_rates *rates, const sl_disk_use *disk)
+{
+    double bytes, best, seconds = 0;
+    uint32_t some_bytes, some_depth;
+    double experts = experts_s(shape, plan, misses, rates, disk, &bytes);
+    for (uint32_t i = plan->n_dense_layers; i < shape->n_layer; i++) {
+        const sl_layer_shape *l = &shape->layers[i];
+        bytes += (double)(l->qkv_bytes + l->post_bytes + l->router_bytes + l->ffn_bytes);
+    }
+    double reading =
+        sl_machine_disk_best(disk->machine, &some_bytes, &some_depth, &best) ? bytes / best : 0;
+    for (uint32_t i = 0; i < n_gen; i++)
+        seconds += fmax(apart_s(shape, steps, n_steps, first + i, rates) + experts, reading);
+    return n_gen / seconds;
 }

@@ -3,11 +3,14 @@
  * whatever overlaps overlaps fully, so the slowest resource alone counts (roofline: Williams,
  * Waterman, Patterson, CACM 52(4), 2009). A model that stays in a cache between passes can be
  * faster.
+ * Where experts are streamed from disk a token cannot have its misses before its router spoke: the
+ * causal bound.
  * Pure functions of numbers. Threads: any. Units: bytes, seconds; an integer operation is an 8-bit
  * multiply-add, a float multiply-add is 2 flops. Tested by tests/t_bound.c. */
 #ifndef SL_BOUND_H
 #define SL_BOUND_H
 
+#include "perfmodel/sl_machine.h"
 #include "perfmodel/sl_pipe.h"
 
 /* Rows of one sequence at positions first to first + n_rows - 1. */
@@ -47,5 +50,28 @@ SL_API double sl_bound_decode(const sl_shape *shape, const sl_step *steps, uint3
  * tokens/s. experts as in sl_pass, the same for every pass. */
 SL_API double sl_bound_prompt(const sl_shape *shape, const sl_step *steps, uint32_t n_steps,
                               uint32_t n, uint32_t max_rows, double experts, const sl_rates *rates);
+
+/* ---- weights streamed from disk ---- */
+
+typedef struct sl_disk_use {
+    const sl_machine *machine;  /* its disk */
+    uint32_t request_bytes;     /* of one read at most; 0: any */
+    uint32_t depth;             /* reads in flight at most; 0: any */
+} sl_disk_use;
+
+/* n_gen tokens drawn one after another behind `first` positions, with experts missing as counted
+ * (misses: of those passes, or of others like them): tokens/s. Seconds of a token, DESIGN.md 6:
+ *     sum over layers of D_l + max(C_l, R_l)
+ * D_l: attention and router, the head once a pass, over DRAM and the arithmetic; C_l: the experts
+ * that are there and the shared one (no read keeps them waiting), from DRAM; R_l: the bytes of the
+ * experts that are not, at the disk's rate for reads of a slice (a third of an expert, cut at
+ * request_bytes), three an expert in flight. At least what dense weights that do not stay in RAM
+ * (plan->n_dense_layers) and all missing experts together take at that disk's best. A read that
+ * left before the router spoke and has not ended counts as missing whole, so a run that guesses
+ * well may beat the bound. Without a miss, and where DRAM binds, it is sl_bound_decode's. */
+SL_API double sl_bound_causal(const sl_shape *shape, const sl_plan *plan, const sl_step *steps,
+                              uint32_t n_steps, uint32_t first, uint32_t n_gen,
+                              const sl_misses *misses, const sl_rates *rates,
+                              const sl_disk_use *disk);
 
 #endif

@@ -142,11 +142,50 @@ static void tokens_per_second(void **state)
     assert_true(fabs(sl_bound_prompt(&shape, steps, n_steps, 5, 3, 0, &r) / want - 1) < 1e-14);
 }
 
+/* One token, half of the layers' turns with one of two experts missing. */
+static void causal(void **state)
+{
+    static sl_machine m;
+    sl_plan plan = { .n_classes = 1, .n_dense_layers = 2 };
+    sl_rates r = { .bytes_s = 1000 };
+    sl_misses misses = { .turns = { { 1, 2, 1 } } };
+    sl_disk_use disk = { .machine = &m };
+    (void)state;
+    m.disk.n_curves = 1;
+    m.disk.curve[0] = (sl_machine_curve){ .bytes = 4096, .n = 2, .at = { { 3, 10 }, { 6, 35 } } };
+#define RATE() sl_bound_causal(&shape, &plan, steps, n_steps, 0, 1, &misses, &r, &disk)
+#define IS(want) assert_true(fabs(RATE() / (want) - 1) < 1e-14)
+    double d = (DENSE - 30 + HEAD + EMBED_ROW + 2 * KV) / 1000.0;   /* 30: the shared expert */
+    /* no read: 30 + 2 * 70 bytes of RAM; one missing: 70 bytes by three reads; both: by six */
+    IS(1 / (d + (0.17 + 2 * (70 / 10.0) + 140 / 35.0) / 4));
+    disk.depth = 3;
+    IS(1 / (d + (0.17 + 2 * (70 / 10.0) + 140 / 10.0) / 4));
+    disk = (sl_disk_use){ .machine = &m, .request_bytes = 12 };     /* a slice is 23.3: two reads */
+    IS(1 / (d + (0.17 + 2 * (70 / 35.0) + 140 / 35.0) / 4));
+    /* The disk is so fast that what is there takes longer: 30 + 70 bytes, 30 bytes. */
+    m.disk.curve[0].at[0].bytes_s = m.disk.curve[0].at[1].bytes_s = 1e9;
+    IS(1 / (d + (0.17 + 2 * 0.1 + 0.03) / 4));
+    /* Dense weights that come from disk: they and one missing expert a token. */
+    plan.n_dense_layers = 0;
+    m.disk.curve[0].at[0].bytes_s = m.disk.curve[0].at[1].bytes_s = 35;
+    IS(1 / ((DENSE + 70) / 35.0));
+    plan.n_dense_layers = 1;
+    m.disk.curve[0].at[0].bytes_s = 10;
+    IS(1 / ((100 + 50 + 32 + 30 + 70) / 35.0));
+    /* Nothing missing: what one token takes in RAM. */
+    plan.n_dense_layers = 2;
+    misses = (sl_misses){ .turns = { { 5 } } };
+    IS(sl_bound_decode(&shape, steps, n_steps, 1, &r));
+    misses = (sl_misses){ .turns = { { 0, 1 } } };      /* a disk that nobody measured: no bound */
+    m.disk.n_curves = 0;
+    IS(1 / (d + 0.1));
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(one_row), cmocka_unit_test(many_rows), cmocka_unit_test(slowest_counts),
-        cmocka_unit_test(tokens_per_second),
+        cmocka_unit_test(tokens_per_second), cmocka_unit_test(causal),
     };
     return cmocka_run_group_tests(tests, make_steps, NULL);
 }
