@@ -130,7 +130,7 @@ static int ascending(const void *a, const void *b)
     return x < y ? -1 : x > y;
 }
 
-static double median(double *v, uint32_t n)
+double bench_median(double *v, uint32_t n)
 {
     qsort(v, n, sizeof *v, ascending);
     return n % 2 ? v[n / 2] : (v[n / 2 - 1] + v[n / 2]) / 2;
@@ -138,8 +138,8 @@ static double median(double *v, uint32_t n)
 
 int bench_kernel_row(bench_table *t, const bench_kernel *k, bench_series *s)
 {
-    double rate = median(s->rate, s->n) * 1e-9, peak = median(s->peak, s->n) * 1e-9;
-    double share = median(s->share, s->n);
+    double rate = bench_median(s->rate, s->n) * 1e-9, peak = bench_median(s->peak, s->n) * 1e-9;
+    double share = bench_median(s->share, s->n);
     char text[5][32];
     s->n = 0;
     snprintf(text[0], 32, "%" PRIu32, k->threads);

@@ -8,6 +8,7 @@
 #include <jansson.h>
 
 #include "offload/sl_probe.h"
+#include "perfmodel/sl_shape.h"
 #include "runtime/base/sl_pool.h"
 #include "tools/cli.h"
 
@@ -36,11 +37,42 @@ int bench_row(bench_table *t, const bench_cell *cells, size_t n);
  * CLI_FAILED. */
 int bench_end(bench_table *t, int code);
 
+double bench_median(double *v, uint32_t n);     /* sorts v */
+
 /* 8-bit multiply-adds/s at most with the instructions of mask (SL_CPU_*): peak_s(SL_PEAK_...) times
  * the factor. AVX-512 without VNNI does twice AVX2's in the same instructions; the C reference is
  * measured against AVX2, which compilers do not reach. */
 sl_peak bench_int_peak(unsigned mask, double *ret_factor);
 sl_peak bench_float_peak(unsigned mask);
+
+/* ---- streamed models beside their disk ---- */
+
+enum { BENCH_DISK_DEPTHS = 8, BENCH_DISK_VISITS = 512 };
+
+/* Rates of the model's own file, in turn with a test: reads of one slice of an expert, three for
+ * each of 1, 2, 4 ... experts in flight. */
+typedef struct bench_disk {
+    sl_ctx *ctx;
+    sl_probe_disk_reader *reader;
+    uint64_t bytes;             /* of one read */
+    uint64_t room;              /* of what is in flight */
+    uint32_t n, depth[BENCH_DISK_DEPTHS];
+    uint32_t visits;
+    double rate[BENCH_DISK_DEPTHS][BENCH_DISK_VISITS];
+} bench_disk;
+
+/* Which reads that model's experts take. */
+void bench_disk_init(bench_disk *d, const sl_shape *shape);
+/* Takes 32 MiB at most, which --ram counts in what is opened afterwards. CLI_DONE, or CLI_FAILED
+ * after one line; close it in either case. */
+int bench_disk_open(bench_disk *d, const char *path, bool verbose);
+void bench_disk_close(bench_disk *d);
+/* About 0.3 s of reads. */
+int bench_disk_visit(bench_disk *d);
+/* The medians of the visits, which start anew, as the disk of a machine. */
+void bench_disk_take(bench_disk *d, sl_machine_disk *ret);
+/* Bytes/s that so many threads read from DRAM, the median of about 0.3 s; 0 after one line. */
+double bench_dram(uint32_t threads, bool verbose);
 
 /* ---- kernels beside their peaks ---- */
 

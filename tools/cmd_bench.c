@@ -17,7 +17,7 @@ enum { MAX_LIST = 32 };
 
 struct args {
     const char *model, *n_prompt, *n_gen, *n_threads, *isa, *machine, *types;
-    uint32_t repeats, max_rows, format, blas;
+    uint32_t repeats, max_rows, format, blas, warmup;
     uint64_t ram_bytes;
     bool kernels, verbose;
 };
@@ -34,6 +34,9 @@ static const cli_option options[] = {
       "timed runs of each test, after one that is not (default: 5)", AT(repeats), 1, 1000 },
     { "-b,--batch-size", CLI_U32, "N", "rows of a pass: prompt tokens at a time (default: 512)",
       AT(max_rows), 1, 65536 },
+    { "--warmup", CLI_U32, "N",
+      "where experts are streamed: tokens drawn before generation is timed (default: 64)",
+      AT(warmup), 0, 1 << 16 },
     { "-o,--output", CLI_CHOICE, "md|csv|json", "format on stdout (default: md)", AT(format), 0,
       0 },
     { "--isa", CLI_STR, "NAME",
@@ -60,6 +63,11 @@ static const char *const about =
     "mean and standard deviation of the runs. `bound` is what the machine allows at most: the bytes of\n"
     "each pass over what DRAM reads with so many threads, or its operations over the instruction peaks,\n"
     "whichever takes longer; `share` is how much of it was reached.\n"
+    "Where weights are streamed from disk (--ram), DRAM and the model's file are measured in turn with\n"
+    "the runs, and the bound of tgN counts the reads that no run could begin before a layer's router\n"
+    "spoke; that of ppN what has to be read at all. ppN begins with nothing in RAM but the dense weights\n"
+    "(`cold`); tgN goes on behind some tokens of its own (`warm N`), drawn at temperature 1 with one seed:\n"
+    "hits depend on the text, and a model draws its own. Reading the disk takes up to 32 MiB of the budget.\n"
     "--kernels measures single kernels with working sets of eight times the last cache.";
 
 struct list { uint32_t v[MAX_LIST], n; };
@@ -91,9 +99,35 @@ struct bench {
     uint32_t max_prompt;
     char isa[32];
     bench_table table;
+    bench_disk disk;
+    /* the engine's, and what opens it anew */
+    cli_engine_args engine;
+    cli_group group;
 };
 
-struct result { double mean, stddev, bound; };
+struct result {
+    double mean, median, stddev, bound;
+    /* where weights are streamed; the median rates of the disk's deepest queue */
+    char cache[24];             /* "cold", "warm 64"; empty: in RAM */
+    double hit_rate, disk_bytes_per_token, disk_bytes_s, stall_share, probed_bytes_s;
+    double ttft_s;              /* prompts only */
+};
+
+/* Steps until n tokens more were drawn, or until the sequence is idle. */
+static int draw(struct bench *b, uint32_t n)
+{
+    while (n && sl_engine_busy(b->s.engine)) {
+        const sl_engine_event *ev;
+        uint32_t n_ev;
+        if (sl_engine_step(b->s.engine, &ev, &n_ev) != SL_OK) return cli_fail_ctx(b->s.ctx);
+        for (uint32_t i = 0; i < n_ev; i++) {
+            if (ev[i].error) return cli_fail("%s", ev[i].error);
+            if (ev[i].kind == SL_EV_TOKEN) n--;
+        }
+        if (cli_interrupted()) return CLI_INTERRUPTED;
+    }
+    return CLI_DONE;
+}
 
 /* One sequence from nothing: n_prompt tokens read, then n_gen drawn. */
 static int run_once(struct bench *b, uint32_t n_prompt, uint32_t n_gen, double *ret_s)
@@ -107,15 +141,10 @@ static int run_once(struct bench *b, uint32_t n_prompt, uint32_t n_gen, double *
     r.sampler.temp = 0;
     double start = cli_now_s();
     if (sl_engine_submit(b->s.engine, &r, &seq) != SL_OK) return cli_fail_ctx(b->s.ctx);
-    while (sl_engine_busy(b->s.engine)) {
-        const sl_engine_event *ev;
-        uint32_t n;
-        if (sl_engine_step(b->s.engine, &ev, &n) != SL_OK) return cli_fail_ctx(b->s.ctx);
-        if (cli_interrupted()) return CLI_INTERRUPTED;
-    }
+    int code = draw(b, n_gen);
     *ret_s = cli_now_s() - start;
     sl_engine_cancel(b->s.engine, seq);
-    return CLI_DONE;
+    return code;
 }
 
 static void progress(const char *test, uint32_t threads, uint32_t i, uint32_t n)
@@ -127,35 +156,188 @@ static void progress(const char *test, uint32_t threads, uint32_t i, uint32_t n)
                 threads, threads == 1 ? "" : "s", i, n);
 }
 
+struct series { double v[1000]; uint32_t n; };     /* tok/s of the runs */
+
+static void summarise(struct series *s, struct result *ret)
+{
+    double sum = 0, squares = 0;
+    for (uint32_t i = 0; i < s->n; i++) {
+        sum += s->v[i];
+        squares += s->v[i] * s->v[i];
+    }
+    ret->mean = sum / s->n;
+    double var = s->n > 1 ? (squares - sum * ret->mean) / (s->n - 1) : 0;
+    ret->stddev = sqrt(fmax(var, 0));
+    ret->median = bench_median(s->v, s->n);
+}
+
+/* Distinct experts of a layer that has some, in the passes counted. */
+static double mean_experts(const struct bench *b, const sl_engine_stats *first,
+                           const sl_engine_stats *last)
+{
+    double passes = (double)(last->passes - first->passes);
+    return b->n_moe ? (double)(last->expert_runs - first->expert_runs) / passes / b->n_moe : 0;
+}
+
 /* A warm-up and the repeats of one test. gen: n tokens are drawn, otherwise read. */
 static int measure(struct bench *b, const char *test, bool gen, uint32_t n, struct result *ret)
 {
     uint32_t n_prompt = gen ? 1 : n, n_gen = gen ? n : 1, repeats = b->a->repeats;
     const sl_plan *plan = sl_engine_plan(b->s.engine);
     sl_engine_stats first = { .passes = 0 }, last;
-    double sum = 0, squares = 0, s = 0;
+    struct series runs = { .n = 0 };
+    double s = 0;
     int code = CLI_DONE;
     for (uint32_t i = 0; i <= repeats && code == CLI_DONE; i++) {
         progress(test, plan->n_threads, i, repeats);
         if (i == 1) sl_engine_get_stats(b->s.engine, &first);
         code = run_once(b, n_prompt, n_gen, &s);
-        if (!i || code != CLI_DONE) continue;
-        sum += n / s;
-        squares += n / s * (n / s);
+        if (i && code == CLI_DONE) runs.v[runs.n++] = n / s;
     }
     progress(test, plan->n_threads, repeats + 1, repeats);
     if (code != CLI_DONE) return code;
     sl_engine_get_stats(b->s.engine, &last);
-    ret->mean = sum / repeats;
-    double var = repeats > 1 ? (squares - sum * ret->mean) / (repeats - 1) : 0;
-    ret->stddev = sqrt(fmax(var, 0));
+    *ret = (struct result){ .mean = 0 };
+    summarise(&runs, ret);
     const sl_shape *shape = sl_model_shape(b->s.model);
-    double passes = (double)(last.passes - first.passes);
-    double experts = b->n_moe ? (double)(last.expert_runs - first.expert_runs) / passes / b->n_moe
-                              : 0;
     ret->bound =
         gen ? sl_bound_decode(shape, b->steps, b->n_steps, n, &b->rates)
-            : sl_bound_prompt(shape, b->steps, b->n_steps, n, plan->max_rows, experts, &b->rates);
+            : sl_bound_prompt(shape, b->steps, b->n_steps, n, plan->max_rows,
+                              mean_experts(b, &first, &last), &b->rates);
+    return CLI_DONE;
+}
+
+/* ---- weights streamed from disk ---- */
+
+/* Counters of what was timed. */
+struct streamed { uint64_t hits, misses, read_bytes, passes, expert_runs; double stall_s, s; };
+
+static void add_stats(struct streamed *t, const sl_engine_stats *a, const sl_engine_stats *z)
+{
+    t->hits += z->hits - a->hits;
+    t->misses += z->misses - a->misses;
+    t->read_bytes += z->read_bytes - a->read_bytes;
+    t->passes += z->passes - a->passes;
+    t->expert_runs += z->expert_runs - a->expert_runs;
+    t->stall_s += z->stall_s - a->stall_s;
+}
+
+static void set_streamed(struct bench *b, const struct streamed *t, uint32_t n_tokens,
+                         struct result *ret)
+{
+    uint64_t asked = t->hits + t->misses;
+    uint32_t bytes, depth;
+    ret->hit_rate = asked ? (double)t->hits / (double)asked : 1;
+    ret->disk_bytes_per_token = (double)t->read_bytes / n_tokens;
+    ret->disk_bytes_s = (double)t->read_bytes / t->s;
+    ret->stall_share = t->stall_s / t->s;
+    bench_disk_take(&b->disk, &b->machine.disk);
+    sl_machine_disk_best(&b->machine, &bytes, &depth, &ret->probed_bytes_s);
+}
+
+/* An engine with nothing in its slots. */
+static int reopen(struct bench *b)
+{
+    int code = cli_session_close(&b->s, CLI_DONE);
+    return code == CLI_DONE ? cli_session_open(&b->engine, &b->group, 1, &b->s) : code;
+}
+
+/* What prompts have to read: every expert that they use once, and streamed dense weights once a
+ * pass. */
+static double prompt_reads(const struct bench *b, const struct streamed *t)
+{
+    const sl_shape *shape = sl_model_shape(b->s.model);
+    const sl_plan *plan = sl_engine_plan(b->s.engine);
+    double n_experts = 0, dense = 0;
+    for (uint32_t l = 0; l < shape->n_layer; l++) {
+        const sl_layer_shape *s = &shape->layers[l];
+        n_experts += s->n_expert;
+        if (l >= plan->n_dense_layers)
+            dense += (double)(s->qkv_bytes + s->post_bytes + s->router_bytes + s->ffn_bytes);
+    }
+    double used = fmin((double)t->expert_runs / b->a->repeats, n_experts);
+    return used * (double)shape->experts_bytes / fmax(n_experts, 1)
+         + dense * (double)t->passes / b->a->repeats;
+}
+
+static int measure_cold(struct bench *b, const char *test, uint32_t n, struct result *ret)
+{
+    uint32_t repeats = b->a->repeats;
+    struct series runs = { .n = 0 };
+    struct streamed t = { .hits = 0 };
+    const sl_engine_stats none = { .passes = 0 };
+    for (uint32_t i = 0; i < repeats; i++) {
+        sl_engine_stats end;
+        double s = 0;
+        int code = reopen(b);
+        progress(test, b->engine.n_threads, i + 1, repeats);
+        if (code == CLI_DONE) code = bench_disk_visit(&b->disk);
+        if (code == CLI_DONE) code = run_once(b, n, 1, &s);
+        if (code != CLI_DONE) return code;
+        sl_engine_get_stats(b->s.engine, &end);
+        add_stats(&t, &none, &end);
+        t.s += s;
+        runs.v[runs.n++] = n / s;
+    }
+    progress(test, 1, repeats + 1, repeats);
+    *ret = (struct result){ .cache = "cold", .ttft_s = t.s / repeats };
+    summarise(&runs, ret);
+    set_streamed(b, &t, n * repeats, ret);
+    const sl_plan *plan = sl_engine_plan(b->s.engine);
+    double experts = b->n_moe ? (double)t.expert_runs / (double)t.passes / b->n_moe : 0;
+    double in_ram = sl_bound_prompt(sl_model_shape(b->s.model), b->steps, b->n_steps, n,
+                                    plan->max_rows, experts, &b->rates);
+    ret->bound = fmin(in_ram, n / (prompt_reads(b, &t) / ret->probed_bytes_s));
+    return CLI_DONE;
+}
+
+/* Repeats of n tokens, one sequence without a break, behind the warm-up: a sequence that began anew
+ * would find in its slots what it used the last time. */
+static int measure_warm(struct bench *b, const char *test, uint32_t n, struct result *ret)
+{
+    uint32_t repeats = b->a->repeats, before = 1 + b->a->warmup;
+    struct series runs = { .n = 0 };
+    struct streamed t = { .hits = 0 };
+    sl_engine_stats first, last;
+    sl_request r = { .tokens = b->tokens, .n_tokens = 1, .n_predict = before + repeats * n,
+                     .ignore_eog = true, .sampler = sl_sampler_defaults() };
+    r.sampler.temp = 1;
+    r.sampler.top_k = 0;
+    r.sampler.top_p = 1;
+    r.sampler.min_p = 0;
+    r.sampler.seed = 1;
+    sl_seq seq;
+    int code = reopen(b);
+    if (code == CLI_DONE && sl_engine_submit(b->s.engine, &r, &seq) != SL_OK)
+        code = cli_fail_ctx(b->s.ctx);
+    progress(test, b->engine.n_threads, 0, repeats);
+    if (code == CLI_DONE) code = draw(b, before);
+    if (code != CLI_DONE) return code;
+    sl_engine_get_stats(b->s.engine, &first);
+    for (uint32_t i = 0; i < repeats && code == CLI_DONE; i++) {
+        progress(test, b->engine.n_threads, i + 1, repeats);
+        code = bench_disk_visit(&b->disk);
+        double start = cli_now_s();
+        if (code == CLI_DONE) code = draw(b, n);
+        double s = cli_now_s() - start;
+        t.s += s;
+        runs.v[runs.n++] = n / s;
+    }
+    progress(test, 1, repeats + 1, repeats);
+    if (code != CLI_DONE) return code;
+    sl_engine_get_stats(b->s.engine, &last);
+    add_stats(&t, &first, &last);
+    *ret = (struct result){ .mean = 0 };
+    snprintf(ret->cache, sizeof ret->cache, "warm %" PRIu32, b->a->warmup);
+    summarise(&runs, ret);
+    set_streamed(b, &t, n * repeats, ret);
+    sl_misses misses = last.one_row;
+    for (uint32_t c = 0; c < SL_SLOT_CLASSES; c++)
+        for (uint32_t m = 0; m <= SL_MAX_MISSED; m++)
+            misses.turns[c][m] -= first.one_row.turns[c][m];
+    sl_disk_use disk = { .machine = &b->machine };
+    ret->bound = sl_bound_causal(sl_model_shape(b->s.model), sl_engine_plan(b->s.engine), b->steps,
+                                 b->n_steps, before, n * repeats, &misses, &b->rates, &disk);
     return CLI_DONE;
 }
 
@@ -172,6 +354,7 @@ static int print_row(struct bench *b, const char *test, const struct result *r)
     const sl_shape *shape = sl_model_shape(b->s.model);
     const sl_plan *plan = sl_engine_plan(b->s.engine);
     char name[64], size[24], params[24], backend[40], threads[16], speed[64], bound[24], share[24];
+    char hits[16], disk[24], waits[16];
     double part = r->mean / r->bound, p = (double)shape->n_params;
     md_text(sl_model_name(b->s.model), name, sizeof name);
     cli_bytes(shape->total_bytes, size);
@@ -181,6 +364,10 @@ static int print_row(struct bench *b, const char *test, const struct result *r)
     snprintf(speed, sizeof speed, "%.2f ± %.2f", r->mean, r->stddev);
     snprintf(bound, sizeof bound, "%.2f", r->bound);
     snprintf(share, sizeof share, "%.1f %%", 100 * part);
+    snprintf(hits, sizeof hits, "%.1f %%", 100 * r->hit_rate);
+    snprintf(disk, sizeof disk, "%.2f GB/s", r->disk_bytes_s * 1e-9);
+    snprintf(waits, sizeof waits, "%.0f %%", 100 * r->stall_share);
+    enum { N_STREAMED = 11 };   /* the last cells */
     const bench_cell cells[] = {
         { .title = "model",
           .key = "model",
@@ -233,8 +420,27 @@ static int print_row(struct bench *b, const char *test, const struct result *r)
           .number = part,
           .is_number = true,
           .in_json = true },
+        { .title = "cache", .key = "cache", .width = -8, .text = r->cache, .in_json = true },
+        { .title = "hits", .key = "hit_rate", .width = 7, .text = hits, .number = r->hit_rate,
+          .is_number = true, .in_json = true },
+        { .title = "disk", .key = "disk_bytes_per_s", .width = 10, .text = disk,
+          .number = r->disk_bytes_s, .is_number = true, .in_json = true },
+        { .title = "waits", .key = "stall_share", .width = 6, .text = waits,
+          .number = r->stall_share, .is_number = true, .in_json = true },
+        { .key = "disk_bytes_per_token", .number = r->disk_bytes_per_token, .is_number = true,
+          .in_json = true },
+        { .key = "probed_disk_bytes_per_s", .number = r->probed_bytes_s, .is_number = true,
+          .in_json = true },
+        { .key = "probed_dram_bytes_per_s", .number = b->rates.bytes_s, .is_number = true,
+          .in_json = true },
+        { .key = "median_tok_per_s", .number = r->median, .is_number = true, .in_json = true },
+        { .key = "budget_bytes", .number = (double)b->s.budget_bytes, .is_number = true,
+          .integer = true, .in_json = true },
+        { .key = "peak_rss_bytes", .number = (double)cli_peak_rss(), .is_number = true,
+          .integer = true, .in_json = true },
+        { .key = "ttft_s", .number = r->ttft_s, .is_number = true, .in_json = r->ttft_s > 0 },
     };
-    return bench_row(&b->table, cells, SL_LEN(cells));
+    return bench_row(&b->table, cells, SL_LEN(cells) - (r->cache[0] ? 0 : N_STREAMED));
 }
 
 static int run_tests(struct bench *b, const struct list *prompts, const struct list *gens)
@@ -246,7 +452,10 @@ static int run_tests(struct bench *b, const struct list *prompts, const struct l
         for (uint32_t i = 0; i < l->n; i++) {
             if (!l->v[i]) continue;
             snprintf(test, sizeof test, "%s%" PRIu32, gen ? "tg" : "pp", l->v[i]);
-            int code = measure(b, test, gen, l->v[i], &r);
+            bool streamed = sl_engine_plan(b->s.engine)->weights == SL_WEIGHTS_STREAMED;
+            int code = !streamed ? measure(b, test, gen, l->v[i], &r)
+                     : gen ? measure_warm(b, test, l->v[i], &r)
+                           : measure_cold(b, test, l->v[i], &r);
             if (code == CLI_DONE) code = print_row(b, test, &r);
             if (code != CLI_DONE) return code;
         }
@@ -296,31 +505,62 @@ static int prepare(struct bench *b)
     return CLI_DONE;
 }
 
+/* The engine was opened and will stream: disk and DRAM are to be measured, DRAM while nothing else
+ * takes memory, and sequences grow longer. */
+static int prepare_streamed(struct bench *b, const struct list *gens)
+{
+    char *path = cli_model_path(b->a->model), w[24];
+    uint32_t threads = sl_engine_plan(b->s.engine)->n_threads, longest = 0;
+    for (uint32_t i = 0; i < gens->n; i++) longest = SL_MAX(longest, gens->v[i]);
+    if (!path) return CLI_FAILED;
+    if (longest)
+        b->engine.n_ctx = SL_MAX(b->engine.n_ctx, 2 + b->a->warmup + b->a->repeats * longest);
+    b->engine.no_banner = true;
+    bench_disk_init(&b->disk, sl_model_shape(b->s.model));
+    int code = cli_session_close(&b->s, CLI_DONE);
+    if (code == CLI_DONE) {
+        b->rates.bytes_s = bench_dram(threads, b->a->verbose);
+        code = b->rates.bytes_s > 0 ? CLI_DONE : CLI_FAILED;
+    }
+    if (code == CLI_DONE) code = bench_disk_open(&b->disk, path, b->a->verbose);
+    if (code == CLI_DONE) code = cli_session_open(&b->engine, &b->group, 1, &b->s);
+    free(path);
+    if (code == CLI_DONE)
+        cli_note("streamed: DRAM now %.1f GB/s; the disk is read in turn with the runs, %s at a time",
+                 b->rates.bytes_s * 1e-9, cli_bytes(b->disk.bytes, w));
+    return code;
+}
+
 static int bench_threads(struct bench *b, uint32_t threads, unsigned mask, uint32_t n_ctx,
                          const struct list *prompts, const struct list *gens)
 {
-    cli_engine_args e = cli_engine_defaults();
-    cli_group g = cli_engine_group(&e);
-    e.model = b->a->model;
-    e.n_ctx = n_ctx;
-    e.n_threads = threads;
-    e.max_rows = b->a->max_rows;
-    e.isa = b->a->isa;
-    e.blas = b->a->blas;
-    e.ram_bytes = b->a->ram_bytes;
-    e.verbose = b->a->verbose;
-    e.no_text = true;
-    int code = cli_session_open(&e, &g, 1, &b->s);
+    cli_engine_args *e = &b->engine;
+    *e = cli_engine_defaults();
+    b->group = cli_engine_group(e);
+    e->model = b->a->model;
+    e->n_ctx = n_ctx;
+    e->n_threads = threads;
+    e->max_rows = b->a->max_rows;
+    e->isa = b->a->isa;
+    e->blas = b->a->blas;
+    e->ram_bytes = b->a->ram_bytes;
+    e->verbose = b->a->verbose;
+    e->no_text = true;
+    int code = cli_session_open(e, &b->group, 1, &b->s);
     if (code == CLI_DONE) code = prepare(b);
     if (code == CLI_DONE) {
         set_rates(b, mask);
-        code = run_tests(b, prompts, gens);
+        if (sl_engine_plan(b->s.engine)->weights == SL_WEIGHTS_STREAMED)
+            code = prepare_streamed(b, gens);
     }
+    if (code == CLI_DONE) code = run_tests(b, prompts, gens);
     free(b->steps);
     free(b->tokens);
     b->steps = NULL;
     b->tokens = NULL;
-    return cli_session_close(&b->s, code);
+    code = cli_session_close(&b->s, code);
+    bench_disk_close(&b->disk);
+    return code;
 }
 
 static uint32_t largest(const struct list *l)
@@ -362,7 +602,7 @@ static int bench_model(const struct args *a, const struct list *prompts, const s
 int cmd_bench(int argc, char **argv)
 {
     struct args a = {
-        .n_prompt = "512", .n_gen = "128", .repeats = 5, .max_rows = sl_plan_defaults().max_rows
+        .n_prompt = "512", .n_gen = "128", .repeats = 5, .warmup = 64, .max_rows = sl_plan_defaults().max_rows
     };
     struct list prompts, gens, threads = { .n = 1 };
     cli_group groups[] = { { "Options", options, SL_LEN(options), &a, 0 } };
@@ -382,7 +622,8 @@ int cmd_bench(int argc, char **argv)
             &spec, "-t %s: expected whole numbers from 1 to 4096, with commas between them",
             a.n_threads);
     if (a.kernels) {
-        static const char *const others[] = { "-m", "-p", "-n", "-t", "-b", "--machine", "--ram" };
+        static const char *const others[] = { "-m", "-p", "-n", "-t",
+                                             "-b", "--machine", "--ram", "--warmup" };
         for (size_t i = 0; i < SL_LEN(others); i++)
             if (cli_given(&groups[0], others[i]))
                 cli_warn("%s has no effect with --kernels", others[i]);

@@ -322,7 +322,7 @@ int cli_session_open(const cli_engine_args *a, const cli_group *g, uint32_t n_se
     s->n_ctx = sl_engine_plan(s->engine)->n_ctx;
     if (a->trace && open_trace(s, a->trace) != SL_OK) return cli_fail_ctx(s->ctx);
     s->load_s = cli_now_s() - start;
-    banner(s);
+    if (!a->no_banner) banner(s);
     return CLI_DONE;
 }
 

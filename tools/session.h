@@ -31,6 +31,7 @@ typedef struct cli_engine_args {
     uint64_t read_bytes;        /* of a request; 0: the same */
     bool verbose;
     bool no_text;               /* a model without a tokenizer will do */
+    bool no_banner;
 } cli_engine_args;
 
 /* The mask of an ISA's name, NULL being all of this CPU's. CLI_DONE, or CLI_USAGE after one
