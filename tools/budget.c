@@ -2,6 +2,7 @@
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "tools/session.h"
@@ -79,12 +80,32 @@ uint64_t cli_available_bytes(void)
     return bytes ? SL_MIN(bytes, left) : left == UINT64_MAX ? 0 : left;
 }
 
-uint64_t cli_rss(void)
+/* Files that code is mapped from, whole: the kernel reads ahead of a page fault, and a group that
+ * runs the program first is charged all that it read. */
+static uint64_t program_bytes(void)
 {
-    uint64_t pages = 0;
+    FILE *in = fopen("/proc/self/maps", "r");
+    char line[4352], last[4096] = "";
+    uint64_t bytes = 0;
+    while (in && fgets(line, sizeof line, in)) {
+        struct stat info;
+        char *path = strchr(line, '/');
+        line[strcspn(line, "\n")] = 0;
+        if (!path || !strcmp(path, last) || stat(path, &info)) continue;
+        snprintf(last, sizeof last, "%s", path);    /* a file's mappings stand together */
+        bytes += (uint64_t)info.st_size;
+    }
+    if (in) fclose(in);
+    return bytes;
+}
+
+uint64_t cli_held_bytes(void)
+{
+    uint64_t resident = 0, of_files = 0;
     FILE *in = fopen("/proc/self/statm", "r");
     if (!in) return 0;
-    if (fscanf(in, "%*s %" SCNu64, &pages) != 1) pages = 0;
+    if (fscanf(in, "%*s %" SCNu64 " %" SCNu64, &resident, &of_files) != 2) resident = of_files = 0;
     fclose(in);
-    return pages * (uint64_t)sysconf(_SC_PAGESIZE);
+    return (resident - SL_MIN(of_files, resident)) * (uint64_t)sysconf(_SC_PAGESIZE)
+         + program_bytes();
 }

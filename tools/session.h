@@ -130,8 +130,9 @@ bool cli_session_json(const cli_session *s, json_t *obj);
  * line. */
 int cli_print_json(json_t *obj, int code);
 
-/* Bytes of this process that are resident now. 0: unknown. */
-uint64_t cli_rss(void);
+/* What this process holds now and a plan does not know of: its own pages, and the files of program
+ * and libraries whole. 0: unknown. */
+uint64_t cli_held_bytes(void);
 /* Memory a process may take now: the least of MemAvailable and what cgroups leave. 0: unknown. */
 uint64_t cli_available_bytes(void);
 
