@@ -69,6 +69,33 @@ static void check_parts(void)
     T_CHECK(mem.total == 0, "%llu bytes are left", (unsigned long long)mem.total);
 }
 
+/* One rate at a time of a file of zeros; more in flight than there is room for, sizes that no disk
+ * reads. */
+static void check_rates(const char *folder)
+{
+    static const struct { uint64_t bytes; uint32_t depth; } asks[] = {
+        { 65536, 4 }, { 1 << 20, 64 }, { 1000, 1 }, { 64 << 20, 2 }, { 300001, 500 }
+    };
+    char path[512];
+    snprintf(path, sizeof path, "%s/t_probe-rates.bin", folder);
+    FILE *out = fopen(path, "wb");
+    if (!out) return;
+    static char zeros[1 << 20];
+    for (int i = 0; i < 16; i++) fwrite(zeros, 1, sizeof zeros, out);
+    fclose(out);
+    sl_probe_disk_reader *r = NULL;
+    sl_status st = sl_probe_disk_open(ctx, path, 8 << 20, &r);
+    T_CHECK(st == SL_OK || st == SL_E_UNSUPPORTED, "%s", sl_error(ctx));
+    for (size_t i = 0; r && i < SL_LEN(asks); i++) {
+        double rate = 0;
+        st = sl_probe_disk_rate(r, asks[i].bytes, asks[i].depth, 0.01, &rate);
+        T_CHECK(st == SL_OK && rate > 1e5 && rate < 2e11, "%zu: %g bytes/s", i, rate);
+    }
+    sl_probe_disk_close(&r);
+    sl_probe_disk_close(&r);
+    remove(path);
+}
+
 /* Writes and reads a test file; refuses what cannot be measured. */
 static void check_disk(const char *folder)
 {
@@ -101,6 +128,13 @@ static void check_disk(const char *folder)
         T_CHECK(st == bad[i].st && strstr(sl_error(ctx), bad[i].word) && none.n_curves == 77,
                 "%zu: %s", i, sl_error(ctx));
     }
+    for (size_t i = 0; i < 3; i++) {
+        sl_probe_disk_reader *r = NULL;
+        st = sl_probe_disk_open(ctx, bad[i].file, 8 << 20, &r);
+        T_CHECK(st == bad[i].st && strstr(sl_error(ctx), bad[i].word) && !r, "%zu: %s", i,
+                sl_error(ctx));
+    }
+    check_rates(folder);
     sl_mem_report mem;
     sl_mem_get(ctx, &mem);
     T_CHECK(mem.total == 0, "%llu bytes are left", (unsigned long long)mem.total);
