@@ -538,6 +538,34 @@ class Bench(unittest.TestCase):
         large = self.rows("-p", "32", "-n", "0", "-r", "1")[0]
         self.assertLess(small["bound_tok_per_s"], large["bound_tok_per_s"] / 2)
 
+    @unittest.skipIf(os.environ.get("SLUICE_SANITIZED"), "a sanitizer's own memory is most of the budget")
+    def test_streamed(self):
+        """In a budget a little above the floor experts are streamed, and rows say how that went."""
+        args = ("-p", "32", "-n", "8", "-r", "2", "--warmup", "4")
+        code, out, err = sluice("bench", "--ram", "1M", *args)
+        self.assertEqual(code, 1)
+        floor = int(re.search(r"below the floor of (\d+) MiB", err)[1])
+        for more in range(3, 9):        # the floor moves with what the C library's heap holds
+            code, out, err = sluice("bench", "--machine", self.machine, "--ram", "%dM" % (floor + more), "-o", "json",
+                                    *args)
+            if code == 0:
+                break
+        self.assertEqual(code, 0, err)
+        rows = json.loads(out)
+        self.assertEqual([(r["test"], r["cache"]) for r in rows], [("pp32", "cold"), ("tg8", "warm 4")])
+        for r in rows:
+            self.assertLess(r["hit_rate"], 1)
+            self.assertGreater(r["disk_bytes_per_token"], 0)
+            self.assertGreater(r["probed_disk_bytes_per_s"], 1e5)
+            self.assertTrue(0 <= r["stall_share"] < 1, r)
+            self.assertEqual(r["budget_bytes"], floor + more << 20)
+            self.assertAlmostEqual(r["share"], r["tok_per_s"] / r["bound_tok_per_s"], places=5)
+        self.assertGreater(rows[0]["ttft_s"], 0)
+        out, err = self.bench("--ram", "%dM" % (floor + more + 1), "-p", "0", "-n", "4", "-r", "1")
+        head = [c.strip() for c in out.splitlines()[0].strip("|").split("|")]
+        if "streamed" in err:
+            self.assertEqual(head[-4:], ["cache", "hits", "disk", "waits"])
+
     def test_refused(self):
         for args in (("-p", "x"), ("-n", "1,"), ("-t", "0"), ("-t", "1,,1"), ("-r", "0"), ("-o", "xml"),
                      ("-p", "0", "-n", "0"), ("-p", "-1"), ("-b", "0")):
