@@ -81,7 +81,8 @@ static double median(double *v, uint32_t n)
 
 /* ---- reads ---- */
 
-static sl_status start_reads(sl_probe_disk_reader *b, uint32_t bytes, const uint64_t *slots, uint32_t n)
+static sl_status start_reads(sl_probe_disk_reader *b, uint32_t bytes, const uint64_t *slots,
+                             uint32_t n)
 {
     sl_read reads[MAX_IN_FLIGHT];
     for (uint32_t i = 0; i < n; i++) {
@@ -144,8 +145,8 @@ static sl_status measure_latency(sl_probe_disk_reader *b, double seconds, double
 }
 
 /* Cells with more in flight than the buffer holds are left out. */
-static sl_status measure_grid(sl_probe_disk_reader *b, const struct grid *g, const sl_probe_disk_params *p,
-                              sl_machine_disk *d)
+static sl_status measure_grid(sl_probe_disk_reader *b, const struct grid *g,
+                              const sl_probe_disk_params *p, sl_machine_disk *d)
 {
     double rate[SL_MACHINE_CURVES][SL_MACHINE_POINTS][MAX_VISITS];
     uint32_t n_cells = g->n_bytes * g->n_depth, all = n_cells * g->n_visits;

@@ -181,9 +181,9 @@ static sl_status read_floats(weights *w)
     return st;
 }
 
-/* Header and vectors came through the page cache, with what the kernel read ahead of them, and would
- * count against the budget; nothing else comes that way. A file that is cached for others is left
- * alone. */
+/* Header and vectors came through the page cache, with what the kernel read ahead of them, and
+ * would count against the budget; nothing else comes that way. A file that is cached for others is
+ * left alone. */
 static void drop_cached(const weights *w)
 {
     const double ours = 0.02;

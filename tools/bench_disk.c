@@ -1,5 +1,5 @@
-/* tools/bench_disk.c - rates of disk and DRAM, measured in turn with what `sluice bench` times where
- * weights are streamed. */
+/* tools/bench_disk.c - rates of disk and DRAM, measured in turn with what `sluice bench` times
+ * where weights are streamed. */
 #include "tools/bench.h"
 
 #define VISIT_S 0.3             /* all depths together */

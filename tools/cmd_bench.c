@@ -533,7 +533,8 @@ static int prepare_streamed(struct bench *b, const struct list *gens)
     if (code == CLI_DONE) code = cli_session_open(&b->engine, &b->group, 1, &b->s);
     free(path);
     if (code == CLI_DONE)
-        cli_note("streamed: DRAM now %.1f GB/s; the disk is read in turn with the runs, %s at a time",
+        cli_note("streamed: DRAM now %.1f GB/s; the disk is read in turn with the runs, "
+                 "%s at a time",
                  b->rates.bytes_s * 1e-9, cli_bytes(b->disk.bytes, w));
     return code;
 }
@@ -629,8 +630,8 @@ int cmd_bench(int argc, char **argv)
             &spec, "-t %s: expected whole numbers from 1 to 4096, with commas between them",
             a.n_threads);
     if (a.kernels) {
-        static const char *const others[] = { "-m", "-p", "-n", "-t",
-                                             "-b", "--machine", "--ram", "--warmup" };
+        static const char *const others[] = { "-m", "-p", "-n", "-t", "-b",
+                                              "--machine", "--ram", "--warmup" };
         for (size_t i = 0; i < SL_LEN(others); i++)
             if (cli_given(&groups[0], others[i]))
                 cli_warn("%s has no effect with --kernels", others[i]);

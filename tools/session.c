@@ -180,8 +180,8 @@ static const char *kv_name(sl_type type)
 static void set_budget(const cli_engine_args *a, cli_session *s, sl_plan_params *p)
 {
     const uint64_t own = 24u << 20;     /* stacks, the C library's heap */
-    /* Page tables take 1/512, whatever the size of pages (with huge ones the kernel keeps a table in
-     * reserve for each); a ring that knows its buffers page by page as much again. */
+    /* Page tables take 1/512, whatever the size of pages (with huge ones the kernel keeps a table
+     * in reserve for each); a ring that knows its buffers page by page as much again. */
     const uint64_t tables = a->ram_bytes / 256;
     uint64_t available = cli_available_bytes();
     s->budget_bytes = a->ram_bytes ? a->ram_bytes : available - available / 16;
