@@ -610,7 +610,8 @@ static int bench_model(const struct args *a, const struct list *prompts, const s
 int cmd_bench(int argc, char **argv)
 {
     struct args a = {
-        .n_prompt = "512", .n_gen = "128", .repeats = 5, .warmup = 64, .max_rows = sl_plan_defaults().max_rows
+        .n_prompt = "512", .n_gen = "128", .repeats = 5, .warmup = 64,
+        .max_rows = sl_plan_defaults().max_rows
     };
     struct list prompts, gens, threads = { .n = 1 };
     cli_group groups[] = { { "Options", options, SL_LEN(options), &a, 0 } };
