@@ -15,7 +15,7 @@
 
 typedef __m512 vf;
 
-enum { TILE_VECTORS = 2, TILE_ROWS = 16 * TILE_VECTORS, MAX_X = 6, BLOCK = 256, MAX_SLOTS = 90 };
+enum { TILE_VECTORS = 2, TILE_ROWS = 16 * TILE_VECTORS, MAX_X = 6, BLOCK_ELEMS = 256, MAX_SLOTS = 90 };
 
 /* acc += w x, four products a lane, w unsigned. */
 KX_INLINE vi dot4(vi acc, vi w, vi x, bool wide)
@@ -151,7 +151,7 @@ KX_INLINE void multiply(struct kind k, const uint8_t *w, const struct xblock *x,
         }
         return;
     }
-    const int steps = BLOCK / 4 / k.n_sc;
+    const int steps = BLOCK_ELEMS / 4 / k.n_sc;
     const uint8_t *sc = w + 64 * nv * 64;
     KX_UNROLL for (int t = 0; t < nx; t++)
         KX_UNROLL for (int v = 0; v < nv; v++) sum[v][t] = _mm512_setzero_si512();
@@ -179,7 +179,7 @@ KX_INLINE void multiply(struct kind k, const uint8_t *w, const struct xblock *x,
 /* What becomes of the slots of a block: either they are stored, the vectors of nv row groups side
  * by side, or they are multiplied on the spot by one activation row. */
 struct sink {
-    uint8_t *to;                /* the block's place plus 64 times the row group's index */
+    uint8_t *to;                /* place of the first block plus 64 times the row group's index */
     int nv;
     const struct xblock *x;
     int group;                  /* in a block of 256 elements, for groups of 32 */
@@ -187,11 +187,11 @@ struct sink {
     vf u, acc;
 };
 
-/* Before a block that is multiplied. */
-KX_INLINE void sink_begin(struct sink *o, const struct kind k, int group)
+KX_INLINE void sink_begin(SINK, const int group)
 {
     const int n = k.group == 32 ? 1 : k.n_sc;
     o->group = group;
+    if (stores) return;
     KX_UNROLL for (int c = 0; c < n; c++)
         o->sum[c] = k.mins ? _mm512_setzero_si512() : bcast(&o->x->z[k.group == 32 ? group : c]);
     o->total = o->summ = _mm512_setzero_si512();
@@ -201,7 +201,8 @@ KX_INLINE void sink_put(SINK, const int slot, vi v)
 {
     const int n_w = k.group / 4, chain = k.n_sc ? 64 / k.n_sc : 8, d = slot_d(k);
     if (stores) {
-        _mm512_store_si512(o->to + (size_t)slot * 64 * (size_t)o->nv, v);
+        int at = o->group * n_slots(k) + slot;
+        _mm512_store_si512(o->to + (size_t)(at * o->nv) * 64, v);
     } else if (slot < n_w) {
         o->sum[slot / chain] =
             dot4_at(o->sum[slot / chain], v, o->x->a + o->group * 32 + 4 * slot, k.wide);
@@ -222,6 +223,26 @@ KX_INLINE void sink_put(SINK, const int slot, vi v)
 }
 
 typedef void (*unpack_fn)(const uint8_t *const *row, size_t off, SINK);
+
+/* How a type's blocks are unpacked: one, or eight at once (types of 32 elements). */
+struct unpacker {
+    unpack_fn one, eight;
+    size_t block_bytes;
+};
+
+/* The next 256 elements of 16 rows, fewer at the end of rows in groups of 32. */
+KX_INLINE void unpack_groups(struct unpacker u, const uint8_t *const *row, size_t off, int n_groups,
+                             SINK)
+{
+    if (u.eight && n_groups == 8) {
+        u.eight(row, off, o, k, stores);
+        return;
+    }
+    for (int i = 0; i < n_groups; i++, off += u.block_bytes) {
+        sink_begin(o, k, stores, i);
+        u.one(row, off, o, k, stores);
+    }
+}
 
 /* Rows of weights times activation rows. */
 struct product {
@@ -246,7 +267,7 @@ KX_INLINE void tile_block(struct kind k, int zero, const struct product *p, cons
             acc[v][t] = at ? _mm512_maskz_loadu_ps(mask[v], ret + (size_t)t * p->ld + 16 * v)
                            : _mm512_setzero_ps();
     }
-    multiply(k, w, x, (int)(SL_MIN(p->n - at, (size_t)BLOCK) / 32), TILE_VECTORS, nx, acc);
+    multiply(k, w, x, (int)(SL_MIN(p->n - at, (size_t)BLOCK_ELEMS) / 32), TILE_VECTORS, nx, acc);
     KX_UNROLL for (int t = 0; t < nx; t++)
         KX_UNROLL for (int v = 0; v < TILE_VECTORS; v++)
             _mm512_mask_storeu_ps(ret + (size_t)t * p->ld + 16 * v, mask[v], acc[v][t]);
@@ -289,7 +310,7 @@ KX_INLINE void prefetch(const uint8_t *from, size_t bytes)
 
 /* Block by block of 256 elements, so that the unpacked weights of 32 rows stay in the first-level
  * cache for all activation rows. The rows behind these are fetched meanwhile. */
-KX_INLINE void tile(struct kind k, int zero, unpack_fn fn, pieces_fn pieces, size_t block_bytes,
+KX_INLINE void tile(struct kind k, int zero, struct unpacker u, pieces_fn pieces,
                     const struct product *p)
 {
     _Alignas(64) uint8_t block[MAX_SLOTS * TILE_VECTORS * 64];
@@ -297,16 +318,14 @@ KX_INLINE void tile(struct kind k, int zero, unpack_fn fn, pieces_fn pieces, siz
     const uint8_t *ahead = p->w + TILE_ROWS * p->row_bytes;
     for (uint32_t v = 0; v < TILE_VECTORS; v++)
         row_pointers(p->w, p->row_bytes, 16 * v, p->n_rows, row[v]);
-    for (size_t at = 0; at < p->n; at += BLOCK) {
-        size_t first = at / (size_t)k.group * block_bytes;
-        int n_groups = k.group == 32 ? (int)(SL_MIN(p->n - at, (size_t)BLOCK) / 32) : 1;
-        for (int v = 0; v < TILE_VECTORS; v++)
-            for (int i = 0; i < n_groups; i++, ahead += 16 * block_bytes) {
-                struct sink o = { .nv = TILE_VECTORS };
-                o.to = block + (i * n_slots(k) * TILE_VECTORS + v) * 64;
-                prefetch(ahead, 16 * block_bytes);
-                fn(row[v], first + (size_t)i * block_bytes, &o, k, true);
-            }
+    for (size_t at = 0; at < p->n; at += BLOCK_ELEMS) {
+        int n_groups = k.group == 32 ? (int)(SL_MIN(p->n - at, (size_t)BLOCK_ELEMS) / 32) : 1;
+        size_t bytes = 16 * u.block_bytes * (size_t)n_groups;
+        for (int v = 0; v < TILE_VECTORS; v++, ahead += bytes) {
+            struct sink o = { .nv = TILE_VECTORS, .to = block + v * 64 };
+            prefetch(ahead, bytes);
+            unpack_groups(u, row[v], at / (size_t)k.group * u.block_bytes, n_groups, &o, k, true);
+        }
         pieces(zero, p, block, at);
     }
 }
@@ -315,8 +334,8 @@ KX_INLINE void tile(struct kind k, int zero, unpack_fn fn, pieces_fn pieces, siz
  * the order of use: that streams, fetching along the 16 rows does not (24 against 40 GB/s). The
  * first 16 are fetched at once. Nothing behind the last row is fetched: another thread may have
  * it. */
-KX_INLINE void rows(struct kind k, int zero, unpack_fn fn, size_t block_bytes, const void *w,
-                    size_t row_bytes, uint32_t n_rows, const void *x, size_t n, float *ret)
+KX_INLINE void rows(struct kind k, int zero, struct unpacker u, const void *w, size_t row_bytes,
+                    uint32_t n_rows, const void *x, size_t n, float *ret)
 {
     const uint8_t *end = (const uint8_t *)w + n_rows * row_bytes;
     prefetch(w, SL_MIN(16u, n_rows) * row_bytes);
@@ -325,15 +344,13 @@ KX_INLINE void rows(struct kind k, int zero, unpack_fn fn, size_t block_bytes, c
         struct xblock xb;
         struct sink o = { .x = &xb, .acc = _mm512_setzero_ps() };
         row_pointers(w, row_bytes, r, n_rows, row);
-        for (size_t at = 0; at < n; at += BLOCK) {
-            size_t first = at / (size_t)k.group * block_bytes;
-            int n_groups = k.group == 32 ? (int)(SL_MIN(n - at, (size_t)BLOCK) / 32) : 1;
+        for (size_t at = 0; at < n; at += BLOCK_ELEMS) {
+            int n_groups = k.group == 32 ? (int)(SL_MIN(n - at, (size_t)BLOCK_ELEMS) / 32) : 1;
+            size_t bytes = 16 * u.block_bytes * (size_t)n_groups;
             xblock_init(k, zero, x, n, at, &xb);
-            for (int i = 0; i < n_groups; i++, ahead += 16 * block_bytes) {
-                if (ahead < end) prefetch(ahead, 16 * block_bytes);
-                sink_begin(&o, k, i);
-                fn(row, first + (size_t)i * block_bytes, &o, k, false);
-            }
+            if (ahead < end) prefetch(ahead, bytes);
+            ahead += bytes;
+            unpack_groups(u, row, at / (size_t)k.group * u.block_bytes, n_groups, &o, k, false);
         }
         __mmask16 mask = n_rows - r < 16 ? (__mmask16)((1u << (n_rows - r)) - 1) : 0xffff;
         _mm512_mask_storeu_ps(ret + r, mask, o.acc);
@@ -367,10 +384,11 @@ static void quantise(uint32_t group, const float *x, size_t n, void *ret)
 }
 
 /* id, name, block bytes, zero, kind of tile */
-#define TYPES(X) \
+#define BLOCKS(X) \
     X(SL_Q4_0, q4_0, 18, 8, legacy) X(SL_Q4_1, q4_1, 20, 0, legacy_m) X(SL_Q5_0, q5_0, 22, 16, legacy) \
     X(SL_Q5_1, q5_1, 24, 0, legacy_m) X(SL_Q8_0, q8_0, 34, 128, legacy_w) \
-    X(SL_IQ4_NL, iq4_nl, 18, 128, legacy_w) X(SL_MXFP4, mxfp4, 17, 64, legacy) \
+    X(SL_IQ4_NL, iq4_nl, 18, 128, legacy_w) X(SL_MXFP4, mxfp4, 17, 64, legacy)
+#define SUPERS(X) \
     X(SL_Q2_K, q2_k, 84, 0, fine_m) X(SL_Q3_K, q3_k, 110, 4, fine) X(SL_Q4_K, q4_k, 144, 0, super_m) \
     X(SL_Q5_K, q5_k, 176, 0, super_m) X(SL_Q6_K, q6_k, 210, 32, fine) \
     X(SL_IQ4_XS, iq4_xs, 136, 128, super_w) X(SL_IQ2_XXS, iq2_xxs, 66, 64, super) \
@@ -428,11 +446,11 @@ static void unpack(const void *w, size_t row_bytes, uint32_t n_rows, size_t n, v
     *(struct deferred *)ret = (struct deferred){ w, row_bytes, n_rows };
 }
 
-#define TYPE(id, name, bytes, zero, kind) \
+#define FUNCTIONS(name, zero, kind, ...) \
     static void rows_##name(const void *w, size_t row_bytes, uint32_t n_rows, const void *x, size_t n, \
                             float *ret) \
     { \
-        rows(kind_##kind, zero, unpack_##name, bytes, w, row_bytes, n_rows, x, n, ret); \
+        rows(kind_##kind, zero, (struct unpacker){ __VA_ARGS__ }, w, row_bytes, n_rows, x, n, ret); \
     } \
     static void tile_##name(const void *data, uint32_t n_rows, const void *const *x, uint32_t n_x, \
                             size_t n, float *ret, size_t ld) \
@@ -440,9 +458,14 @@ static void unpack(const void *w, size_t row_bytes, uint32_t n_rows, size_t n, v
         const struct deferred *t = data; \
         struct product p = { t->w, t->row_bytes, n, ld, n_rows, n_x, x, ret }; \
         assert(n_rows && n_rows <= t->n_rows); \
-        tile(kind_##kind, zero, unpack_##name, pieces_##kind, bytes, &p); \
+        tile(kind_##kind, zero, (struct unpacker){ __VA_ARGS__ }, pieces_##kind, &p); \
     }
-TYPES(TYPE)
+#define BLOCK_FUNCTIONS(id, name, bytes, zero, kind) \
+    FUNCTIONS(name, zero, kind, unpack_##name, eight_##name, bytes)
+#define SUPER_FUNCTIONS(id, name, bytes, zero, kind) \
+    FUNCTIONS(name, zero, kind, unpack_##name, NULL, bytes)
+BLOCKS(BLOCK_FUNCTIONS)
+SUPERS(SUPER_FUNCTIONS)
 
 void KX_NAME(sl_quant_set, KX_SET)(sl_kernels *k)
 {
@@ -450,5 +473,6 @@ void KX_NAME(sl_quant_set, KX_SET)(sl_kernels *k)
 #define ENTRY(id, name, bytes, zero, kind) \
     k->qmul[id] = (sl_qmul){ (uint32_t)kind_##kind.group, rows_##name, TILE_ROWS, tile_bytes, \
                              unpack, tile_##name };
-    TYPES(ENTRY)
+    BLOCKS(ENTRY)
+    SUPERS(ENTRY)
 }

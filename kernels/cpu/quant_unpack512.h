@@ -42,6 +42,8 @@ KX_INLINE int n_slots(struct kind k) { return slot_d(k) + 1 + k.mins; }
 struct sink;
 #define SINK struct sink *o, const struct kind k, const bool stores
 KX_INLINE void sink_put(SINK, const int slot, vi v);
+/* Before the slots of block number `group` of 256 elements. */
+KX_INLINE void sink_begin(SINK, const int group);
 
 KX_INLINE vi and8(vi v, int mask) { return _mm512_and_si512(v, _mm512_set1_epi8((char)mask)); }
 KX_INLINE vi and32(vi v, int mask) { return _mm512_and_si512(v, _mm512_set1_epi32(mask)); }
@@ -183,12 +185,79 @@ KX_INLINE vi iq4_levels(void)
     return levels_at(-128, l);      /* + 128 modulo 256 */
 }
 
-KX_INLINE void unpack_q4_0(const uint8_t *const *row, size_t off, SINK)
+/* ---- types of 32 elements ---- */
+
+/* Where a block of 32 has its parts, in bytes: d is in front, a float16 or MXFP4's byte. */
+struct layout {
+    int bytes;
+    int h, q, n_q;  /* fifth bits (0: none), elements, and how many dwords of these */
+    bool m;         /* a second float16 behind d */
+};
+
+/* The parts of a block of each of 16 rows. d has its own in the low bits. */
+struct parts {
+    vi d, h, q[8];
+};
+
+KX_INLINE void take_block(const struct layout l, const uint8_t *const *row, size_t off,
+                          struct parts *ret)
 {
-    vi w[4];
-    dwords4(row, off + 2, w);
-    NIBBLES(0, w, PLAIN)
-    PUTF(8, floats(words1(row, off)));
+    ret->d = l.m ? dwords1(row, off) : words1(row, off);
+    if (l.h) ret->h = dwords1(row, off + (size_t)l.h);
+    KX_UNROLL for (int i = 0; i < l.n_q; i += 4)
+        dwords4(row, off + (size_t)(l.q + 4 * i), ret->q + i);
+}
+
+/* The dword at byte `at` of dwords w. */
+KX_INLINE vi dword_at(const vi *w, int at)
+{
+    const int bits = at % 4 * 8, i = at / 4;
+    if (!bits) return w[i];
+    vi low = _mm512_ror_epi32(w[i], bits), high = _mm512_ror_epi32(w[i + 1], bits);
+    if (bits == 16) return _mm512_mask_blend_epi16(0xaaaaaaaa, low, high);
+    return _mm512_mask_blend_epi8(bits == 8 ? 0x8888888888888888 : 0xeeeeeeeeeeeeeeee, low, high);
+}
+
+/* Dwords 16c .. 16c + 15 of n, as far as they go, of the bytes at off of each row. */
+KX_INLINE void dwords_chunk(const uint8_t *const *row, size_t off, const int n, const int c, vi *w)
+{
+    const int at = 16 * c;
+    if (n - at >= 16) {
+        dwords16(row, off + 4 * (size_t)at, w + at);
+        return;
+    }
+    KX_UNROLL for (int e = at; e < n; e += 4) {
+        const int from = n - e < 4 ? n - 4 : e;     /* the end again */
+        vi t[4];
+        dwords4(row, off + 4 * (size_t)from, t);
+        KX_UNROLL for (int i = e - from; i < 4; i++) w[from + i] = t[i];
+    }
+}
+
+/* Eight blocks of each row at once, which is a whole number of dwords: loads and shuffles are half
+ * of those of eight single blocks. */
+KX_INLINE void take_eight(const struct layout l, const uint8_t *const *row, size_t off, SINK,
+                          void (*put)(const struct parts *b, SINK))
+{
+    vi w[8 * 36 / 4];
+    KX_UNROLL for (int i = 0; i < 8; i++) {
+        const int at = i * l.bytes, end = at + l.bytes;
+        KX_UNROLL for (int c = 0; c < 5; c++)   /* what the last block had not begun */
+            if (64 * c < end && (i == 0 || 64 * c >= at))
+                dwords_chunk(row, off, 2 * l.bytes, c, w);
+        struct parts b;
+        b.d = shr(w[at / 4], (unsigned)(at % 4 * 8));
+        if (l.h) b.h = dword_at(w, at + l.h);
+        KX_UNROLL for (int j = 0; j < l.n_q; j++) b.q[j] = dword_at(w, at + l.q + 4 * j);
+        sink_begin(o, k, stores, i);
+        put(&b, o, k, stores);
+    }
+}
+
+KX_INLINE void put_q4_0(const struct parts *b, SINK)
+{
+    NIBBLES(0, b->q, PLAIN)
+    PUTF(8, floats(b->d));
 }
 
 KX_INLINE vi negate_f32(__m512 v)
@@ -196,62 +265,72 @@ KX_INLINE vi negate_f32(__m512 v)
     return _mm512_xor_si512(_mm512_castps_si512(v), _mm512_set1_epi32((int)0x80000000));
 }
 
-KX_INLINE void unpack_q4_1(const uint8_t *const *row, size_t off, SINK)
+KX_INLINE void put_q4_1(const struct parts *b, SINK)
 {
-    vi w[4], d = dwords1(row, off);
-    dwords4(row, off + 4, w);
-    NIBBLES(0, w, PLAIN)
-    PUTF(8, floats(d));
-    PUT(9, negate_f32(floats(shr(d, 16))));
+    NIBBLES(0, b->q, PLAIN)
+    PUTF(8, floats(b->d));
+    PUT(9, negate_f32(floats(shr(b->d, 16))));
 }
 
-KX_INLINE void unpack_q5_0(const uint8_t *const *row, size_t off, SINK)
+KX_INLINE void put_q5_0(const struct parts *b, SINK)
 {
-    vi w[4], h = dwords1(row, off + 2);
-    dwords4(row, off + 6, w);
-    NIBBLES(0, w, FIFTH)
-    PUTF(8, floats(words1(row, off)));
+    vi h = b->h;
+    NIBBLES(0, b->q, FIFTH)
+    PUTF(8, floats(b->d));
 }
 
-KX_INLINE void unpack_q5_1(const uint8_t *const *row, size_t off, SINK)
+KX_INLINE void put_q5_1(const struct parts *b, SINK)
 {
-    vi w[4], head[4];
-    dwords4(row, off, head);
-    dwords4(row, off + 8, w);
-    vi h = head[1];
-    NIBBLES(0, w, FIFTH)
-    PUTF(8, floats(head[0]));
-    PUT(9, negate_f32(floats(shr(head[0], 16))));
+    vi h = b->h;
+    NIBBLES(0, b->q, FIFTH)
+    PUTF(8, floats(b->d));
+    PUT(9, negate_f32(floats(shr(b->d, 16))));
 }
 
-KX_INLINE void unpack_q8_0(const uint8_t *const *row, size_t off, SINK)
+KX_INLINE void put_q8_0(const struct parts *b, SINK)
 {
-    vi w[8];
-    dwords4(row, off + 2, w);
-    dwords4(row, off + 18, w + 4);
     KX_UNROLL for (int i = 0; i < 8; i++)
-        PUT(i, _mm512_xor_si512(w[i], _mm512_set1_epi8((char)0x80)));
-    PUTF(8, floats(words1(row, off)));
+        PUT(i, _mm512_xor_si512(b->q[i], _mm512_set1_epi8((char)0x80)));
+    PUTF(8, floats(b->d));
 }
 
-KX_INLINE void unpack_iq4_nl(const uint8_t *const *row, size_t off, SINK)
+KX_INLINE void put_iq4_nl(const struct parts *b, SINK)
 {
-    vi w[4], level = iq4_levels();
-    dwords4(row, off + 2, w);
-    NIBBLES(0, w, LEVEL)
-    PUTF(8, floats(words1(row, off)));
+    vi level = iq4_levels();
+    NIBBLES(0, b->q, LEVEL)
+    PUTF(8, floats(b->d));
 }
 
-KX_INLINE void unpack_mxfp4(const uint8_t *const *row, size_t off, SINK)
+KX_INLINE void put_mxfp4(const struct parts *b, SINK)
 {
     static const int8_t l[16] = { 0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12 };
-    vi w[4], level = levels_at(64, l), one = _mm512_set1_epi32(1), e = and32(words1(row, off), 255);
-    dwords4(row, off + 1, w);
-    NIBBLES(0, w, LEVEL)
+    vi level = levels_at(64, l), one = _mm512_set1_epi32(1), e = and32(b->d, 255);
+    NIBBLES(0, b->q, LEVEL)
     __mmask16 small = _mm512_cmplt_epi32_mask(e, _mm512_set1_epi32(2));
     vi d = shl(_mm512_sub_epi32(e, one), 23);
     PUT(8, _mm512_mask_sllv_epi32(d, small, _mm512_set1_epi32(0x00200000), e));
 }
+
+#define LAYOUT(name, ...) \
+    KX_INLINE void unpack_##name(const uint8_t *const *row, size_t off, SINK) \
+    { \
+        struct parts b; \
+        take_block((struct layout){ __VA_ARGS__ }, row, off, &b); \
+        put_##name(&b, o, k, stores); \
+    } \
+    KX_INLINE void eight_##name(const uint8_t *const *row, size_t off, SINK) \
+    { \
+        take_eight((struct layout){ __VA_ARGS__ }, row, off, o, k, stores, put_##name); \
+    }
+LAYOUT(q4_0, 18, 0, 2, 4, false)
+LAYOUT(q4_1, 20, 0, 4, 4, true)
+LAYOUT(q5_0, 22, 2, 6, 4, false)
+LAYOUT(q5_1, 24, 4, 8, 4, true)
+LAYOUT(q8_0, 34, 0, 2, 8, false)
+LAYOUT(iq4_nl, 18, 0, 2, 4, false)
+LAYOUT(mxfp4, 17, 0, 1, 4, false)
+
+/* ---- types of 256 elements ---- */
 
 /* Byte i % 4 of dword i / 4. */
 KX_INLINE vi byte_of(const vi *w, int i)
