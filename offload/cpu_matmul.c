@@ -49,17 +49,19 @@ uint32_t cpu_chunk(const cpu_device *d, uint64_t rows, uint64_t work, uint32_t u
 /* ---- tiles of weights ---- */
 
 /* Up to FEW_X activation rows weights are multiplied where they lie: unpacking costs about as much.
- * Each call waits for its first rows from memory, so it gets many; kernels take 16 of them at a
- * time. */
-enum { FEW_X = 4, FEW_X_ROWS = 256, FEW_X_GRAIN = 16 };
-_Static_assert(FEW_X * FEW_X_ROWS <= CPU_TILE_FLOATS, "results of a call on few activation rows");
+ * Each call waits for its first rows from memory and has nothing to fetch behind its last ones, so
+ * it gets many; several activation rows come back to the same rows, which must still be in the
+ * cache. Kernels take 16 of them at a time. */
+enum { FEW_X = 4, ONE_X_ROWS = 2048, FEW_X_ROWS = 256, FEW_X_GRAIN = 16 };
+_Static_assert(FEW_X * FEW_X_ROWS <= CPU_TILE_FLOATS && ONE_X_ROWS <= (int)CPU_TILE_FLOATS,
+               "results of a call on few activation rows");
 
 uint32_t cpu_tile_rows(const cpu_device *d, const sl_mat *m, uint32_t n_x)
 {
     const sl_qmul *q = &d->k.qmul[m->type];
     if (cpu_blas_takes(d, m, n_x)) return CPU_BLAS_ROWS;
     if (!q->group) return SL_DOTS_TILE;
-    return n_x <= FEW_X ? FEW_X_ROWS : q->tile_rows;
+    return n_x > FEW_X ? q->tile_rows : n_x > 1 ? FEW_X_ROWS : ONE_X_ROWS;
 }
 
 uint32_t cpu_tile_grain(const cpu_device *d, const sl_mat *m, uint32_t n_x)
