@@ -41,18 +41,6 @@ KX_INLINE vi bcast(const void *p)
     return _mm512_set1_epi32((int)((const dword *)p)->v);
 }
 
-/* dot4 with the dword at x in every lane. */
-KX_INLINE vi dot4_at(vi acc, vi w, const void *x, bool wide)
-{
-#ifdef __AVX512VNNI__
-    (void)wide;
-    __asm__("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(acc) : "v"(w), "m"(*(const dword *)x));
-    return acc;
-#else
-    return dot4(acc, w, bcast(x), wide);
-#endif
-}
-
 /* acc += products of two pairs of int16 a lane. */
 KX_INLINE vi dot2(vi acc, vi w, vi x)
 {
@@ -134,14 +122,29 @@ KX_INLINE void add_group(struct kind k, const uint8_t *w, const struct xblock *x
     }
 }
 
+/* Weights that are needed later, asked for `step` bytes at a time between multiplications: all at
+ * once they hold up the loads that are needed now. */
+struct fetch {
+    const uint8_t *at, *end;
+    size_t step;
+};
+
+KX_INLINE void fetch_some(struct fetch *f)
+{
+    const uint8_t *at = f->at, *end = (size_t)(f->end - at) < f->step ? f->end : at + f->step;
+    for (; at < end; at += 64) _mm_prefetch(at, _MM_HINT_T0);
+    f->at = end;
+}
+
 /* A block of 256 elements: n_groups groups of 32, or one of 256. */
 KX_INLINE void multiply(struct kind k, const uint8_t *w, const struct xblock *x, int n_groups,
-                        const int nv, const int nx, vf acc[TILE_VECTORS][MAX_X])
+                        const int nv, const int nx, struct fetch *f, vf acc[TILE_VECTORS][MAX_X])
 {
     vi sum[TILE_VECTORS][MAX_X], part[TILE_VECTORS][MAX_X];
     vf summ[TILE_VECTORS][MAX_X];
     if (k.group == 32) {
         for (int g = 0; g < n_groups; g++, w += n_slots(k) * nv * 64) {
+            fetch_some(f);
             chain(k, w, x, 32 * g, g, 8, nv, nx, sum);
             if (k.mins)
                 KX_UNROLL for (int t = 0; t < nx; t++)
@@ -156,6 +159,7 @@ KX_INLINE void multiply(struct kind k, const uint8_t *w, const struct xblock *x,
     KX_UNROLL for (int t = 0; t < nx; t++)
         KX_UNROLL for (int v = 0; v < nv; v++) sum[v][t] = _mm512_setzero_si512();
     for (int j = 0; j < k.n_sc; j++) {
+        fetch_some(f);
         chain(k, w + j * steps * nv * 64, x, 4 * j * steps, j, steps, nv, nx, part);
         KX_UNROLL for (int v = 0; v < nv; v++) {
             vi scale = _mm512_load_si512(sc + (j * nv + v) * 64);
@@ -273,7 +277,8 @@ struct product {
 /* nx activation rows from x[first] on times the block w at element `at`; ret holds the sums between
  * blocks. */
 KX_INLINE void tile_block(struct kind k, int zero, const struct product *p, const uint8_t *w,
-                          const __mmask16 *mask, uint32_t first, size_t at, const int nx)
+                          const __mmask16 *mask, uint32_t first, size_t at, struct fetch *f,
+                          const int nx)
 {
     vf acc[TILE_VECTORS][MAX_X];
     struct xblock x[MAX_X];
@@ -284,7 +289,8 @@ KX_INLINE void tile_block(struct kind k, int zero, const struct product *p, cons
             acc[v][t] = at ? _mm512_maskz_loadu_ps(mask[v], ret + (size_t)t * p->ld + 16 * v)
                            : _mm512_setzero_ps();
     }
-    multiply(k, w, x, (int)(SL_MIN(p->n - at, (size_t)BLOCK_ELEMS) / 32), TILE_VECTORS, nx, acc);
+    multiply(k, w, x, (int)(SL_MIN(p->n - at, (size_t)BLOCK_ELEMS) / 32), TILE_VECTORS, nx, f,
+             acc);
     KX_UNROLL for (int t = 0; t < nx; t++)
         KX_UNROLL for (int v = 0; v < TILE_VECTORS; v++)
             _mm512_mask_storeu_ps(ret + (size_t)t * p->ld + 16 * v, mask[v], acc[v][t]);
@@ -292,26 +298,29 @@ KX_INLINE void tile_block(struct kind k, int zero, const struct product *p, cons
 
 /* All activation rows times the block w, in pieces of nearly equal size: 8 are 4 + 4, not 6 + 2. */
 KX_INLINE void all_pieces(struct kind k, int zero, const struct product *p, const uint8_t *w,
-                          size_t at)
+                          size_t at, struct fetch f)
 {
     uint32_t low = SL_MIN(p->n_rows, 16u), n_pieces = (p->n_x + MAX_X - 1) / MAX_X;
     const __mmask16 mask[TILE_VECTORS] = { (__mmask16)((1u << low) - 1),
                                            (__mmask16)((1u << (p->n_rows - low)) - 1) };
+    uint32_t steps = n_pieces * (uint32_t)(k.group == 32 ? 8 : k.n_sc);
+    f.step = (size_t)(f.end - f.at) / steps + 1;
     for (uint32_t i = 0, first = 0; i < n_pieces; i++) {
         uint32_t nx = p->n_x / n_pieces + (i < p->n_x % n_pieces);
         switch (nx) {
-        case 1: tile_block(k, zero, p, w, mask, first, at, 1); break;
-        case 2: tile_block(k, zero, p, w, mask, first, at, 2); break;
-        case 3: tile_block(k, zero, p, w, mask, first, at, 3); break;
-        case 4: tile_block(k, zero, p, w, mask, first, at, 4); break;
-        case 5: tile_block(k, zero, p, w, mask, first, at, 5); break;
-        default: tile_block(k, zero, p, w, mask, first, at, 6);
+        case 1: tile_block(k, zero, p, w, mask, first, at, &f, 1); break;
+        case 2: tile_block(k, zero, p, w, mask, first, at, &f, 2); break;
+        case 3: tile_block(k, zero, p, w, mask, first, at, &f, 3); break;
+        case 4: tile_block(k, zero, p, w, mask, first, at, &f, 4); break;
+        case 5: tile_block(k, zero, p, w, mask, first, at, &f, 5); break;
+        default: tile_block(k, zero, p, w, mask, first, at, &f, 6);
         }
         first += nx;
     }
 }
 
-typedef void (*pieces_fn)(int zero, const struct product *p, const uint8_t *w, size_t at);
+typedef void (*pieces_fn)(int zero, const struct product *p, const uint8_t *w, size_t at,
+                          struct fetch f);
 
 /* 16 rows from `first` on; the last one stands for those behind it, whose results nobody stores. */
 KX_INLINE void row_pointers(const uint8_t *w, size_t row_bytes, uint32_t first, uint32_t n_rows,
@@ -339,12 +348,12 @@ KX_INLINE void tile(struct kind k, int zero, struct unpacker u, pieces_fn pieces
     for (size_t at = 0; at < p->n; at += BLOCK_ELEMS) {
         int n_groups = k.group == 32 ? (int)(SL_MIN(p->n - at, (size_t)BLOCK_ELEMS) / 32) : 1;
         size_t bytes = 16 * u.block_bytes * (size_t)n_groups;
-        for (int v = 0; v < TILE_VECTORS; v++, ahead += bytes) {
+        for (int v = 0; v < TILE_VECTORS; v++) {
             struct sink o = { .nv = TILE_VECTORS, .to = block + v * 64 };
-            prefetch(ahead, bytes);
             unpack_groups(u, row[v], at / (size_t)k.group * u.block_bytes, n_groups, &o, k, true);
         }
-        pieces(zero, p, block, at);
+        pieces(zero, p, block, at, (struct fetch){ .at = ahead, .end = ahead + TILE_VECTORS * bytes });
+        ahead += TILE_VECTORS * bytes;
     }
 }
 
@@ -369,7 +378,7 @@ KX_INLINE void quad_init(struct kind k, int zero, const void *x, size_t n, size_
         _mm512_store_si512(to + 192, _mm512_unpackhi_epi64(h0, h1));
     }
     for (size_t j = 0; j < RUNS && at + j * BLOCK_ELEMS < n; j++) {
-        struct xblock b;
+        struct xblock b = { 0 };
         xblock_init(k, zero, x, n, at + j * BLOCK_ELEMS, &b);
         for (int i = 0; i < 16; i++) ret->z[i][j] = b.z[i];
     }
@@ -540,9 +549,9 @@ static void quantise(uint32_t group, const float *x, size_t n, void *ret)
 #define KIND(name, K) \
     static const struct kind kind_##name = K; \
     static __attribute__((noinline)) void pieces_##name(int zero, const struct product *p, \
-        const uint8_t *w, size_t at) \
+        const uint8_t *w, size_t at, struct fetch f) \
     { \
-        all_pieces(K, zero, p, w, at); \
+        all_pieces(K, zero, p, w, at, f); \
     }
 KINDS(KIND)
 KINDS_WIDE(KIND)

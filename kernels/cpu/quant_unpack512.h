@@ -208,12 +208,20 @@ KX_INLINE void take_block(const struct layout l, const uint8_t *const *row, size
         dwords4(row, off + (size_t)(l.q + 4 * i), ret->q + i);
 }
 
+/* Rotated to the right by 8, 16 or 24 bits. */
+KX_INLINE vi rotate(vi v, int bits)
+{
+    return bits == 8    ? _mm512_ror_epi32(v, 8)
+           : bits == 16 ? _mm512_ror_epi32(v, 16)
+                        : _mm512_ror_epi32(v, 24);
+}
+
 /* The dword at byte `at` of dwords w. */
 KX_INLINE vi dword_at(const vi *w, int at)
 {
     const int bits = at % 4 * 8, i = at / 4;
     if (!bits) return w[i];
-    vi low = _mm512_ror_epi32(w[i], bits), high = _mm512_ror_epi32(w[i + 1], bits);
+    vi low = rotate(w[i], bits), high = rotate(w[i + 1], bits);
     if (bits == 16) return _mm512_mask_blend_epi16(0xaaaaaaaa, low, high);
     return _mm512_mask_blend_epi8(bits == 8 ? 0x8888888888888888 : 0xeeeeeeeeeeeeeeee, low, high);
 }
