@@ -1,8 +1,9 @@
 /* kernels/cpu/quant_512.c - quantised products with 512-bit vectors, compiled for AVX-512-VNNI and
- * for AVX-512 without it. Lanes are weight rows: a vector of weights holds 4 elements of each of 16
- * rows, the activations come as broadcast dwords, and nothing is ever added across lanes. `rows`
- * unpacks 16 rows and multiplies them on the spot; `tile` unpacks a block of 32 rows into the
- * first-level cache and multiplies it by up to 6 activation rows at a time, 24 sums in registers.
+ * for AVX-512 without it. Lanes are runs of weights: a vector holds 4 elements of each of 16 runs,
+ * and nothing is added across lanes before a group's end. `tile` unpacks a block of 32 rows into
+ * the first-level cache and multiplies it by up to 6 activation rows at a time, whose dwords come
+ * broadcast, 24 sums in registers. `rows` unpacks four runs of 256 elements of each of four rows
+ * and multiplies them on the spot.
  * Per 32 elements (16 for types with finer scales): a chain of dot products that starts at
  * -zero * sum(a), one vpmulld by the scale, one add. Against vpdpwssd on int16 halves this costs
  * one multiplier slot in nine instead of two in ten (Zen 5: 88 % of the peak of vpdpbusd against 79
@@ -15,7 +16,13 @@
 
 typedef __m512 vf;
 
-enum { TILE_VECTORS = 2, TILE_ROWS = 16 * TILE_VECTORS, MAX_X = 6, BLOCK_ELEMS = 256, MAX_SLOTS = 90 };
+enum {
+    TILE_VECTORS = 2,
+    TILE_ROWS = 16 * TILE_VECTORS,
+    MAX_X = 6,
+    BLOCK_ELEMS = 256,
+    MAX_SLOTS = 90
+};
 
 /* acc += w x, four products a lane, w unsigned. */
 KX_INLINE vi dot4(vi acc, vi w, vi x, bool wide)
@@ -182,7 +189,14 @@ KX_INLINE void multiply(struct kind k, const uint8_t *w, const struct xblock *x,
 
 /* What `rows` multiplies by, side by side for four runs of 256 elements: dword i of run j of the
  * activations is at dword 4 * slot_of(i) + j, and z[i][j] is z[i] of struct xblock for run j. */
-enum { RUNS = 4, MAX_QUADS = 32, SETS = 2, STEP = 4 * SETS, AHEAD = 8192, MAX_RUN_BYTES = 8 * 34 };
+enum {
+    RUNS = 4,
+    MAX_QUADS = 32,
+    SETS = 2,               /* of four rows, at a time */
+    STEP = 4 * SETS,
+    AHEAD = 8192,           /* bytes fetched ahead of those rows at least */
+    MAX_RUN_BYTES = 8 * 34
+};
 struct quad {
     int8_t a[RUNS * BLOCK_ELEMS];
     int32_t z[16][RUNS];
@@ -352,8 +366,9 @@ KX_INLINE void tile(struct kind k, int zero, struct unpacker u, pieces_fn pieces
             struct sink o = { .nv = TILE_VECTORS, .to = block + v * 64 };
             unpack_groups(u, row[v], at / (size_t)k.group * u.block_bytes, n_groups, &o, k, true);
         }
-        pieces(zero, p, block, at, (struct fetch){ .at = ahead, .end = ahead + TILE_VECTORS * bytes });
-        ahead += TILE_VECTORS * bytes;
+        struct fetch f = { .at = ahead, .end = ahead + TILE_VECTORS * bytes };
+        pieces(zero, p, block, at, f);
+        ahead = f.end;
     }
 }
 

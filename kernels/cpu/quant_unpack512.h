@@ -1,5 +1,6 @@
-/* kernels/cpu/quant_unpack512.h - one block of each of 16 rows into the layout of quant_512.c: lane
- * r of a vector belongs to row r. Private to quant_512.c, compiled with its flags.
+/* kernels/cpu/quant_unpack512.h - one block (or eight small ones) of each of 16 rows, or other 16
+ * places, into the layout of quant_512.c: lane r of a vector belongs to place r. Private to
+ * quant_512.c, compiled with its flags.
  * The layout of a block is a run of slots of one vector for each 16 rows: G / 4 slots of weights (4
  * elements of a row in a lane), then scales as int32, then minima as pairs of int16, then d and
  * dmin as float32; they are put in this order.
