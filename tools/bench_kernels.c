@@ -12,7 +12,7 @@
 #include "tools/session.h"
 
 /* a repeat is short */
-enum { ROWS = 1024, COLS = 2048, CHUNK = 64, MAX_TOKENS = 128, TRIES = 3 };
+enum { ROWS = 1024, COLS = 2048, CHUNK = 256, MAX_TOKENS = 128, TRIES = 3 };
 
 struct kernel_bench {
     const bench_kernels_args *a;
