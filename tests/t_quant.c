@@ -221,6 +221,9 @@ static void check_type(sl_type type)
     for (size_t n = group; group == 32 && n < 700; n += 32 + 64 * (n / 256))
         check_product(type, n, 18, 5, FILL_RANDOM, 0);
     check_product(type, 2816, 5, 5, FILL_ONES, 1);
+    /* more columns than the activations of which kernels bring into their form at a time */
+    check_product(type, 8448, 18, 1, FILL_RANDOM, 0);
+    check_product(type, 33792, 9, 1, FILL_RANDOM, 0);
 }
 
 static void check_isa_names(void)

@@ -193,7 +193,6 @@ enum {
     RUNS = 4,
     MAX_QUADS = 32,
     SETS = 2,               /* of four rows, at a time */
-    STEP = 4 * SETS,
     AHEAD = 8192,           /* bytes fetched ahead of those rows at least */
     MAX_RUN_BYTES = 8 * 34
 };
@@ -372,15 +371,20 @@ KX_INLINE void tile(struct kind k, int zero, struct unpacker u, pieces_fn pieces
     }
 }
 
-/* Elements [at, at + 1024) of an activation row, zeros behind its end. */
-KX_INLINE void quad_init(struct kind k, int zero, const void *x, size_t n, size_t at,
-                         struct quad *ret)
+/* What `rows` multiplies rows by from element `at` on, zeros behind the end; runs: 4, or 1, four
+ * times the same. */
+static void quad_init(struct kind k, int zero, const void *x, size_t n, size_t at, size_t runs,
+                      struct quad *ret)
 {
-    _Alignas(64) int8_t a[RUNS][BLOCK_ELEMS];
-    size_t have = SL_MIN(n - at, sizeof a);
-    memcpy(a, (const int8_t *)x + at, have);
-    memset(&a[0][0] + have, 0, sizeof a - have);
+    _Alignas(64) int8_t a[RUNS][BLOCK_ELEMS] = { { 0 } };
     memset(ret->z, 0, sizeof ret->z);
+    for (size_t j = 0; j < RUNS; j++) {
+        size_t from = at + j % runs * BLOCK_ELEMS;
+        struct xblock b = { 0 };
+        memcpy(a[j], (const int8_t *)x + from, SL_MIN(n - from, (size_t)BLOCK_ELEMS));
+        xblock_init(k, zero, x, n, from, &b);
+        for (int i = 0; i < 16; i++) ret->z[i][j] = b.z[i];
+    }
     for (size_t i = 0; i < BLOCK_ELEMS; i += 64) {
         vi v[RUNS];
         for (int j = 0; j < RUNS; j++) v[j] = _mm512_load_si512(a[j] + i);
@@ -392,114 +396,153 @@ KX_INLINE void quad_init(struct kind k, int zero, const void *x, size_t n, size_
         _mm512_store_si512(to + 128, _mm512_unpacklo_epi64(h0, h1));
         _mm512_store_si512(to + 192, _mm512_unpackhi_epi64(h0, h1));
     }
-    for (size_t j = 0; j < RUNS && at + j * BLOCK_ELEMS < n; j++) {
-        struct xblock b = { 0 };
-        xblock_init(k, zero, x, n, at + j * BLOCK_ELEMS, &b);
-        for (int i = 0; i < 16; i++) ret->z[i][j] = b.z[i];
-    }
 }
 
-/* u of run j in all four lanes of its row. */
-KX_INLINE vf run_of(vf u, const int j)
+/* acc = fma(dA, u, acc) for the groups of four runs in ascending order, of two sets of rows: each
+ * is a chain that waits for itself. A row's four lanes of acc are the same. */
+KX_INLINE void add_runs(const vf (*u)[8], const float *scale, const int per_run, vf *acc)
 {
-    return j == 0   ? _mm512_permute_ps(u, 0x00)
-           : j == 1 ? _mm512_permute_ps(u, 0x55)
-           : j == 2 ? _mm512_permute_ps(u, 0xaa)
-                    : _mm512_permute_ps(u, 0xff);
-}
-
-/* acc = fma(dA, u, acc) for n groups in ascending order, of two sets of rows: each is a chain that
- * waits for itself. A row's four lanes of acc are the same. */
-KX_INLINE void add_groups(struct kind k, const vf (*u)[8], const float *scale, size_t n, vf *acc)
-{
-    const int per_run = BLOCK_ELEMS / k.group;
-    if (n == (size_t)(RUNS * per_run)) {
-        KX_UNROLL for (int j = 0; j < RUNS; j++)
-            KX_UNROLL for (int i = 0; i < per_run; i++) {
-                vf s = _mm512_set1_ps(scale[j * per_run + i]);
-                KX_UNROLL for (int e = 0; e < SETS; e++)
-                    acc[e] = _mm512_fmadd_ps(s, run_of(u[e][i], j), acc[e]);
-            }
-        return;
-    }
-    for (size_t at = 0; at < n; at++) {
-        vf s = _mm512_set1_ps(scale[at]);
-        vi run = _mm512_set1_epi32((int)at / per_run);
+    for (int i = 0; i < per_run; i++)
         KX_UNROLL for (int e = 0; e < SETS; e++)
-            acc[e] = _mm512_fmadd_ps(s, _mm512_permutevar_ps(u[e][at % (size_t)per_run], run),
+            acc[e] = _mm512_fmadd_ps(_mm512_set1_ps(scale[i]), _mm512_permute_ps(u[e][i], 0x00),
                                      acc[e]);
-    }
+    for (int i = 0; i < per_run; i++)
+        KX_UNROLL for (int e = 0; e < SETS; e++)
+            acc[e] = _mm512_fmadd_ps(_mm512_set1_ps(scale[per_run + i]),
+                                     _mm512_permute_ps(u[e][i], 0x55), acc[e]);
+    for (int i = 0; i < per_run; i++)
+        KX_UNROLL for (int e = 0; e < SETS; e++)
+            acc[e] = _mm512_fmadd_ps(_mm512_set1_ps(scale[2 * per_run + i]),
+                                     _mm512_permute_ps(u[e][i], 0xaa), acc[e]);
+    for (int i = 0; i < per_run; i++)
+        KX_UNROLL for (int e = 0; e < SETS; e++)
+            acc[e] = _mm512_fmadd_ps(_mm512_set1_ps(scale[3 * per_run + i]),
+                                     _mm512_permute_ps(u[e][i], 0xff), acc[e]);
 }
 
-/* Sets of four rows, 1024 elements of each, in four runs of 256: so few rows, and the bytes that
- * are fetched AHEAD of them, fit the first-level cache, however long rows are. Lane l of a set
- * belongs to row l / 4 and run l % 4. What is fetched goes in the order of addresses, by one
- * instruction in a loop: the same unrolled reaches two thirds of the speed. Nothing behind the last
- * row is fetched: another thread may have it. */
-KX_INLINE void rows_quads(struct kind k, struct unpacker u, const uint8_t *w, size_t row_bytes,
-                          uint32_t n_rows, const struct quad *x, const float *scale, size_t first,
-                          size_t n, float *ret)
+/* Rows of weights times one activation row. */
+struct row_product {
+    const uint8_t *w;
+    size_t row_bytes;
+    uint32_t n_rows;
+    const struct quad *x;
+    const float *scale;
+    size_t n;
+    bool more;              /* ret holds the sums over what is in front */
+    float *ret;
+};
+
+/* Runs of 16 rows, the last of them incomplete: copies with zeros behind them. */
+static __attribute__((noinline)) void pad_runs(const uint8_t **row, size_t off, size_t bytes,
+                                               uint8_t (*pad)[MAX_RUN_BYTES])
 {
-    const size_t run_bytes = BLOCK_ELEMS / (size_t)k.group * u.block_bytes;
-    const uint8_t *end = w + n_rows * row_bytes;
-    const uint8_t *ahead = w + SL_MIN(SL_MAX((size_t)AHEAD, STEP * row_bytes), n_rows * row_bytes);
-    const vi four = _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3);
-    uint8_t pad[STEP][RUNS * MAX_RUN_BYTES];
-    vf part[SETS][8] = { 0 };
-    prefetch(w, (size_t)(ahead - w));
-    for (uint32_t r = 0; r < n_rows; r += STEP) {
-        const uint8_t *base[STEP];
-        vf acc[SETS];
-        __mmask16 mask[SETS];
-        KX_UNROLL for (uint32_t e = 0; e < SETS; e++) {
-            mask[e] = (__mmask16)(0xf >> (4 - SL_MIN(SL_MAX(n_rows - r, 4 * e) - 4 * e, 4u)));
-            acc[e] = first ? _mm512_permutexvar_ps(four, _mm512_maskz_loadu_ps(mask[e],
-                                                                               ret + r + 4 * e))
-                           : _mm512_setzero_ps();
-        }
-        for (uint32_t i = 0; i < STEP; i++) base[i] = w + SL_MIN(r + i, n_rows - 1) * row_bytes;
-        for (size_t at = 0, q = 0; at < n; at += RUNS * BLOCK_ELEMS, q++) {
-            size_t elems = SL_MIN(n - at, (size_t)RUNS * BLOCK_ELEMS);
-            size_t bytes = elems / (size_t)k.group * u.block_bytes;
-            if (elems < RUNS * BLOCK_ELEMS)
-                for (uint32_t i = 0; i < STEP; i++) {
-                    memset(pad[i], 0, sizeof pad[i]);
-                    memcpy(pad[i], base[i], bytes);
-                    base[i] = pad[i];
-                }
-            for (uint32_t e = 0; e < SETS && r + 4 * e < n_rows; e++) {
-                const uint8_t *row[16];
-                struct sink o = { .x = x + q };
-                /* else gcc computes, and keeps, the address of every dword */
-                __asm__ volatile("" : "+r"(o.x));
-                if (ahead < end) prefetch(ahead, 4 * bytes);
-                ahead += 4 * bytes;
-                KX_UNROLL for (uint32_t l = 0; l < 16; l++)
-                    row[l] = base[4 * e + l / 4] + l % 4 * run_bytes;
-                unpack_groups(u, row, 0, k.group == 32 ? 8 : 1, &o, k, false);
-                memcpy(part[e], o.u, sizeof(vf) * (size_t)(BLOCK_ELEMS / k.group));
-            }
-            add_groups(k, part, scale + at / (size_t)k.group, elems / (size_t)k.group, acc);
-            for (uint32_t i = 0; i < STEP; i++) base[i] += bytes;
-        }
-        KX_UNROLL for (uint32_t e = 0; e < SETS; e++)
-            _mm512_mask_storeu_ps(ret + r + 4 * e, mask[e],
-                                  _mm512_maskz_compress_ps(0x1111, acc[e]));
+    for (int l = 0; l < 16; l++) {
+        memset(pad[l], 0, MAX_RUN_BYTES);
+        memcpy(pad[l], row[l] + off, bytes);
+        row[l] = pad[l];
     }
 }
 
+/* Up to 16 rows from r on, a run of 256 elements at a time; *ahead is fetched meanwhile. */
+KX_INLINE void rows_16(struct kind k, struct unpacker u, const struct row_product *p, uint32_t r,
+                       const uint8_t **ahead)
+{
+    const uint8_t *end = p->w + p->n_rows * p->row_bytes, *row[16];
+    const __mmask16 mask = (__mmask16)((1u << SL_MIN(p->n_rows - r, 16u)) - 1);
+    uint8_t pad[16][MAX_RUN_BYTES];
+    vf acc = p->more ? _mm512_maskz_loadu_ps(mask, p->ret + r) : _mm512_setzero_ps();
+    const float *scale = p->scale;
+    row_pointers(p->w, p->row_bytes, r, p->n_rows, row);
+    for (size_t at = 0, q = 0; at < p->n; at += BLOCK_ELEMS, q++) {
+        size_t groups = SL_MIN(p->n - at, (size_t)BLOCK_ELEMS) / (size_t)k.group;
+        size_t off = at / (size_t)k.group * u.block_bytes, bytes = groups * u.block_bytes;
+        struct sink o = { .x = p->x + q };
+        __asm__ volatile("" : "+r"(o.x));   /* as in rows_8 */
+        if (*ahead < end) prefetch(*ahead, 16 * bytes);
+        *ahead += 16 * bytes;
+        if (groups * (size_t)k.group < BLOCK_ELEMS) {
+            pad_runs(row, off, bytes, pad);
+            off = 0;
+        }
+        unpack_groups(u, row, off, k.group == 32 ? 8 : 1, &o, k, false);
+        for (size_t i = 0; i < groups; i++)
+            acc = _mm512_fmadd_ps(_mm512_set1_ps(*scale++), o.u[i], acc);
+    }
+    _mm512_mask_storeu_ps(p->ret + r, mask, acc);
+}
+
+/* Rows of one set, or of two: few enough that they and as many behind them stay in the first-level
+ * cache. */
+KX_INLINE uint32_t rows_at_once(size_t row_bytes)
+{
+    return 4 * (8 * row_bytes > 24576 ? 1 : SETS);
+}
+
+/* Rows from r on in sets of four, 1024 elements of each in four runs. Lane l of a set belongs to
+ * row l / 4 and run l % 4. */
+KX_INLINE void rows_8(struct kind k, struct unpacker u, const struct row_product *p, uint32_t r,
+                      const uint8_t **ahead)
+{
+    const vi four = _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3);
+    const size_t run_bytes = BLOCK_ELEMS / (size_t)k.group * u.block_bytes;
+    const uint8_t *end = p->w + p->n_rows * p->row_bytes, *base[4 * SETS];
+    vf part[SETS][8] = { 0 }, acc[SETS];
+    __mmask16 mask[SETS];
+    KX_UNROLL for (uint32_t e = 0; e < SETS; e++) {
+        uint32_t end_row = SL_MIN(p->n_rows, r + rows_at_once(p->row_bytes)),
+                 left = r + 4 * e < end_row ? end_row - r - 4 * e : 0;
+        mask[e] = (__mmask16)((1u << SL_MIN(left, 4u)) - 1);
+        acc[e] = p->more ? _mm512_permutexvar_ps(four, _mm512_maskz_loadu_ps(mask[e],
+                                                                             p->ret + r + 4 * e))
+                         : _mm512_setzero_ps();
+    }
+    for (uint32_t i = 0; i < 4 * SETS; i++)
+        base[i] = p->w + SL_MIN(r + i, p->n_rows - 1) * p->row_bytes;
+    for (size_t at = 0, q = 0; at < p->n; at += RUNS * BLOCK_ELEMS, q++) {
+        for (uint32_t e = 0; e < SETS && mask[e]; e++) {
+            const uint8_t *row[16];
+            struct sink o = { .x = p->x + q };
+            /* else gcc computes, and keeps, the address of every dword */
+            __asm__ volatile("" : "+r"(o.x));
+            if (*ahead < end) prefetch(*ahead, 4 * RUNS * run_bytes);
+            *ahead += 4 * RUNS * run_bytes;
+            KX_UNROLL for (uint32_t l = 0; l < 16; l++)
+                row[l] = base[4 * e + l / 4] + l % 4 * run_bytes;
+            unpack_groups(u, row, 0, k.group == 32 ? 8 : 1, &o, k, false);
+            memcpy(part[e], o.u, sizeof(vf) * (size_t)(BLOCK_ELEMS / k.group));
+        }
+        add_runs(part, p->scale + at / (size_t)k.group, BLOCK_ELEMS / k.group, acc);
+        for (uint32_t i = 0; i < 4 * SETS; i++) base[i] += RUNS * run_bytes;
+    }
+    KX_UNROLL for (uint32_t e = 0; e < SETS; e++)
+        _mm512_mask_storeu_ps(p->ret + r + 4 * e, mask[e],
+                              _mm512_maskz_compress_ps(0x1111, acc[e]));
+}
+
+/* Rows of a multiple of 1024 elements go in sets of four: so few rows, and the bytes that are
+ * fetched AHEAD of them, fit the first-level cache, however long rows are. What is fetched goes in
+ * the order of addresses, by one instruction in a loop: the same unrolled reaches two thirds of the
+ * speed. Nothing behind the last row is fetched: another thread may have it. */
 KX_INLINE void rows(struct kind k, int zero, struct unpacker u, const void *w, size_t row_bytes,
                     uint32_t n_rows, const void *x, size_t n, float *ret)
 {
-    const size_t most = (size_t)MAX_QUADS * RUNS * BLOCK_ELEMS;
+    const size_t runs = n % (RUNS * BLOCK_ELEMS) ? 1 : RUNS, each = runs * BLOCK_ELEMS;
+    const uint32_t step = runs == RUNS ? rows_at_once(row_bytes) : 16;
     const float *scale = (const float *)(const void *)((const char *)x + sl_qx_scales(n));
     _Alignas(64) struct quad quads[MAX_QUADS];
-    for (size_t at = 0; at < n; at += most) {
-        size_t part = SL_MIN(n - at, most), group = at / (size_t)k.group;
-        for (size_t i = 0; i < part; i += RUNS * BLOCK_ELEMS)
-            quad_init(k, zero, x, n, at + i, quads + i / (RUNS * BLOCK_ELEMS));
-        rows_quads(k, u, (const uint8_t *)w + group * u.block_bytes, row_bytes, n_rows, quads,
-                   scale + group, at, part, ret);
+    for (size_t at = 0; at < n; at += MAX_QUADS * each) {
+        size_t part = SL_MIN(n - at, MAX_QUADS * each), group = at / (size_t)k.group;
+        for (size_t i = 0; i < part; i += each)
+            quad_init(k, zero, x, n, at + i, runs, quads + i / each);
+        struct row_product p = { (const uint8_t *)w + group * u.block_bytes, row_bytes, n_rows,
+                                 quads, scale + group, part, at > 0, ret };
+        size_t bytes = n_rows * row_bytes;
+        const uint8_t *ahead = p.w + SL_MIN(SL_MAX((size_t)AHEAD, step * row_bytes), bytes);
+        prefetch(p.w, (size_t)(ahead - p.w));
+        for (uint32_t r = 0; r < n_rows; r += step) {
+            if (runs == RUNS) rows_8(k, u, &p, r, &ahead);
+            else rows_16(k, u, &p, r, &ahead);
+        }
     }
 }
 
@@ -592,11 +635,12 @@ static void unpack(const void *w, size_t row_bytes, uint32_t n_rows, size_t n, v
     *(struct deferred *)ret = (struct deferred){ w, row_bytes, n_rows };
 }
 
-#define FUNCTIONS(name, zero, kind, ...) \
+#define FUNCTIONS(name, zero, kind, bytes, ...) \
     static void rows_##name(const void *w, size_t row_bytes, uint32_t n_rows, const void *x, size_t n, \
                             float *ret) \
     { \
-        rows(kind_##kind, zero, (struct unpacker){ __VA_ARGS__ }, w, row_bytes, n_rows, x, n, ret); \
+        rows(kind_##kind, zero, (struct unpacker){ __VA_ARGS__, bytes }, w, row_bytes, n_rows, x, n, \
+             ret); \
     } \
     static void tile_##name(const void *data, uint32_t n_rows, const void *const *x, uint32_t n_x, \
                             size_t n, float *ret, size_t ld) \
@@ -604,12 +648,12 @@ static void unpack(const void *w, size_t row_bytes, uint32_t n_rows, size_t n, v
         const struct deferred *t = data; \
         struct product p = { t->w, t->row_bytes, n, ld, n_rows, n_x, x, ret }; \
         assert(n_rows && n_rows <= t->n_rows); \
-        tile(kind_##kind, zero, (struct unpacker){ __VA_ARGS__ }, pieces_##kind, &p); \
+        tile(kind_##kind, zero, (struct unpacker){ __VA_ARGS__, bytes }, pieces_##kind, &p); \
     }
 #define BLOCK_FUNCTIONS(id, name, bytes, zero, kind) \
-    FUNCTIONS(name, zero, kind, unpack_##name, eight_##name, bytes)
+    FUNCTIONS(name, zero, kind, bytes, unpack_##name, eight_##name)
 #define SUPER_FUNCTIONS(id, name, bytes, zero, kind) \
-    FUNCTIONS(name, zero, kind, unpack_##name, NULL, bytes)
+    FUNCTIONS(name, zero, kind, bytes, unpack_##name, NULL)
 BLOCKS(BLOCK_FUNCTIONS)
 SUPERS(SUPER_FUNCTIONS)
 
