@@ -344,7 +344,10 @@ static sl_status read_experts(opener *o, const char *stem, uint32_t cols, uint32
         SL_TRY(check_shape(o, t, name, cols, &rows, h->n_expert));
         SL_TRY(split_experts(o, t, rows, 0, which, ret));
         snprintf(name, sizeof name, "blk.%u.%s_exps.bias", o->layer, stem);
-        return floats(o, name, o->m->arch->expert_bias, (uint64_t)rows * h->n_expert, &ret->bias);
+        uint64_t before = *o->bytes;
+        SL_TRY(floats(o, name, o->m->arch->expert_bias, (uint64_t)rows * h->n_expert, &ret->bias));
+        *o->bytes = before + (*o->bytes - before) / h->n_expert;    /* one expert's */
+        return SL_OK;
     }
     snprintf(first, sizeof first, "blk.%u.%s.0.weight", o->layer, stem);
     for (uint32_t e = 0; e < h->n_expert; e++) {
