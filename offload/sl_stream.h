@@ -47,7 +47,6 @@ SL_API SL_NODISCARD sl_status sl_stream_create(sl_ctx *ctx, sl_store *store,
                                                const sl_stream_params *p, sl_stream **ret);
 SL_API void sl_stream_destroy(sl_stream **s);   /* *s may be NULL, and is NULL afterwards */
 
-typedef void (*sl_progress_fn)(void *user, uint64_t done_bytes, uint64_t all_bytes);
 /* Reads every expert into its slot, in the files' order. progress may be NULL. Errors: SL_E_IO. */
 SL_API SL_NODISCARD sl_status sl_stream_fill(sl_ctx *ctx, sl_stream *s, sl_progress_fn progress,
                                              void *user);

@@ -101,7 +101,7 @@ sl_status sl_engine_open(sl_ctx *ctx, sl_model *m, const sl_plan *plan, sl_engin
     e->m = m;
     e->plan = *plan;
     e->next_id = 1;
-    sl_status st = weights_init(ctx, m, plan, NULL, NULL, &e->loaded);
+    sl_status st = weights_init(ctx, m, plan, &e->loaded);
     e->weights = e->loaded.ends.weights;
     if (st == SL_OK) st = open_rope(e);
     if (st == SL_OK) st = open_eog(e);

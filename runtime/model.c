@@ -697,6 +697,12 @@ void sl_model_close(sl_model **m)
     *m = NULL;
 }
 
+void sl_model_set_progress(sl_model *m, sl_progress_fn fn, void *user)
+{
+    m->progress = fn;
+    m->progress_user = user;
+}
+
 const char *sl_model_name(const sl_model *m) { return m->name; }
 const char *sl_model_arch(const sl_model *m) { return m->arch->name; }
 const sl_gguf *sl_model_gguf(const sl_model *m) { return m->gguf; }

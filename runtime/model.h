@@ -50,6 +50,8 @@ struct sl_model {
     sl_expert_slices *experts;
     binding *bindings;          /* the ends', then layer by layer */
     uint32_t n_bindings, cap_bindings;
+    sl_progress_fn progress;    /* of engines that open; may be NULL */
+    void *progress_user;
 };
 
 #endif

@@ -25,6 +25,8 @@ typedef struct sl_model sl_model;
  * not in the table, named); SL_E_FORMAT (a key or tensor missing or of the wrong shape, named). */
 SL_API SL_NODISCARD sl_status sl_model_open(sl_ctx *ctx, const char *path, sl_model **ret);
 SL_API void sl_model_close(sl_model **m);           /* after the engines on it */
+/* Called by sl_engine_open while it reads weights. fn may be NULL. */
+SL_API void sl_model_set_progress(sl_model *m, sl_progress_fn fn, void *user);
 
 SL_API const char *sl_model_name(const sl_model *m);    /* general.name, or the file's name */
 SL_API const char *sl_model_arch(const sl_model *m);    /* "qwen3moe" */

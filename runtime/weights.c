@@ -32,6 +32,8 @@ static sl_status open_store(weights *w, const sl_plan *plan)
     sl_store_params p = { .direct = plan->direct, .threads = !plan->direct,
                           .depth = plan->read_depth, .request_bytes = plan->read_bytes,
                           .ahead_depth = AHEAD_DEPTH };
+    /* An expert is three reads; a layer is asked for, another ahead, and some are guesses. */
+    p.max_reads = SL_MAX(4096, 3 * 3 * w->m->hp.n_expert);
     if (plan->read_depth) p.ahead_depth = SL_MIN(AHEAD_DEPTH, plan->read_depth);
     if (st == SL_OK) st = sl_store_create(w->ctx, fds, bytes, paths, n, &p, &w->store);
     free(fds);
@@ -72,14 +74,40 @@ static uint32_t first_of(const weights *w, uint32_t i)
 
 /* ---- matrices that stay ---- */
 
+/* The weights that open reads, for its progress. */
+static uint64_t bytes_to_read(const weights *w, const sl_plan *plan)
+{
+    const sl_model *m = w->m;
+    uint64_t bytes = 0, n = (uint64_t)m->hp.n_layer * m->hp.n_expert;
+    for (uint64_t i = 0; plan->weights == SL_WEIGHTS_RESIDENT && i < n; i++)
+        bytes += m->experts[i].gate.bytes + m->experts[i].up.bytes + m->experts[i].down.bytes;
+    for (uint32_t i = 0; i < m->n_bindings; i++) {
+        const binding *b = &m->bindings[i];
+        if (b->kind == BIND_BYTES && !streamed(w, b) && first_of(w, i) == i)
+            bytes += b->tensor->bytes;
+    }
+    return bytes;
+}
+
+static void tell_progress(weights *w, uint64_t more)
+{
+    const sl_model *m = w->m;
+    uint64_t done = SL_MIN(w->open_read + more, w->open_bytes);
+    if (m->progress) m->progress(m->progress_user, done, w->open_bytes);
+}
+
+/* Reads of matrices have their bytes as tags. */
 static sl_status reap(weights *w, uint32_t *open, uint32_t until)
 {
     sl_read_done done[64];
     while (*open > until) {
         uint32_t n = sl_store_reap(w->store, done, SL_LEN(done), 1);
-        for (uint32_t i = 0; i < n; i++)
+        for (uint32_t i = 0; i < n; i++) {
             if (done[i].status != SL_OK) return sl_fail(w->ctx, SL_E_IO, "%s", done[i].error);
+            w->open_read += done[i].tag;
+        }
         *open -= n;
+        tell_progress(w, 0);
     }
     return SL_OK;
 }
@@ -101,7 +129,7 @@ static sl_status read_dense(weights *w, uint64_t bytes)
                        + b->skip;
             continue;
         }
-        sl_read r = { .slice = slice_of(b->tensor), .dst = at };
+        sl_read r = { .slice = slice_of(b->tensor), .dst = at, .tag = b->tensor->bytes };
         SL_TRY(reap(w, &open, 1024));
         SL_TRY(sl_store_submit(w->ctx, w->store, &r, 1));
         open++;
@@ -247,8 +275,13 @@ void weights_done(weights *w, uint32_t l)
 
 /* ---- */
 
-sl_status weights_init(sl_ctx *ctx, const sl_model *m, const sl_plan *plan,
-                       sl_progress_fn progress, void *user, weights *w)
+static void on_fill(void *user, uint64_t done, uint64_t all)
+{
+    (void)all;
+    tell_progress(user, done);
+}
+
+sl_status weights_init(sl_ctx *ctx, const sl_model *m, const sl_plan *plan, weights *w)
 {
     *w = (weights){ .ctx = ctx, .m = m, .n_dense_layers = plan->n_dense_layers, .ends = m->ends };
     w->layers = calloc(m->hp.n_layer, sizeof *w->layers);
@@ -257,6 +290,7 @@ sl_status weights_init(sl_ctx *ctx, const sl_model *m, const sl_plan *plan,
     w->ends.weights.layers = w->layers;
     SL_TRY(open_store(w, plan));
     SL_TRY(read_floats(w));
+    w->open_bytes = bytes_to_read(w, plan);
     SL_TRY(plan->weights == SL_WEIGHTS_MAPPED ? map_dense(w) : read_dense(w, plan->dense_bytes));
     if (plan->direct) drop_cached(w);
     SL_TRY(list_sections(w));
@@ -270,7 +304,7 @@ sl_status weights_init(sl_ctx *ctx, const sl_model *m, const sl_plan *plan,
     }
     SL_TRY(sl_stream_create(ctx, w->store, &s, &w->stream));
     if (plan->weights != SL_WEIGHTS_RESIDENT) return SL_OK;
-    return sl_stream_fill(ctx, w->stream, progress, user);
+    return sl_stream_fill(ctx, w->stream, on_fill, w);
 }
 
 void weights_fini(weights *w)

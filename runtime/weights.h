@@ -10,6 +10,7 @@ typedef struct weights {
     sl_ctx *ctx;
     const sl_model *m;
     uint32_t n_dense_layers;    /* of the plan */
+    uint64_t open_bytes, open_read; /* what open reads, and has read so far */
     sl_store *store;
     sl_stream *stream;
     ends ends;                  /* the model's, with data */
@@ -23,10 +24,8 @@ typedef struct weights {
     uint32_t *first_slice;      /* [n_layer - n_dense_layers + 1] */
 } weights;
 
-/* progress: of the reading at open, may be NULL. Errors: SL_E_IO, SL_E_NOMEM. weights_fini in
- * either case. */
-sl_status weights_init(sl_ctx *ctx, const sl_model *m, const sl_plan *plan,
-                       sl_progress_fn progress, void *user, weights *w);
+/* Tells the model's progress. Errors: SL_E_IO, SL_E_NOMEM. weights_fini in either case. */
+sl_status weights_init(sl_ctx *ctx, const sl_model *m, const sl_plan *plan, weights *w);
 void weights_fini(weights *w);
 
 /* Layer l's dense weights are wanted: its pointers hold until weights_done. Errors: SL_E_IO. */

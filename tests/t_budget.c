@@ -50,13 +50,27 @@ static sl_plan_params params_of(const how *h)
     return p;
 }
 
+struct progress { uint64_t done, all; uint32_t calls; };
+
+static void on_progress(void *user, uint64_t done, uint64_t all)
+{
+    struct progress *p = user;
+    T_CHECK(done >= p->done && done <= all && (!p->calls || all == p->all),
+            "%s: progress %llu of %llu", model, (unsigned long long)done, (unsigned long long)all);
+    *p = (struct progress){ done, all, p->calls + 1 };
+}
+
 static run start(const how *h)
 {
     run r = { .ctx = sl_ctx_create(NULL, NULL) };
+    struct progress seen = { 0 };
     sl_plan_params p = params_of(h);
     T_NEED(sl_model_open(r.ctx, path, &r.m) == SL_OK, "%s", sl_error(r.ctx));
     T_NEED(sl_plan_make(r.ctx, sl_model_shape(r.m), &p, &r.plan) == SL_OK, "%s", sl_error(r.ctx));
+    sl_model_set_progress(r.m, on_progress, &seen);
     T_NEED(sl_engine_open(r.ctx, r.m, &r.plan, &r.e) == SL_OK, "%s", sl_error(r.ctx));
+    T_CHECK(seen.calls && seen.done == seen.all && seen.all, "%s: %llu of %llu read in %u steps",
+            model, (unsigned long long)seen.done, (unsigned long long)seen.all, seen.calls);
     return r;
 }
 

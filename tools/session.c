@@ -5,6 +5,7 @@
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "kernels/sl_kernels.h"
 #include "offload/sl_device.h"
@@ -298,6 +299,38 @@ static void banner(const cli_session *s)
              sl_engine_store_mode(s->engine));
 }
 
+/* Reading weights, on a terminal, where it takes longer than a moment. */
+struct loading {
+    double open_s;
+    double start_s, shown_s;    /* of reading: memory is taken before it */
+    bool tty, shown;
+};
+
+static void on_loading(void *user, uint64_t done, uint64_t all)
+{
+    struct loading *l = user;
+    double now = cli_now_s();
+    char size[24];
+    if (!l->start_s) l->start_s = now;
+    if (!l->tty || now - l->open_s < 1 || now - l->shown_s < 0.1) return;
+    l->shown_s = now;
+    l->shown = true;
+    double rate = (double)done / SL_MAX(now - l->start_s, 1e-3);
+    fprintf(stderr, "\rsluice: reading weights: %.0f %% of %s, %.2f GB/s, %.0f s left\033[K",
+            100.0 * (double)done / (double)all, cli_bytes(all, size), rate * 1e-9,
+            rate > 0 ? (double)(all - done) / rate : 0);
+}
+
+static sl_status open_engine(cli_session *s, const sl_plan *plan)
+{
+    struct loading l = { .open_s = cli_now_s(), .tty = isatty(2) };
+    sl_model_set_progress(s->model, on_loading, &l);
+    sl_status st = sl_engine_open(s->ctx, s->model, plan, &s->engine);
+    sl_model_set_progress(s->model, NULL, NULL);
+    if (l.shown) fputs("\r\033[K", stderr);
+    return st;
+}
+
 int cli_session_open(const cli_engine_args *a, const cli_group *g, uint32_t n_seq, cli_session *ret)
 {
     cli_session *s = ret;
@@ -321,7 +354,7 @@ int cli_session_open(const cli_engine_args *a, const cli_group *g, uint32_t n_se
     sl_plan plan;
     code = make_plan(a, g, mask, n_seq, s, &plan);
     if (code != CLI_DONE) return code;
-    if (sl_engine_open(s->ctx, s->model, &plan, &s->engine) != SL_OK) return cli_fail_ctx(s->ctx);
+    if (open_engine(s, &plan) != SL_OK) return cli_fail_ctx(s->ctx);
     s->n_ctx = sl_engine_plan(s->engine)->n_ctx;
     if (a->trace && open_trace(s, a->trace) != SL_OK) return cli_fail_ctx(s->ctx);
     s->load_s = cli_now_s() - start;

@@ -39,6 +39,9 @@ typedef enum sl_level { SL_ERROR, SL_WARN, SL_INFO, SL_DEBUG } sl_level;
 /* no newline; NULL: silent */
 typedef void (*sl_log_fn)(void *user, sl_level level, const char *msg);
 
+/* Of work that takes a while; done never falls. */
+typedef void (*sl_progress_fn)(void *user, uint64_t done_bytes, uint64_t all_bytes);
+
 /* Where memory goes. Every allocation above 1 MiB belongs to one of these; the sum is what a RAM
  * budget limits. */
 typedef enum sl_account {
