@@ -92,12 +92,14 @@ static sl_status open_model(sl_ctx *ctx)
 static long calls_in_steps;
 
 /* A model, an engine on it, one sequence of three tokens, four drawn. */
-static sl_status open_engine(sl_ctx *ctx)
+static sl_status open_engine_in(sl_ctx *ctx, uint64_t budget)
 {
     static const int32_t tokens[] = { 1, 2, 3 };
     sl_plan_params params = sl_plan_defaults();
     params.n_ctx = 64;
     params.n_threads = 1;
+    params.ram_bytes = budget;
+    params.ram_hard = budget > 0;
     sl_model *m = NULL;
     sl_engine *e = NULL;
     sl_plan plan;
@@ -119,6 +121,35 @@ static sl_status open_engine(sl_ctx *ctx)
     sl_engine_close(&e);
     sl_model_close(&m);
     return st;
+}
+
+static sl_status open_engine(sl_ctx *ctx) { return open_engine_in(ctx, 0); }
+
+static uint64_t least_budget;
+
+/* Weights through slots and sections. */
+static sl_status open_streamed(sl_ctx *ctx) { return open_engine_in(ctx, least_budget); }
+
+static void find_least_budget(void)
+{
+    sl_ctx *ctx = sl_ctx_create(NULL, NULL);
+    sl_plan_params params = sl_plan_defaults();
+    sl_model *m = NULL;
+    sl_plan plan;
+    uint64_t lo = 0;
+    params.n_ctx = 64;
+    params.ram_hard = true;
+    T_NEED(sl_model_open(ctx, model_path, &m) == SL_OK, "%s", sl_error(ctx));
+    for (least_budget = 1u << 30; least_budget - lo > 1; ) {
+        params.ram_bytes = (lo + least_budget) / 2;
+        if (sl_plan_make(ctx, sl_model_shape(m), &params, &plan) != SL_OK) lo = params.ram_bytes;
+        else least_budget = params.ram_bytes;
+    }
+    params.ram_bytes = least_budget;
+    T_NEED(sl_plan_make(ctx, sl_model_shape(m), &params, &plan) == SL_OK, "%s", sl_error(ctx));
+    T_CHECK(plan.weights == SL_WEIGHTS_STREAMED, "%s: mode %s", model_path, plan.mode);
+    sl_model_close(&m);
+    sl_ctx_destroy(&ctx);
 }
 
 static void check(const char *name, scenario_fn run)
@@ -169,6 +200,9 @@ int main(void)
         check("gguf", open_gguf);
         check("model", open_model);
         check("engine", open_engine);
+        T_CHECK(calls_in_steps == 0, "%ld allocations in steps", calls_in_steps);
+        find_least_budget();
+        check("streamed", open_streamed);
         T_CHECK(calls_in_steps == 0, "%ld allocations in steps", calls_in_steps);
     }
     return t_end();
