@@ -3,10 +3,14 @@
 errors, JSON, stop strings, sameness for thread counts, perplexity against PyTorch's, bad files, full
 disks, closed pipes and Ctrl-C. Python's standard library only."""
 import csv
+import ctypes
 import json
 import math
 import os
 import pty
+import re
+import resource
+import shutil
 import re
 import signal
 import struct
@@ -298,6 +302,182 @@ class Run(unittest.TestCase):
         out.decode("utf-8")
         self.assertIn("Ctrl-C", err.decode())
         self.assertIn("peak memory", err.decode())
+
+
+def forbid_io_uring():
+    """In a child: its kernel has no io_uring for it."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    rules = struct.pack("<" + "HBBI" * 4, 0x20, 0, 0, 0, 0x15, 0, 1, 425, 0x06, 0, 0, 0x00050001, 0x06, 0, 0, 0x7fff0000)
+    rules = ctypes.create_string_buffer(rules, len(rules))
+    program = ctypes.create_string_buffer(struct.pack("@HP", 4, ctypes.addressof(rules)))
+    if libc.prctl(38, 1, 0, 0, 0) or libc.prctl(22, 2, program):    # PR_SET_NO_NEW_PRIVS, PR_SET_SECCOMP
+        os._exit(77)
+
+
+def forbid_memlock():
+    """In a child: it may lock 64 KiB, and has no CAP_IPC_LOCK after exec."""
+    ctypes.CDLL(None).prctl(24, 14, 0, 0, 0)                        # PR_CAPBSET_DROP
+    resource.setrlimit(resource.RLIMIT_MEMLOCK, (65536, 65536))
+
+
+class Streamed(unittest.TestCase):
+    """Weights that do not fit the budget come from disk as they are needed."""
+    BUILD = os.environ.get("SLUICE_BUILD_DIR", "build")
+    RUN = ("run", "-c", "256", "-p", "ROMEO:", "-n", "24", "--temp", "0", "--ignore-eos")
+
+    def floor_of(self, *args):
+        code, out, err = sluice(*args, "--ram", "1M")
+        self.assertEqual((code, out), (1, b""), err)
+        return int(re.search(r"floor of (\d+) MiB", err).group(1)) + 5     # the process differs from run to run
+
+    def setUp(self):
+        self.floor = self.floor_of(*self.RUN)
+        self.dir = tempfile.TemporaryDirectory(dir=self.BUILD)      # a disk, where /tmp may be memory
+        self.model = os.path.join(self.dir.name, "model.gguf")
+        shutil.copy(MODEL, self.model)
+
+    def tearDown(self):
+        self.dir.cleanup()
+
+    def run_at(self, *args, model=None, **kw):
+        code, out, err = sluice(*self.RUN, "-m", model or self.model, "--ram", "%dM" % self.floor, "--json", *args,
+                                **kw)
+        self.assertEqual(code, 0, err)
+        self.assertIn("streamed from disk", err)
+        return json.loads(out), err
+
+    def test_the_same_text(self):
+        want = json.loads(sluice(*self.RUN, "--json")[1])
+        self.assertNotIn("hit_rate", want)
+        for args in ((), ("--policy", "lru", "-t", "1"), ("--policy", "lfu", "-b", "3"), ("--lookahead", "off"),
+                     ("--read-depth", "1"), ("-c", "255")):
+            r, err = self.run_at(*args)
+            self.assertEqual((r["text"], r["tokens"]), (want["text"], want["tokens"]), args)
+            self.assertNotIn("no effect", err)
+            for key in ("hit_rate", "disk_bytes_per_token", "disk_bytes_per_s", "stall_share"):
+                self.assertGreaterEqual(r[key], 0, key)
+            self.assertGreater(r["disk_bytes_per_token"], 1e5)
+            self.assertLess(r["hit_rate"], 1)
+            self.assertLess(r["stall_share"], 1)
+            self.assertEqual(r["budget_bytes"], self.floor << 20)
+            if not os.environ.get("SLUICE_SANITIZED"):
+                self.assertLessEqual(r["peak_rss_bytes"], r["budget_bytes"])
+            for part in ("% hits", "read per token", "% of the time waiting", "memory for "):
+                self.assertIn(part, err)
+        code, out, err = sluice(*self.RUN, "--ram", "%dM" % self.floor, "--policy", "static")
+        self.assertEqual((code, out, err.count("\n")), (1, b"", 1), err)
+
+    def test_perplexity(self):
+        text = read(TEXT, 2000)
+        args = ("eval", "-f", "-", "-c", "256", "--json")
+        in_ram = json.loads(sluice(*args, stdin=text)[1])
+        code, out, err = sluice(*args, "--ram", "%dM" % (self.floor + 1), "-m", self.model, stdin=text)
+        self.assertEqual((code, json.loads(out)["nll"]), (0, in_ram["nll"]), err)
+        self.assertIn("streamed from disk", err)
+
+    def test_the_floor(self):
+        """The refusal is one line with the floor and what lowers it, and the floor will do."""
+        code, out, err = sluice("run", "-c", "4096", "--ram", "20M")
+        self.assertEqual((code, out, err.count("\n")), (1, b"", 1), err)
+        for part in ("floor", "-c", "-ctk q8_0", "4096"):
+            self.assertIn(part, err)
+        high = int(re.search(r"floor of (\d+) MiB", err).group(1))
+        self.assertGreater(high, self.floor)
+        code, out, err = sluice("run", "-c", "4096", "-n", "2", "--ram", "%dM" % (high + 5))
+        self.assertEqual(code, 0, err)
+
+    def test_flags_without_effect(self):
+        err = sluice("run", "-n", "1", "--policy", "lru", "--lookahead", "off", "--read-depth", "2")[2]
+        for flag in ("--policy", "--lookahead", "--read-depth"):
+            self.assertRegex(err, "warning: %s has no effect: all weights fit in RAM" % flag)
+        code, out, err = sluice("run", "-n", "1", "--policy", "best")
+        self.assertEqual((code, out, err.count("\n")), (2, b"", 1), err)
+        self.assertIn("markov, lfu, lru", err)
+
+    def test_ctrl_c(self):
+        p = self.long_run()
+        p.send_signal(signal.SIGINT)
+        out, err = p.communicate(timeout=60)
+        self.assertEqual(p.returncode, 130, err)
+        for part in ("streamed from disk", "Ctrl-C", "% hits", "peak memory"):
+            self.assertIn(part, err.decode())
+
+    def long_run(self):
+        """A run that goes on, and has begun to write."""
+        args = ("run", "-m", self.model, "-p", "ROMEO:", "-n", "-1", "-c", "9000", "--ignore-eos")
+        p = subprocess.Popen([SLUICE, *args, "--ram", "%dM" % self.floor_of(*args)], stdout=subprocess.PIPE,
+                             stderr=subprocess.PIPE)
+        p.stdout.read(30)
+        return p
+
+    def test_a_file_that_shrinks(self):
+        p = self.long_run()
+        os.truncate(self.model, os.path.getsize(self.model) // 3)
+        out, err = p.communicate(timeout=60)
+        self.assertEqual(p.returncode, 1, err)
+        self.assertRegex(err.decode().splitlines()[-1],
+                         r"read .*model\.gguf: slice of \d+ bytes at offset \d+: found the end of the file")
+
+    def test_a_file_that_is_replaced(self):
+        p = self.long_run()
+        write(os.path.join(self.dir.name, "other"), b"nothing")
+        os.rename(os.path.join(self.dir.name, "other"), self.model)
+        p.stdout.read(200)
+        p.send_signal(signal.SIGINT)
+        out, err = p.communicate(timeout=60)
+        self.assertEqual(p.returncode, 130, err)
+
+    def test_what_the_machine_refuses(self):
+        """A stated way round each, and the same text."""
+        want = json.loads(sluice(*self.RUN, "--json")[1])["text"]
+        plain, err = self.run_at()
+        self.assertEqual(plain["text"], want)
+        if "io_uring, " in err:
+            r, err = self.run_at(preexec_fn=forbid_memlock)
+            self.assertEqual(r["text"], want)
+            self.assertRegex(err, "unregistered buffers: .*ulimit|registered buffers$")
+        try:
+            r, err = self.run_at(preexec_fn=forbid_io_uring)
+        except AssertionError as e:
+            if "77" not in str(e):
+                raise
+            self.skipTest("no seccomp")
+        self.assertEqual(r["text"], want)
+        self.assertIn("threads with pread", err)
+        self.assertIn("io_uring is not permitted", err)
+
+    @unittest.skipUnless(os.access("/dev/shm", os.W_OK), "no /dev/shm")
+    def test_a_file_in_memory(self):
+        want = json.loads(sluice(*self.RUN, "--json")[1])["text"]
+        with tempfile.TemporaryDirectory(dir="/dev/shm") as d:
+            path = os.path.join(d, "model.gguf")
+            shutil.copy(MODEL, path)
+            r, err = self.run_at(model=path)
+            self.assertEqual(r["text"], want)
+            self.assertIn("O_DIRECT", err)      # had, or not had
+
+    def test_auto_in_a_small_group(self):
+        """In a memory cgroup, --ram auto takes what the group leaves: the least that works streams."""
+        group = "/sys/fs/cgroup/memory/sluice-test-%d" % os.getpid()
+        try:
+            os.mkdir(group)
+            write(os.path.join(group, "memory.limit_in_bytes"), b"%d" % (1 << 30))
+        except OSError as e:
+            self.skipTest("no memory cgroup of our own: %s" % e)
+        try:
+            for mib in range(24, 120, 2):
+                write(os.path.join(group, "memory.limit_in_bytes"), b"%d" % (mib << 20))
+                code, out, err = sluice(
+                    *self.RUN, "-m", self.model, "--json", "--ram", "auto",
+                    preexec_fn=lambda: write(os.path.join(group, "cgroup.procs"), b"%d" % os.getpid()))
+                if code == 0:
+                    break
+                self.assertEqual((code, err.count("\n")), (1, 1), err)
+                self.assertIn("floor", err)
+            self.assertIn("streamed from disk", err)
+            self.assertLess(json.loads(out)["budget_bytes"], mib << 20)
+        finally:
+            os.rmdir(group)
 
 
 class Chat(unittest.TestCase):
