@@ -158,12 +158,14 @@ static void submit_all(fixture *f)
         if (!f->seq[i]) submit(f, i, i);
 }
 
-/* Every prompt from its first token to its last, without faults. */
+/* Every prompt from its first token to its last, without faults. A pass before that may still
+ * meet sections and guesses that were read with faults. */
 static void all_is_well(fixture *f)
 {
-    uint32_t failed = f->n_failed;
     f->faults.in = 0;
+    submit_all(f);
     finish(f, false);
+    uint32_t failed = f->n_failed;
     submit_all(f);
     finish(f, false);
     T_CHECK(f->n_failed == failed, "%u fail without a fault", f->n_failed - failed);
