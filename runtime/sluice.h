@@ -6,7 +6,8 @@
  * exit.
  * Threads: one thread per engine and its context; the engine's pool is its own.
  * Units: tokens, positions, bytes, seconds. Tested by tests/t_arch.c (against the reference
- * implementations), tests/t_engine.c (sameness, cancel, limits, no allocation in step). */
+ * implementations), tests/t_engine.c (sameness, cancel, limits, no allocation in step),
+ * tests/t_budget.c (sameness and memory inside budgets), tests/t_faults.c (a disk that fails). */
 #ifndef SLUICE_H
 #define SLUICE_H
 
