@@ -377,13 +377,13 @@ class Streamed(unittest.TestCase):
 
     def test_the_floor(self):
         """The refusal is one line with the floor and what lowers it, and the floor will do."""
-        code, out, err = sluice("run", "-c", "4096", "--ram", "20M")
+        code, out, err = sluice("run", "-c", "65536", "--ram", "20M")
         self.assertEqual((code, out, err.count("\n")), (1, b"", 1), err)
-        for part in ("floor", "-c", "-ctk q8_0", "4096"):
+        for part in ("floor", "-c", "-ctk q8_0", "65536"):
             self.assertIn(part, err)
         high = int(re.search(r"floor of (\d+) MiB", err).group(1))
         self.assertGreater(high, self.floor)
-        code, out, err = sluice("run", "-c", "4096", "-n", "2", "--ram", "%dM" % (high + 5))
+        code, out, err = sluice("run", "-c", "65536", "-n", "2", "--ram", "%dM" % (high + 5))
         self.assertEqual(code, 0, err)
 
     def test_flags_without_effect(self):
