@@ -48,6 +48,18 @@ KX_INLINE vi bcast(const void *p)
     return _mm512_set1_epi32((int)((const dword *)p)->v);
 }
 
+/* dot4 with the dword at x in every lane. */
+KX_INLINE vi dot4_at(vi acc, vi w, const void *x, bool wide)
+{
+#ifdef __AVX512VNNI__
+    (void)wide;
+    __asm__("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(acc) : "v"(w), "m"(*(const dword *)x));
+    return acc;
+#else
+    return dot4(acc, w, bcast(x), wide);
+#endif
+}
+
 /* acc += products of two pairs of int16 a lane. */
 KX_INLINE vi dot2(vi acc, vi w, vi x)
 {
@@ -193,8 +205,7 @@ enum {
     RUNS = 4,
     MAX_QUADS = 32,
     SETS = 2,               /* of four rows, at a time */
-    AHEAD = 8192,           /* bytes fetched ahead of those rows at least */
-    MAX_RUN_BYTES = 8 * 34
+    AHEAD = 8192            /* bytes fetched ahead of those rows at least */
 };
 struct quad {
     int8_t a[RUNS * BLOCK_ELEMS];
@@ -213,47 +224,62 @@ KX_INLINE vi bcast4(const void *p)
 }
 
 /* What becomes of the slots of a block: either they are stored, the vectors of nv row groups side
- * by side, or they are multiplied on the spot, four runs of 256 elements of four rows. */
+ * by side, or they are multiplied on the spot: 256 elements of 16 rows, or four such runs of four
+ * rows. */
 struct sink {
     uint8_t *to;                /* place of the first block plus 64 times the row group's index */
     int nv;
-    const struct quad *x;
+    const struct xblock *x;     /* MULTIPLY: the sums go to acc */
+    vf acc;
+    const struct quad *runs;    /* MULTIPLY_RUNS: those of each group to u */
+    vf u[8];
     int group;                  /* in a block of 256 elements, for groups of 32 */
     vi sum[16], total, summ;
-    vf u[8];                    /* of each group */
 };
+
+/* z[i] of what is multiplied by. */
+KX_INLINE vi sink_z(SINK, const int i)
+{
+    (void)k;
+    return how == MULTIPLY ? bcast(&o->x->z[i]) : bcast4(o->runs->z[i]);
+}
 
 KX_INLINE void sink_begin(SINK, const int group)
 {
     const int n = k.group == 32 ? 1 : k.n_sc;
     o->group = group;
-    if (stores) return;
+    if (how == STORE) return;
     KX_UNROLL for (int c = 0; c < n; c++)
-        o->sum[c] = k.mins ? _mm512_setzero_si512() : bcast4(o->x->z[k.group == 32 ? group : c]);
+        o->sum[c] = k.mins ? _mm512_setzero_si512()
+                           : sink_z(o, k, how, k.group == 32 ? group : c);
     o->total = o->summ = _mm512_setzero_si512();
 }
 
 KX_INLINE void sink_put(SINK, const int slot, vi v)
 {
     const int n_w = k.group / 4, chain = k.n_sc ? 64 / k.n_sc : 8, d = slot_d(k);
-    if (stores) {
+    const int g = how == MULTIPLY ? 0 : o->group;
+    if (how == STORE) {
         int at = o->group * n_slots(k) + slot;
         _mm512_store_si512(o->to + (size_t)(at * o->nv) * 64, v);
     } else if (slot < n_w) {
-        vi x = bcast4(o->x->a + 16 * slot_of(o->group * 8 + slot));
-        o->sum[slot / chain] = dot4(o->sum[slot / chain], v, x, k.wide);
+        vi *sum = &o->sum[slot / chain];
+        if (how == MULTIPLY) *sum = dot4_at(*sum, v, o->x->a + o->group * 32 + 4 * slot, k.wide);
+        else *sum = dot4(*sum, v, bcast4(o->runs->a + 16 * slot_of(g * 8 + slot)), k.wide);
     } else if (slot < n_w + k.n_sc) {
         o->total = _mm512_add_epi32(o->total, _mm512_mullo_epi32(o->sum[slot - n_w], v));
     } else if (slot < d) {
-        o->summ = dot2(o->summ, v, bcast4(o->x->z[slot - n_w - k.n_sc]));
+        o->summ = dot2(o->summ, v, sink_z(o, k, how, slot - n_w - k.n_sc));
     } else if (slot == d) {
-        o->u[o->group] = _mm512_mul_ps(_mm512_castsi512_ps(v),
-                                       _mm512_cvtepi32_ps(k.n_sc ? o->total : o->sum[0]));
+        o->u[g] = _mm512_mul_ps(_mm512_castsi512_ps(v),
+                                _mm512_cvtepi32_ps(k.n_sc ? o->total : o->sum[0]));
     } else {
         vf summ = k.n_sc ? _mm512_cvtepi32_ps(o->summ)
-                         : _mm512_castsi512_ps(bcast4(o->x->z[o->group]));
-        o->u[o->group] = _mm512_fnmadd_ps(_mm512_castsi512_ps(v), summ, o->u[o->group]);
+                         : _mm512_castsi512_ps(sink_z(o, k, how, o->group));
+        o->u[g] = _mm512_fnmadd_ps(_mm512_castsi512_ps(v), summ, o->u[g]);
     }
+    if (how == MULTIPLY && slot == d + k.mins)
+        o->acc = _mm512_fmadd_ps(_mm512_set1_ps(o->x->scale[o->group]), o->u[g], o->acc);
 }
 
 typedef void (*unpack_fn)(const uint8_t *const *row, size_t off, SINK);
@@ -269,12 +295,12 @@ KX_INLINE void unpack_groups(struct unpacker u, const uint8_t *const *row, size_
                              SINK)
 {
     if (u.eight && n_groups == 8) {
-        u.eight(row, off, o, k, stores);
+        u.eight(row, off, o, k, how);
         return;
     }
     for (int i = 0; i < n_groups; i++, off += u.block_bytes) {
-        sink_begin(o, k, stores, i);
-        u.one(row, off, o, k, stores);
+        sink_begin(o, k, how, i);
+        u.one(row, off, o, k, how);
     }
 }
 
@@ -342,6 +368,8 @@ KX_INLINE void row_pointers(const uint8_t *w, size_t row_bytes, uint32_t first, 
     for (uint32_t r = 0; r < 16; r++) row[r] = w + SL_MIN(first + r, n_rows - 1) * row_bytes;
 }
 
+/* In the order of addresses, whatever the order of use, by one instruction in a loop: the same
+ * unrolled reaches two thirds of the speed. */
 KX_INLINE void prefetch(const uint8_t *from, size_t bytes)
 {
     _Pragma("GCC unroll 1") for (size_t i = 0; i < bytes; i += 64)
@@ -363,7 +391,7 @@ KX_INLINE void tile(struct kind k, int zero, struct unpacker u, pieces_fn pieces
         size_t bytes = 16 * u.block_bytes * (size_t)n_groups;
         for (int v = 0; v < TILE_VECTORS; v++) {
             struct sink o = { .nv = TILE_VECTORS, .to = block + v * 64 };
-            unpack_groups(u, row[v], at / (size_t)k.group * u.block_bytes, n_groups, &o, k, true);
+            unpack_groups(u, row[v], at / (size_t)k.group * u.block_bytes, n_groups, &o, k, STORE);
         }
         struct fetch f = { .at = ahead, .end = ahead + TILE_VECTORS * bytes };
         pieces(zero, p, block, at, f);
@@ -371,23 +399,18 @@ KX_INLINE void tile(struct kind k, int zero, struct unpacker u, pieces_fn pieces
     }
 }
 
-/* What `rows` multiplies rows by from element `at` on, zeros behind the end; runs: 4, or 1, four
- * times the same. */
-static void quad_init(struct kind k, int zero, const void *x, size_t n, size_t at, size_t runs,
-                      struct quad *ret)
+/* Elements [at, at + 1024) of an activation row. */
+static void quad_init(struct kind k, int zero, const void *x, size_t n, size_t at, struct quad *ret)
 {
-    _Alignas(64) int8_t a[RUNS][BLOCK_ELEMS] = { { 0 } };
-    memset(ret->z, 0, sizeof ret->z);
+    const int8_t *a = (const int8_t *)x + at;
     for (size_t j = 0; j < RUNS; j++) {
-        size_t from = at + j % runs * BLOCK_ELEMS;
         struct xblock b = { 0 };
-        memcpy(a[j], (const int8_t *)x + from, SL_MIN(n - from, (size_t)BLOCK_ELEMS));
-        xblock_init(k, zero, x, n, from, &b);
+        xblock_init(k, zero, x, n, at + j * BLOCK_ELEMS, &b);
         for (int i = 0; i < 16; i++) ret->z[i][j] = b.z[i];
     }
     for (size_t i = 0; i < BLOCK_ELEMS; i += 64) {
         vi v[RUNS];
-        for (int j = 0; j < RUNS; j++) v[j] = _mm512_load_si512(a[j] + i);
+        for (size_t j = 0; j < RUNS; j++) v[j] = _mm512_load_si512(a + j * BLOCK_ELEMS + i);
         vi l0 = _mm512_unpacklo_epi32(v[0], v[1]), l1 = _mm512_unpacklo_epi32(v[2], v[3]);
         vi h0 = _mm512_unpackhi_epi32(v[0], v[1]), h1 = _mm512_unpackhi_epi32(v[2], v[3]);
         int8_t *to = ret->a + RUNS * i;
@@ -432,45 +455,6 @@ struct row_product {
     float *ret;
 };
 
-/* Runs of 16 rows, the last of them incomplete: copies with zeros behind them. */
-static __attribute__((noinline)) void pad_runs(const uint8_t **row, size_t off, size_t bytes,
-                                               uint8_t (*pad)[MAX_RUN_BYTES])
-{
-    for (int l = 0; l < 16; l++) {
-        memset(pad[l], 0, MAX_RUN_BYTES);
-        memcpy(pad[l], row[l] + off, bytes);
-        row[l] = pad[l];
-    }
-}
-
-/* Up to 16 rows from r on, a run of 256 elements at a time; *ahead is fetched meanwhile. */
-KX_INLINE void rows_16(struct kind k, struct unpacker u, const struct row_product *p, uint32_t r,
-                       const uint8_t **ahead)
-{
-    const uint8_t *end = p->w + p->n_rows * p->row_bytes, *row[16];
-    const __mmask16 mask = (__mmask16)((1u << SL_MIN(p->n_rows - r, 16u)) - 1);
-    uint8_t pad[16][MAX_RUN_BYTES];
-    vf acc = p->more ? _mm512_maskz_loadu_ps(mask, p->ret + r) : _mm512_setzero_ps();
-    const float *scale = p->scale;
-    row_pointers(p->w, p->row_bytes, r, p->n_rows, row);
-    for (size_t at = 0, q = 0; at < p->n; at += BLOCK_ELEMS, q++) {
-        size_t groups = SL_MIN(p->n - at, (size_t)BLOCK_ELEMS) / (size_t)k.group;
-        size_t off = at / (size_t)k.group * u.block_bytes, bytes = groups * u.block_bytes;
-        struct sink o = { .x = p->x + q };
-        __asm__ volatile("" : "+r"(o.x));   /* as in rows_8 */
-        if (*ahead < end) prefetch(*ahead, 16 * bytes);
-        *ahead += 16 * bytes;
-        if (groups * (size_t)k.group < BLOCK_ELEMS) {
-            pad_runs(row, off, bytes, pad);
-            off = 0;
-        }
-        unpack_groups(u, row, off, k.group == 32 ? 8 : 1, &o, k, false);
-        for (size_t i = 0; i < groups; i++)
-            acc = _mm512_fmadd_ps(_mm512_set1_ps(*scale++), o.u[i], acc);
-    }
-    _mm512_mask_storeu_ps(p->ret + r, mask, acc);
-}
-
 /* Rows of one set, or of two: few enough that they and as many behind them stay in the first-level
  * cache. */
 KX_INLINE uint32_t rows_at_once(size_t row_bytes)
@@ -501,14 +485,14 @@ KX_INLINE void rows_8(struct kind k, struct unpacker u, const struct row_product
     for (size_t at = 0, q = 0; at < p->n; at += RUNS * BLOCK_ELEMS, q++) {
         for (uint32_t e = 0; e < SETS && mask[e]; e++) {
             const uint8_t *row[16];
-            struct sink o = { .x = p->x + q };
+            struct sink o = { .runs = p->x + q };
             /* else gcc computes, and keeps, the address of every dword */
-            __asm__ volatile("" : "+r"(o.x));
+            __asm__ volatile("" : "+r"(o.runs));
             if (*ahead < end) prefetch(*ahead, 4 * RUNS * run_bytes);
             *ahead += 4 * RUNS * run_bytes;
             KX_UNROLL for (uint32_t l = 0; l < 16; l++)
                 row[l] = base[4 * e + l / 4] + l % 4 * run_bytes;
-            unpack_groups(u, row, 0, k.group == 32 ? 8 : 1, &o, k, false);
+            unpack_groups(u, row, 0, k.group == 32 ? 8 : 1, &o, k, MULTIPLY_RUNS);
             memcpy(part[e], o.u, sizeof(vf) * (size_t)(BLOCK_ELEMS / k.group));
         }
         add_runs(part, p->scale + at / (size_t)k.group, BLOCK_ELEMS / k.group, acc);
@@ -520,29 +504,50 @@ KX_INLINE void rows_8(struct kind k, struct unpacker u, const struct row_product
 }
 
 /* Rows of a multiple of 1024 elements go in sets of four: so few rows, and the bytes that are
- * fetched AHEAD of them, fit the first-level cache, however long rows are. What is fetched goes in
- * the order of addresses, by one instruction in a loop: the same unrolled reaches two thirds of the
- * speed. Nothing behind the last row is fetched: another thread may have it. */
-KX_INLINE void rows(struct kind k, int zero, struct unpacker u, const void *w, size_t row_bytes,
-                    uint32_t n_rows, const void *x, size_t n, float *ret)
+ * fetched AHEAD of them, fit the first-level cache, however long rows are. Nothing behind the last
+ * row is fetched, here or below: another thread may have it. */
+KX_INLINE void rows_of_runs(struct kind k, int zero, struct unpacker u, const void *w,
+                            size_t row_bytes, uint32_t n_rows, const void *x, size_t n, float *ret)
 {
-    const size_t runs = n % (RUNS * BLOCK_ELEMS) ? 1 : RUNS, each = runs * BLOCK_ELEMS;
-    const uint32_t step = runs == RUNS ? rows_at_once(row_bytes) : 16;
+    const size_t each = RUNS * BLOCK_ELEMS;
+    const uint32_t step = rows_at_once(row_bytes);
     const float *scale = (const float *)(const void *)((const char *)x + sl_qx_scales(n));
     _Alignas(64) struct quad quads[MAX_QUADS];
     for (size_t at = 0; at < n; at += MAX_QUADS * each) {
         size_t part = SL_MIN(n - at, MAX_QUADS * each), group = at / (size_t)k.group;
         for (size_t i = 0; i < part; i += each)
-            quad_init(k, zero, x, n, at + i, runs, quads + i / each);
+            quad_init(k, zero, x, n, at + i, quads + i / each);
         struct row_product p = { (const uint8_t *)w + group * u.block_bytes, row_bytes, n_rows,
                                  quads, scale + group, part, at > 0, ret };
         size_t bytes = n_rows * row_bytes;
         const uint8_t *ahead = p.w + SL_MIN(SL_MAX((size_t)AHEAD, step * row_bytes), bytes);
         prefetch(p.w, (size_t)(ahead - p.w));
-        for (uint32_t r = 0; r < n_rows; r += step) {
-            if (runs == RUNS) rows_8(k, u, &p, r, &ahead);
-            else rows_16(k, u, &p, r, &ahead);
+        for (uint32_t r = 0; r < n_rows; r += step) rows_8(k, u, &p, r, &ahead);
+    }
+}
+
+/* Others 16 at a time, while the 16 behind them are fetched. Four runs side by side would be four
+ * copies of the activations, zeros behind the end as much again in short rows. */
+KX_INLINE void rows_16(struct kind k, int zero, struct unpacker u, const void *w, size_t row_bytes,
+                       uint32_t n_rows, const void *x, size_t n, float *ret)
+{
+    const uint8_t *end = (const uint8_t *)w + n_rows * row_bytes;
+    prefetch(w, SL_MIN(16u, n_rows) * row_bytes);
+    for (uint32_t r = 0; r < n_rows; r += 16) {
+        const uint8_t *row[16], *ahead = (const uint8_t *)w + (r + 16) * row_bytes;
+        const __mmask16 mask = (__mmask16)((1u << SL_MIN(n_rows - r, 16u)) - 1);
+        struct xblock xb;
+        struct sink o = { .x = &xb, .acc = _mm512_setzero_ps() };
+        row_pointers(w, row_bytes, r, n_rows, row);
+        for (size_t at = 0; at < n; at += BLOCK_ELEMS) {
+            int n_groups = k.group == 32 ? (int)(SL_MIN(n - at, (size_t)BLOCK_ELEMS) / 32) : 1;
+            size_t bytes = 16 * u.block_bytes * (size_t)n_groups;
+            xblock_init(k, zero, x, n, at, &xb);
+            if (ahead < end) prefetch(ahead, bytes);
+            ahead += bytes;
+            unpack_groups(u, row, at / (size_t)k.group * u.block_bytes, n_groups, &o, k, MULTIPLY);
         }
+        _mm512_mask_storeu_ps(ret + r, mask, o.acc);
     }
 }
 
@@ -636,11 +641,18 @@ static void unpack(const void *w, size_t row_bytes, uint32_t n_rows, size_t n, v
 }
 
 #define FUNCTIONS(name, zero, kind, bytes, ...) \
+    static __attribute__((noinline)) void runs_##name( \
+        const void *w, size_t row_bytes, uint32_t n_rows, const void *x, size_t n, float *ret) \
+    { \
+        rows_of_runs(kind_##kind, zero, (struct unpacker){ __VA_ARGS__, bytes }, w, row_bytes, \
+                     n_rows, x, n, ret); \
+    } \
     static void rows_##name(const void *w, size_t row_bytes, uint32_t n_rows, const void *x, size_t n, \
                             float *ret) \
     { \
-        rows(kind_##kind, zero, (struct unpacker){ __VA_ARGS__, bytes }, w, row_bytes, n_rows, x, n, \
-             ret); \
+        if (n % (RUNS * BLOCK_ELEMS) == 0) runs_##name(w, row_bytes, n_rows, x, n, ret); \
+        else rows_16(kind_##kind, zero, (struct unpacker){ __VA_ARGS__, bytes }, w, row_bytes, n_rows, \
+                     x, n, ret); \
     } \
     static void tile_##name(const void *data, uint32_t n_rows, const void *const *x, uint32_t n_x, \
                             size_t n, float *ret, size_t ld) \

@@ -17,7 +17,7 @@
 
 typedef __m512i vi;
 #define KX_INLINE static inline __attribute__((always_inline))
-#define PUT(slot, v) sink_put(o, k, stores, slot, v)
+#define PUT(slot, v) sink_put(o, k, how, slot, v)
 #define PUTF(slot, v) PUT(slot, _mm512_castps_si512(v))
 #ifdef __clang__
 #define KX_UNROLL _Pragma("clang loop unroll(full)")
@@ -37,11 +37,13 @@ KX_INLINE int n_mins(struct kind k) { return k.mins ? k.n_sc / 2 : 0; }
 KX_INLINE int slot_d(struct kind k) { return k.group / 4 + k.n_sc + n_mins(k); }
 KX_INLINE int n_slots(struct kind k) { return slot_d(k) + 1 + k.mins; }
 
-/* Where slots go: quant_512.c stores or multiplies them. Slot numbers are constants once inlined,
- * so every loop around a PUT is unrolled; k and stores stand beside the struct, because clang
- * leaves a constant in a struct in memory, and the struct with it. */
+/* Where slots go: quant_512.c stores them, or multiplies them by an activation row, or by four runs
+ * of it. Slot numbers are constants once inlined, so every loop around a PUT is unrolled; k and how
+ * stand beside the struct, because clang leaves a constant in a struct in memory, and the struct
+ * with it. */
 struct sink;
-#define SINK struct sink *o, const struct kind k, const bool stores
+enum how { STORE, MULTIPLY, MULTIPLY_RUNS };
+#define SINK struct sink *o, const struct kind k, const enum how how
 KX_INLINE void sink_put(SINK, const int slot, vi v);
 /* Before the slots of block number `group` of 256 elements. */
 KX_INLINE void sink_begin(SINK, const int group);
@@ -258,8 +260,8 @@ KX_INLINE void take_eight(const struct layout l, const uint8_t *const *row, size
         b.d = shr(w[at / 4], (unsigned)(at % 4 * 8));
         if (l.h) b.h = dword_at(w, at + l.h);
         KX_UNROLL for (int j = 0; j < l.n_q; j++) b.q[j] = dword_at(w, at + l.q + 4 * j);
-        sink_begin(o, k, stores, i);
-        put(&b, o, k, stores);
+        sink_begin(o, k, how, i);
+        put(&b, o, k, how);
     }
 }
 
@@ -325,11 +327,11 @@ KX_INLINE void put_mxfp4(const struct parts *b, SINK)
     { \
         struct parts b; \
         take_block((struct layout){ __VA_ARGS__ }, row, off, &b); \
-        put_##name(&b, o, k, stores); \
+        put_##name(&b, o, k, how); \
     } \
     KX_INLINE void eight_##name(const uint8_t *const *row, size_t off, SINK) \
     { \
-        take_eight((struct layout){ __VA_ARGS__ }, row, off, o, k, stores, put_##name); \
+        take_eight((struct layout){ __VA_ARGS__ }, row, off, o, k, how, put_##name); \
     }
 LAYOUT(q4_0, 18, 0, 2, 4, false)
 LAYOUT(q4_1, 20, 0, 4, 4, true)
@@ -376,7 +378,7 @@ KX_INLINE void unpack_q4_k(const uint8_t *const *row, size_t off, SINK)
             PUT(slot + 8, and8(shr(w[i], 4), 15));
         }
     }
-    head_k4(row, off, o, k, stores, 64);
+    head_k4(row, off, o, k, how, 64);
 }
 
 KX_INLINE void unpack_q5_k(const uint8_t *const *row, size_t off, SINK)
@@ -394,7 +396,7 @@ KX_INLINE void unpack_q5_k(const uint8_t *const *row, size_t off, SINK)
             PUT(slot + 8, pick(shr(w[i], 4), shift(h[i % 8], 3 - bit), 15, 31));
         }
     }
-    head_k4(row, off, o, k, stores, 64);
+    head_k4(row, off, o, k, how, 64);
 }
 
 KX_INLINE void unpack_q6_k(const uint8_t *const *row, size_t off, SINK)
@@ -642,7 +644,7 @@ KX_INLINE void put_book(const struct book *b, SINK, const int n_sc)
             book_##name(row[r] + off, b.q[r], b.sc[r]); \
             b.d[r] = sl_load_f16(row[r] + off) * d_scale; \
         } \
-        put_book(&b, o, k, stores, n_sc); \
+        put_book(&b, o, k, how, n_sc); \
     }
 BOOK(iq2_xxs, 8, 0.125f)
 BOOK(iq2_xs, 16, 0.125f)
