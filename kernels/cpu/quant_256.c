@@ -94,7 +94,7 @@ static void quantise(uint32_t group, const float *x, size_t n, void *ret)
 /* ---- few activations
  * ------------------------------------------------------------------------------ */
 
-Q256_INLINE __m256i four(const int8_t *a)
+Q256_INLINE __m256i four(const void *a)
 {
     int v;
     memcpy(&v, a, 4);
@@ -154,29 +154,84 @@ Q256_INLINE __m128 sum_four(const __m256i *v)
 /* What four rows' super-blocks are multiplied by, and where sums begin. */
 typedef struct super_rows {
     __m256i sc[4];      /* with half: lanes of the first and of the second 16 elements' */
-    int8_t twice[4][32];    /* else: where they are broadcast from */
-    __m256i sum[4], corr[4];
-    float d[4], dmin[4];
+    __m256i sum[4];
+    __m128 d, dmin, summ;
 } super_rows;
 
+/* Where scales are broadcast from (without half): [j / 4][row][4 * (j % 4)], twice as int16. */
+typedef uint8_t twice4[2][4][16];
+
 Q256_INLINE void start_rows(const q256_super *t, const uint8_t *const *b, const int16_t *s,
-                            super_rows *g)
+                            super_rows *g, twice4 twice)
 {
     const __m256i split = _mm256_setr_epi8(0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15,
                                            0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15);
     const __m256i zero = _mm256_set1_epi16((int16_t)-t->zero), null = _mm256_setzero_si256();
+    __m256i corr[4];
+    float d[4], dmin[4];
     Q256_UNROLL
     for (int r = 0; r < 4; r++) {
         __m256i sc, mn = null;
-        float d[2] = { 0, 0 };
-        t->scales(b[r], d, &sc, &mn);
-        g->d[r] = d[0];
-        g->dmin[r] = d[1];
-        g->corr[r] = t->mins ? _mm256_madd_epi16(q256_load(s), mn) : null;
+        float dm[2] = { 0, 0 };
+        t->scales(b[r], dm, &sc, &mn);
+        d[r] = dm[0];
+        dmin[r] = dm[1];
+        corr[r] = t->mins ? _mm256_madd_epi16(q256_load(s), mn) : null;
         g->sum[r] = t->zero ? _mm256_madd_epi16(q256_load(s), _mm256_mullo_epi16(sc, zero)) : null;
-        if (t->half) g->sc[r] = _mm256_permute4x64_epi64(_mm256_shuffle_epi8(sc, split), 0xd8);
-        else _mm256_storeu_si256((void *)g->twice[r], sc);
+        if (t->half) {
+            g->sc[r] = _mm256_permute4x64_epi64(_mm256_shuffle_epi8(sc, split), 0xd8);
+        } else {
+            _mm_storeu_si128((void *)twice[0][r], _mm256_castsi256_si128(sc));
+            _mm_storeu_si128((void *)twice[1][r], _mm256_extracti128_si256(sc, 1));
+        }
     }
+    g->d = _mm_loadu_ps(d);
+    g->dmin = _mm_loadu_ps(dmin);
+    g->summ = t->mins ? sum_four(corr) : _mm_setzero_ps();
+}
+
+/* The same for Q4_K and Q5_K, whose heads of 16 bytes are taken apart for the four rows at once: a
+ * dword of each register below belongs to a row. */
+Q256_INLINE void start_rows_k4(const uint8_t *const *b, const int16_t *s, super_rows *g,
+                               twice4 twice)
+{
+    __m128i h[4], w[4];
+    Q256_UNROLL
+    for (int r = 0; r < 4; r++) h[r] = _mm_loadu_si128((const void *)b[r]);
+    __m128i l0 = _mm_unpacklo_epi32(h[0], h[1]), l1 = _mm_unpacklo_epi32(h[2], h[3]);
+    __m128i h0 = _mm_unpackhi_epi32(h[0], h[1]), h1 = _mm_unpackhi_epi32(h[2], h[3]);
+    w[0] = _mm_unpacklo_epi64(l0, l1);      /* d, dmin */
+    w[1] = _mm_unpackhi_epi64(l0, l1);
+    w[2] = _mm_unpacklo_epi64(h0, h1);
+    w[3] = _mm_unpackhi_epi64(h0, h1);
+    const __m128i m6 = _mm_set1_epi8(63), m4 = _mm_set1_epi8(15), m2 = _mm_set1_epi8(48);
+    __m128i top[2] = { _mm_and_si128(w[3], m4), _mm_and_si128(_mm_srli_epi16(w[3], 4), m4) };
+    __m128i sc[2], mn[2];
+    sc[0] = _mm_and_si128(w[1], m6);
+    sc[1] = _mm_or_si128(top[0], _mm_and_si128(_mm_srli_epi16(w[1], 2), m2));
+    mn[0] = _mm_and_si128(w[2], m6);
+    mn[1] = _mm_or_si128(top[1], _mm_and_si128(_mm_srli_epi16(w[2], 2), m2));
+    Q256_UNROLL
+    for (int i = 0; i < 2; i++) {
+        __m256i a = _mm256_cvtepu8_epi16(_mm_unpacklo_epi8(sc[i], sc[i]));
+        __m256i c = _mm256_cvtepu8_epi16(_mm_unpackhi_epi8(sc[i], sc[i]));
+        _mm256_storeu_si256((void *)twice[i][0], a);
+        _mm256_storeu_si256((void *)twice[i][2], c);
+    }
+    /* sums of 32: 0 .. 3 twice, 4 .. 7 twice */
+    __m256i s32 = _mm256_madd_epi16(q256_load(s), _mm256_set1_epi16(1));
+    s32 = _mm256_packs_epi32(s32, s32);
+    __m256i summ = _mm256_add_epi32(
+        _mm256_madd_epi16(_mm256_cvtepu8_epi16(mn[0]), _mm256_permute4x64_epi64(s32, 0x00)),
+        _mm256_madd_epi16(_mm256_cvtepu8_epi16(mn[1]), _mm256_permute4x64_epi64(s32, 0xaa)));
+    g->summ = _mm_cvtepi32_ps(
+        _mm_hadd_epi32(_mm256_castsi256_si128(summ), _mm256_extracti128_si256(summ, 1)));
+    __m256 d = _mm256_cvtph_ps(w[0]);
+    __m128 d0 = _mm256_castps256_ps128(d), d1 = _mm256_extractf128_ps(d, 1);
+    g->d = _mm_shuffle_ps(d0, d1, 0x88);
+    g->dmin = _mm_shuffle_ps(d0, d1, 0xdd);
+    Q256_UNROLL
+    for (int r = 0; r < 4; r++) g->sum[r] = _mm256_setzero_si256();
 }
 
 /* acc with a super-block of each of four rows added: every activation that is loaded serves all
@@ -185,8 +240,11 @@ Q256_INLINE __m128 add_super(const q256_super *t, const uint8_t *const *b, const
                              const int16_t *s, float scale, __m128 acc)
 {
     super_rows g;
-    start_rows(t, b, s, &g);
-    KEEP_STORED(g.twice);
+    twice4 twice;
+    /* only Q4_K and Q5_K have minima for 32 elements */
+    if (t->mins && !t->half) start_rows_k4(b, s, &g, twice);
+    else start_rows(t, b, s, &g, twice);
+    KEEP_STORED(twice);
     Q256_UNROLL
     for (int j = 0; j < 8; j += 2) {
         __m256i a0 = q256_load(a + 32 * j), a1 = q256_load(a + 32 * j + 32);
@@ -194,17 +252,17 @@ Q256_INLINE __m128 add_super(const q256_super *t, const uint8_t *const *b, const
         __m256i at1 = _mm256_set1_epi16((int16_t)(0x0302 + 0x0202 * j));
         Q256_UNROLL
         for (int r = 0; r < 4; r++) {
-            __m256i sc0 = t->half ? _mm256_shuffle_epi8(g.sc[r], at0) : four(g.twice[r] + 4 * j);
-            __m256i sc1 = t->half ? _mm256_shuffle_epi8(g.sc[r], at1)
-                                  : four(g.twice[r] + 4 * j + 4);
+            const uint8_t *from = twice[j / 4][r] + 4 * (j % 4);
+            __m256i sc0 = t->half ? _mm256_shuffle_epi8(g.sc[r], at0) : four(from);
+            __m256i sc1 = t->half ? _mm256_shuffle_epi8(g.sc[r], at1) : four(from + 4);
             g.sum[r] = add_madd(g.sum[r], pairs(t->sgn, t->q(b[r], j), a0), sc0);
             KEEP(g.sum[r]);
             g.sum[r] = add_madd(g.sum[r], pairs(t->sgn, t->q(b[r], j + 1), a1), sc1);
             KEEP(g.sum[r]);
         }
     }
-    __m128 u = _mm_mul_ps(_mm_loadu_ps(g.d), sum_four(g.sum));
-    if (t->mins) u = _mm_fnmadd_ps(_mm_loadu_ps(g.dmin), sum_four(g.corr), u);
+    __m128 u = _mm_mul_ps(g.d, sum_four(g.sum));
+    if (t->mins) u = _mm_fnmadd_ps(g.dmin, g.summ, u);
     return _mm_fmadd_ps(_mm_set1_ps(scale), u, acc);
 }
 
