@@ -118,14 +118,15 @@ Q256_INLINE __m256i add_madd(__m256i sum, __m256i p, __m256i sc)
 }
 
 /* The prefetch of `rows`: bytes in the order of their addresses, whatever the order of use, from
- * the rows after the ones in work on. It stops at the last row: another thread may have what
- * follows. */
+ * the rows after the ones in work on; unrolled, that is slower. It stops at the last row: another
+ * thread may have what follows. */
 typedef struct ahead { const char *next, *end; } ahead;
 
 Q256_INLINE void fetch(ahead *f, size_t bytes)
 {
     if (f->next >= f->end) return;
-    for (size_t i = 0; i < bytes; i += 64) _mm_prefetch(f->next + i, _MM_HINT_T0);
+    _Pragma("GCC unroll 1") for (size_t i = 0; i < bytes; i += 64)
+        _mm_prefetch(f->next + i, _MM_HINT_T0);
     f->next += bytes;
 }
 

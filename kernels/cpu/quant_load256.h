@@ -230,6 +230,7 @@ Q256_INLINE void q256_scales_k4(const uint8_t *b, float *d, __m256i *sc, __m256i
 Q256_INLINE __m256i q256_half_byte(const uint8_t *b, int j)
 {
     __m256i v = q256_load(b + 32 * (j / 2));
+    __asm__("" : "+x"(v));     /* else gcc loads it for each j */
     return q256_and(j % 2 ? _mm256_srli_epi16(v, 4) : v, 15);
 }
 
