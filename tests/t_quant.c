@@ -224,6 +224,10 @@ static void check_type(sl_type type)
     /* more columns than the activations of which kernels bring into their form at a time */
     check_product(type, 8448, 18, 1, FILL_RANDOM, 0);
     check_product(type, 33792, 9, 1, FILL_RANDOM, 0);
+    /* long rows of other lengths than multiples of 1024; one begins anew just before its end */
+    check_product(type, 33024, 9, 1, FILL_RANDOM, 0);
+    check_product(type, 7936, 13, 1, FILL_WILD, 7);
+    if (group == 32) check_product(type, 2880, 21, 1, FILL_RANDOM, 7);
 }
 
 static void check_isa_names(void)

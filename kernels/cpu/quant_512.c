@@ -399,7 +399,7 @@ KX_INLINE void tile(struct kind k, int zero, struct unpacker u, pieces_fn pieces
     }
 }
 
-/* Elements [at, at + 1024) of an activation row. */
+/* Elements [at, at + 1024) of an activation row; a group begins at `at`. */
 static void quad_init(struct kind k, int zero, const void *x, size_t n, size_t at, struct quad *ret)
 {
     const int8_t *a = (const int8_t *)x + at;
@@ -410,7 +410,7 @@ static void quad_init(struct kind k, int zero, const void *x, size_t n, size_t a
     }
     for (size_t i = 0; i < BLOCK_ELEMS; i += 64) {
         vi v[RUNS];
-        for (size_t j = 0; j < RUNS; j++) v[j] = _mm512_load_si512(a + j * BLOCK_ELEMS + i);
+        for (size_t j = 0; j < RUNS; j++) v[j] = _mm512_loadu_si512(a + j * BLOCK_ELEMS + i);
         vi l0 = _mm512_unpacklo_epi32(v[0], v[1]), l1 = _mm512_unpacklo_epi32(v[2], v[3]);
         vi h0 = _mm512_unpackhi_epi32(v[0], v[1]), h1 = _mm512_unpackhi_epi32(v[2], v[3]);
         int8_t *to = ret->a + RUNS * i;
@@ -443,6 +443,18 @@ KX_INLINE void add_runs(const vf (*u)[8], const float *scale, const int per_run,
                                      _mm512_permute_ps(u[e][i], 0xff), acc[e]);
 }
 
+/* The same without the first `skip` groups. */
+static __attribute__((noinline)) void add_last(const vf (*u)[8], const float *scale, int skip,
+                                               int per_run, vf *acc)
+{
+    for (int i = skip; i < RUNS * per_run; i++) {
+        vi run = _mm512_set1_epi32(i / per_run);
+        KX_UNROLL for (int e = 0; e < SETS; e++)
+            acc[e] = _mm512_fmadd_ps(_mm512_set1_ps(scale[i]),
+                                     _mm512_permutevar_ps(u[e][i % per_run], run), acc[e]);
+    }
+}
+
 /* Rows of weights times one activation row. */
 struct row_product {
     const uint8_t *w;
@@ -463,12 +475,14 @@ KX_INLINE uint32_t rows_at_once(size_t row_bytes)
 }
 
 /* Rows from r on in sets of four, 1024 elements of each in four runs. Lane l of a set belongs to
- * row l / 4 and run l % 4. */
+ * row l / 4 and run l % 4. What is left at the end is taken with so much in front of it that it is
+ * 1024 elements, whose sums are dropped. */
 KX_INLINE void rows_8(struct kind k, struct unpacker u, const struct row_product *p, uint32_t r,
                       const uint8_t **ahead)
 {
     const vi four = _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3);
     const size_t run_bytes = BLOCK_ELEMS / (size_t)k.group * u.block_bytes;
+    const int per_run = BLOCK_ELEMS / k.group;
     const uint8_t *end = p->w + p->n_rows * p->row_bytes, *base[4 * SETS];
     vf part[SETS][8] = { 0 }, acc[SETS];
     __mmask16 mask[SETS];
@@ -483,19 +497,24 @@ KX_INLINE void rows_8(struct kind k, struct unpacker u, const struct row_product
     for (uint32_t i = 0; i < 4 * SETS; i++)
         base[i] = p->w + SL_MIN(r + i, p->n_rows - 1) * p->row_bytes;
     for (size_t at = 0, q = 0; at < p->n; at += RUNS * BLOCK_ELEMS, q++) {
+        const size_t groups = SL_MIN((p->n - at) / (size_t)k.group, (size_t)(RUNS * per_run)),
+                     seen = (size_t)(RUNS * per_run) - groups, bytes = 4 * groups * u.block_bytes;
+        const float *scale = p->scale + at / (size_t)k.group - seen;
+        for (uint32_t i = 0; seen && i < 4 * SETS; i++) base[i] -= seen * u.block_bytes;
         for (uint32_t e = 0; e < SETS && mask[e]; e++) {
             const uint8_t *row[16];
             struct sink o = { .runs = p->x + q };
             /* else gcc computes, and keeps, the address of every dword */
             __asm__ volatile("" : "+r"(o.runs));
-            if (*ahead < end) prefetch(*ahead, 4 * RUNS * run_bytes);
-            *ahead += 4 * RUNS * run_bytes;
+            if (*ahead < end) prefetch(*ahead, bytes);
+            *ahead += bytes;
             KX_UNROLL for (uint32_t l = 0; l < 16; l++)
                 row[l] = base[4 * e + l / 4] + l % 4 * run_bytes;
             unpack_groups(u, row, 0, k.group == 32 ? 8 : 1, &o, k, MULTIPLY_RUNS);
-            memcpy(part[e], o.u, sizeof(vf) * (size_t)(BLOCK_ELEMS / k.group));
+            memcpy(part[e], o.u, sizeof(vf) * (size_t)per_run);
         }
-        add_runs(part, p->scale + at / (size_t)k.group, BLOCK_ELEMS / k.group, acc);
+        if (seen) add_last(part, scale, (int)seen, per_run, acc);
+        else add_runs(part, scale, per_run, acc);
         for (uint32_t i = 0; i < 4 * SETS; i++) base[i] += RUNS * run_bytes;
     }
     KX_UNROLL for (uint32_t e = 0; e < SETS; e++)
@@ -503,7 +522,7 @@ KX_INLINE void rows_8(struct kind k, struct unpacker u, const struct row_product
                               _mm512_maskz_compress_ps(0x1111, acc[e]));
 }
 
-/* Rows of a multiple of 1024 elements go in sets of four: so few rows, and the bytes that are
+/* Rows of 1024 elements and more in sets of four: so few rows, and the bytes that are
  * fetched AHEAD of them, fit the first-level cache, however long rows are. Nothing behind the last
  * row is fetched, here or below: another thread may have it. */
 KX_INLINE void rows_of_runs(struct kind k, int zero, struct unpacker u, const void *w,
@@ -516,7 +535,7 @@ KX_INLINE void rows_of_runs(struct kind k, int zero, struct unpacker u, const vo
     for (size_t at = 0; at < n; at += MAX_QUADS * each) {
         size_t part = SL_MIN(n - at, MAX_QUADS * each), group = at / (size_t)k.group;
         for (size_t i = 0; i < part; i += each)
-            quad_init(k, zero, x, n, at + i, quads + i / each);
+            quad_init(k, zero, x, n, SL_MIN(at + i, n - each), quads + i / each);
         struct row_product p = { (const uint8_t *)w + group * u.block_bytes, row_bytes, n_rows,
                                  quads, scale + group, part, at > 0, ret };
         size_t bytes = n_rows * row_bytes;
@@ -526,8 +545,16 @@ KX_INLINE void rows_of_runs(struct kind k, int zero, struct unpacker u, const vo
     }
 }
 
-/* Others 16 at a time, while the 16 behind them are fetched. Four runs side by side would be four
- * copies of the activations, zeros behind the end as much again in short rows. */
+/* Which rows are faster in runs: multiples of 1024 elements, and of others those of which 16, and
+ * the 16 behind them, outgrow the first-level cache (what is left at the end costs as much as 1024
+ * elements). In small blocks of 4 bits unpacking takes longer than memory, and four runs longest of
+ * all, whose sums are one chain. */
+KX_INLINE bool in_runs(struct unpacker u, size_t n, size_t row_bytes)
+{
+    return u.block_bytes > 20 && (n % (RUNS * BLOCK_ELEMS) == 0 || row_bytes >= 1600);
+}
+
+/* 16 at a time, while the 16 behind them are fetched. */
 KX_INLINE void rows_16(struct kind k, int zero, struct unpacker u, const void *w, size_t row_bytes,
                        uint32_t n_rows, const void *x, size_t n, float *ret)
 {
@@ -650,9 +677,9 @@ static void unpack(const void *w, size_t row_bytes, uint32_t n_rows, size_t n, v
     static void rows_##name(const void *w, size_t row_bytes, uint32_t n_rows, const void *x, size_t n, \
                             float *ret) \
     { \
-        if (n % (RUNS * BLOCK_ELEMS) == 0) runs_##name(w, row_bytes, n_rows, x, n, ret); \
-        else rows_16(kind_##kind, zero, (struct unpacker){ __VA_ARGS__, bytes }, w, row_bytes, n_rows, \
-                     x, n, ret); \
+        const struct unpacker u = { __VA_ARGS__, bytes }; \
+        if (in_runs(u, n, row_bytes)) runs_##name(w, row_bytes, n_rows, x, n, ret); \
+        else rows_16(kind_##kind, zero, u, w, row_bytes, n_rows, x, n, ret); \
     } \
     static void tile_##name(const void *data, uint32_t n_rows, const void *const *x, uint32_t n_x, \
                             size_t n, float *ret, size_t ld) \
