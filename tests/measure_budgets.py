@@ -126,12 +126,26 @@ def median(rows, key):
     return statistics.median(values) if values else None
 
 
+def in_ram(a, test):
+    """tok/s with all weights in RAM, outside any group."""
+    what = ["-p", "0", "-n", str(a.n)] if test == "decode" else ["-p", str(a.p), "-n", "0"]
+    cmd = [a.sluice, "bench", "-m", a.model, "-t", str(a.threads), "-r", "3", "-o", "json"] + what
+    with open(a.lock or os.devnull) as held:
+        if a.lock:
+            fcntl.flock(held, fcntl.LOCK_EX)
+        return median(json.loads(subprocess.run(cmd, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=True).stdout),
+                      "tok_per_s")
+
+
 def bench(a, test, budget):
     """One row of the table."""
     what = ["-p", "0", "-n", str(a.n)] if test == "decode" else ["-p", str(a.p), "-n", "0"]
     cmd = [a.sluice, "bench", "-m", a.model, "-t", str(a.threads), "-r", "1", "-o", "json", "--ram", str(budget),
            "--warmup", str(a.warmup)] + what + (["--machine", a.machine] if a.machine else [])
-    rows, peaks, failures, why = [], [], 0, ""
+    rows, peaks, failures, why, resident = [], [], 0, "", None
+    if a.in_ram:
+        resident = in_ram(a, test)
+        cmd += ["--in-ram-tg" if test == "decode" else "--in-ram-pp", str(resident)]
     for _ in range(a.repeats):
         result, text, peak, fails = run(cmd, budget + a.margin, a.timeout, a.lock)
         peaks.append(peak)
@@ -140,7 +154,8 @@ def bench(a, test, budget):
             rows += result
         else:
             why = text
-    row = {"budget": budget, "test": test, "peak": max(peaks), "failcnt": failures, "error": why, "runs": len(rows)}
+    row = {"budget": budget, "test": test, "peak": max(peaks), "failcnt": failures, "error": why, "runs": len(rows),
+           "in_ram_tok_per_s": resident}
     for key in ("tok_per_s", "bound_tok_per_s", "share", "hit_rate", "disk_bytes_per_s", "probed_disk_bytes_per_s",
                 "probed_dram_bytes_per_s", "disk_bytes_per_token", "stall_share", "ttft_s"):
         row[key] = median(rows, key)
@@ -159,12 +174,13 @@ def number(value, form, scale=1.0):
     return "-" if value is None else form.format(value * scale)
 
 
-HEAD = ["budget GiB", "test", "tok/s", "bound", "share", "hits", "disk GB/s", "of", "MB a token", "waits", "TTFT s",
+HEAD = ["budget GiB", "test", "tok/s", "in RAM", "bound", "share", "hits", "disk GB/s", "of", "MB a token", "waits", "TTFT s",
         "peak GiB", "peak/budget", "failcnt", "peer tok/s", "times"]
 
 
 def cells(r):
-    return [gib(r["budget"]), r["test"], number(r["tok_per_s"], "{:.2f}"), number(r["bound_tok_per_s"], "{:.2f}"),
+    return [gib(r["budget"]), r["test"], number(r["tok_per_s"], "{:.2f}"), number(r["in_ram_tok_per_s"], "{:.2f}"),
+            number(r["bound_tok_per_s"], "{:.2f}"),
             number(r["share"], "{:.1f} %", 100), number(r["hit_rate"], "{:.1f} %", 100),
             number(r["disk_bytes_per_s"], "{:.2f}", 1e-9), number(r["probed_disk_bytes_per_s"], "{:.2f}", 1e-9),
             number(r["disk_bytes_per_token"], "{:.1f}", 1e-6), number(r["stall_share"], "{:.0f} %", 100),
@@ -265,6 +281,8 @@ def main():
     p.add_argument("--warmup", type=int, default=64)
     p.add_argument("--margin", type=size, default=512 << 20, help="of the group's limit above the budget (default: 512M)")
     p.add_argument("--machine", help="a machine file for sluice bench")
+    p.add_argument("--in-ram", action="store_true", help="measure the model in RAM before each cell, without a group: "
+                   "the bound computes at that speed")
     p.add_argument("--peer", help="a llama-bench, with options")
     p.add_argument("--peer-n", type=int, default=8)
     p.add_argument("--timeout", type=float, default=600, help="seconds of one run (default: 600)")

@@ -20,6 +20,7 @@ struct args {
     const char *model, *n_prompt, *n_gen, *n_threads, *isa, *machine, *types;
     uint32_t repeats, max_rows, format, blas, warmup;
     uint64_t ram_bytes;
+    float in_ram_pp, in_ram_tg;
     bool kernels, verbose;
 };
 
@@ -50,6 +51,12 @@ static const cli_option options[] = {
       0 },
     { "--ram", CLI_BYTES, "SIZE", "memory budget, 8G or auto (default: auto, what is available)",
       AT(ram_bytes), 0, 0 },
+    { "--in-ram-pp", CLI_F32, "X",
+      "with --ram: tok/s of prompts with all weights in RAM; streamed ones are bound by that",
+      AT(in_ram_pp), 0, 1e9 },
+    { "--in-ram-tg", CLI_F32, "X",
+      "the same of generation: bounds compute at that speed, not at DRAM's", AT(in_ram_tg), 0,
+      1e9 },
     { "--kernels", CLI_FLAG, NULL,
       "measure the kernels alone, each in turn with its peak; no model is read", AT(kernels), 0,
       0 },
@@ -292,8 +299,19 @@ static int measure_cold(struct bench *b, const char *test, uint32_t n, struct re
     double experts = b->n_moe ? (double)t.expert_runs / (double)t.passes / b->n_moe : 0;
     double in_ram = sl_bound_prompt(sl_model_shape(b->s.model), b->steps, b->n_steps, n,
                                     plan->max_rows, experts, &b->rates);
+    if (b->a->in_ram_pp > 0) in_ram = (double)b->a->in_ram_pp;
     ret->bound = fmin(in_ram, n / (prompt_reads(b, &t) / ret->probed_bytes_s));
     return CLI_DONE;
+}
+
+/* What a token's weights are computed at: the machine's rates, or as fast as with all of them in
+ * RAM. */
+static sl_rates compute_rates(const struct bench *b, uint32_t first)
+{
+    if (!(b->a->in_ram_tg > 0)) return b->rates;
+    const sl_pass p = { .first = first, .n_rows = 1, .logits = true };
+    sl_work w = sl_bound_work(sl_model_shape(b->s.model), b->steps, b->n_steps, &p);
+    return (sl_rates){ .bytes_s = (double)b->a->in_ram_tg * w.bytes };
 }
 
 /* Repeats of n tokens, one sequence without a break, behind the warm-up: a sequence that began anew
@@ -343,8 +361,9 @@ static int measure_warm(struct bench *b, const char *test, uint32_t n, struct re
         for (uint32_t m = 0; m <= SL_MAX_MISSED; m++)
             misses.turns[c][m] -= first.one_row.turns[c][m];
     sl_disk_use disk = { .machine = &b->machine };
+    sl_rates rates = compute_rates(b, before);
     ret->bound = sl_bound_causal(sl_model_shape(b->s.model), sl_engine_plan(b->s.engine), b->steps,
-                                 b->n_steps, before, n * repeats, &misses, &b->rates, &disk);
+                                 b->n_steps, before, n * repeats, &misses, &rates, &disk);
     return CLI_DONE;
 }
 
