@@ -96,13 +96,6 @@ struct sl_store {
     struct file file[];
 };
 
-static double now_s(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
-}
-
 static uint64_t align_down(uint64_t v) { return v / SL_STORE_ALIGN * SL_STORE_ALIGN; }
 static uint64_t align_up(uint64_t v) { return align_down(v + SL_STORE_ALIGN - 1); }
 
@@ -251,6 +244,7 @@ static sl_status make_way(sl_store *s)
                                       s->no_ring, sizeof s->no_ring);
         free(table);
         SL_TRY(st);
+        if (s->way) s->way->poll_s = s->p.poll_s;
     }
     return s->way ? SL_OK : io_threads_create(s->ctx, s->p.n_threads, &s->way);
 }
@@ -372,7 +366,7 @@ static void start_request(sl_store *s, uint32_t index)
     uint64_t to = SL_MIN(align_up(r->at + (left + n - 1) / n), r->end);
     *q = (struct request){ .read = index, .from = r->at, .need = to - r->at,
                            .span = align_up(to) - r->at };
-    if (!s->n_flying++) s->busy_since = now_s();
+    if (!s->n_flying++) s->busy_since = io_now_s();
     s->stats.max_in_flight = SL_MAX(s->stats.max_in_flight, s->n_flying);
     r->n_flying++;
     r->at = to;
@@ -397,7 +391,7 @@ static void end_if_over(sl_store *s, uint32_t index)
     struct read *r = &s->reads[index];
     if (r->where != FLYING || r->n_flying) return;
     r->where = OVER;
-    r->end_s = now_s();
+    r->end_s = io_now_s();
     s->n_pending--;
     s->n_demanded -= !r->ahead;
     s->n_over++;
@@ -472,7 +466,7 @@ static void land(sl_store *s, io_request *io)
     q->next = s->idle;
     s->idle = (uint32_t)(q - s->requests);
     s->reads[index].n_flying--;
-    if (!--s->n_flying) s->stats.busy_s += now_s() - s->busy_since;
+    if (!--s->n_flying) s->stats.busy_s += io_now_s() - s->busy_since;
     end_if_over(s, index);
 }
 
@@ -531,7 +525,7 @@ sl_status sl_store_submit(sl_ctx *ctx, sl_store *s, const sl_read *reads, uint32
             return sl_fail(ctx, SL_E_ARG, "read to %p: expected a multiple of %u", reads[i].dst,
                            SL_STORE_ALIGN);
     }
-    double now = now_s();
+    double now = io_now_s();
     for (uint32_t i = 0; i < n; i++) queue(s, &reads[i], now);
     pump(s);
     s->way->submit(s->way);
@@ -636,7 +630,7 @@ void sl_store_get_stats(const sl_store *s, sl_store_stats *ret)
     ret->open = s->p.max_reads - s->n_free;
     ret->submits = s->way->submits;
     ret->waits = s->way->waits;
-    if (s->n_flying) ret->busy_s += now_s() - s->busy_since;
+    if (s->n_flying) ret->busy_s += io_now_s() - s->busy_since;
 }
 
 /* ---- the page cache ---- */
@@ -658,7 +652,7 @@ static bool cached_bytes(const struct file *f, double *ret)
 /* A place that is not there may be read ahead, so each call looks at others. */
 static double cached_places(const struct file *f)
 {
-    uint32_t hits = 0, seed = (uint32_t)(now_s() * 1e6);
+    uint32_t hits = 0, seed = (uint32_t)(io_now_s() * 1e6);
     for (uint32_t i = 0; i < PLACES; i++) {
         seed = seed * 1664525u + 1013904223u;
         char byte;

@@ -6,6 +6,8 @@
 
 #include "offload/sl_store.h"
 
+#include <time.h>
+
 /* One pread. Fields above the line are the store's to fill. */
 typedef struct io_request {
     char *dst;
@@ -20,6 +22,13 @@ typedef struct io_request {
     struct io_request *next;
 } io_request;
 
+static inline double io_now_s(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
 typedef struct io_way io_way;
 struct io_way {
     /* Takes a request; it may begin at once, and does with the next submit or land. */
@@ -31,6 +40,7 @@ struct io_way {
     /* NULL in a way where it does nothing. True: registered. Otherwise why says why not. */
     bool (*add_memory)(io_way *w, char *base, uint64_t bytes, char *why, size_t why_size);
     void (*destroy)(io_way *w);     /* nothing is out */
+    double poll_s;                  /* sl_store_params.poll_s */
     uint64_t submits, waits;        /* system calls, for the statistics */
 };
 

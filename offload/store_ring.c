@@ -143,16 +143,41 @@ static uint32_t fetch(struct ring *g, io_request **list)
     return n;
 }
 
+/* The kernel says when it holds back completions until it is entered. */
+static bool held_back(const struct ring *g)
+{
+    return IO_URING_READ_ONCE(*g->ring.sq.kflags) & (IORING_SQ_TASKRUN | IORING_SQ_CQ_OVERFLOW);
+}
+
+/* Looks until something has landed; false: not before `end`. */
+static bool look(struct ring *g, double end)
+{
+    enum { BATCH = 32 };
+    do
+        for (int i = 0; i < BATCH; i++)
+            if (io_uring_cq_ready(&g->ring) || held_back(g) || g->failed) return true;
+    while (io_now_s() < end);
+    return false;
+}
+
+/* Fetches what has landed, after telling the kernel where it must be told. */
+static uint32_t collect(struct ring *g, io_request **list)
+{
+    uint32_t n = fetch(g, list);
+    if (n || !held_back(g)) return n;
+    g->way.waits++;
+    return io_uring_get_events(&g->ring) >= 0 ? fetch(g, list) : 0;
+}
+
 static io_request *ring_land(io_way *w, uint32_t min)
 {
     struct ring *g = (struct ring *)w;
     io_request *list = NULL;
-    uint32_t n = fetch(g, &list);
-    /* The kernel says when it holds back completions until it is entered. */
-    if (!n && !min && (IO_URING_READ_ONCE(*g->ring.sq.kflags)
-                       & (IORING_SQ_TASKRUN | IORING_SQ_CQ_OVERFLOW))) {
-        w->waits++;
-        if (io_uring_get_events(&g->ring) >= 0) n = fetch(g, &list);
+    uint32_t n = collect(g, &list);
+    if (n < min && w->poll_s > 0) {     /* a core that sleeps takes long to wake */
+        double end = io_now_s() + w->poll_s;
+        ring_submit(w);
+        while (n < min && look(g, end)) n += collect(g, &list);
     }
     while (n < min) {
         if (g->broken) sleep_1ms();

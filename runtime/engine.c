@@ -74,6 +74,7 @@ static sl_status open_device(sl_engine *e)
 {
     SL_TRY(sl_pool_create(e->ctx, e->plan.n_threads, &e->pool));
     e->plan.n_threads = sl_pool_threads(e->pool);
+    if (e->plan.weights == SL_WEIGHTS_STREAMED) sl_pool_stay_awake(e->pool, STREAM_AWAKE_S);
     sl_device_params p = { .pool = e->pool, .max_rows = e->plan.max_rows, .widths = e->m->widths,
                            .cpu_mask = e->plan.cpu_mask, .float_acts = e->plan.float_acts,
                            .blas = e->plan.blas };

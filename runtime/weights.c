@@ -32,6 +32,7 @@ static sl_status open_store(weights *w, const sl_plan *plan)
     sl_store_params p = { .direct = plan->direct, .threads = !plan->direct,
                           .depth = plan->read_depth, .request_bytes = plan->read_bytes,
                           .ahead_depth = AHEAD_DEPTH };
+    if (plan->weights == SL_WEIGHTS_STREAMED) p.poll_s = STREAM_AWAKE_S;
     /* An expert is three reads; a layer is asked for, another ahead, and some are guesses. */
     p.max_reads = SL_MAX(4096, 3 * 3 * w->m->hp.n_expert);
     if (plan->read_depth) p.ahead_depth = SL_MIN(AHEAD_DEPTH, plan->read_depth);

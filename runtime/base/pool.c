@@ -7,7 +7,7 @@
  *   I1  fn, arg, n_tasks change only while state == 0 (closed, nobody inside)
  *   I2  a worker runs tasks only between a successful join and its leave
  *   I3  every join happens before the close, so after it the count inside only falls
- * Workers wait for `gen` to move: they spin for SPIN_NS, then sleep on a futex.
+ * Workers wait for `gen` to move: they spin for spin_ns, then sleep on a futex.
  *
  * Workers are bound to physical cores until other programs want one of them. A thread that loses
  * its core inside a task keeps everybody waiting for milliseconds, where a run takes fractions of
@@ -33,7 +33,7 @@
 #include <time.h>
 #include <unistd.h>
 
-#define SPIN_NS 50000       /* a stage of a small model is shorter, a read from disk is longer */
+#define SPIN_NS 50000       /* a stage of a small model is shorter */
 #define SPIN_BATCH 16       /* pauses between two looks at the clock */
 #define LOOK_NS 20000000    /* between two looks */
 #define CROWDED_N 3         /* preemptions between two looks: time slices are about 3 ms */
@@ -75,6 +75,7 @@ struct sl_pool {
     _Atomic bool crowded;   /* the driver was: one worker should rest */
     struct looks looks;     /* the driver's */
     uint32_t n_threads, n_started;
+    _Atomic uint64_t spin_ns;   /* how long a worker spins between two runs */
     bool spin;              /* false when threads outnumber cores: spinning would starve a peer */
     struct worker *workers; /* [n_threads]; 0 is the driver and has no thread */
     hwloc_topology_t topo;
@@ -109,8 +110,8 @@ static void futex_wake(_Atomic uint32_t *word, uint32_t n)
     syscall(SYS_futex, (void *)word, FUTEX_WAKE_PRIVATE, count, NULL, NULL, 0);
 }
 
-/* Spins until *word is not `seen`; false when SPIN_NS went by in vain. */
-static bool spin_while(_Atomic uint32_t *word, uint32_t seen)
+/* Spins until *word is not `seen`; false when spin_ns went by in vain. */
+static bool spin_while(_Atomic uint32_t *word, uint32_t seen, uint64_t spin_ns)
 {
     uint64_t start = now_ns();
     do {
@@ -118,7 +119,7 @@ static bool spin_while(_Atomic uint32_t *word, uint32_t seen)
             if (atomic_load_explicit(word, memory_order_acquire) != seen) return true;
             cpu_relax();
         }
-    } while (now_ns() - start < SPIN_NS);
+    } while (now_ns() - start < spin_ns);
     return false;
 }
 
@@ -126,7 +127,7 @@ static bool spin_while(_Atomic uint32_t *word, uint32_t seen)
  * driver moves gen before it looks at n_parked: one of the two sees the other. */
 static uint32_t next_gen(sl_pool *p, uint32_t seen)
 {
-    if (!p->spin || !spin_while(&p->gen, seen)) {
+    if (!p->spin || !spin_while(&p->gen, seen, atomic_load(&p->spin_ns))) {
         atomic_fetch_add(&p->n_parked, 1);
         while (atomic_load(&p->gen) == seen) futex_wait(&p->gen, seen, 0);
         atomic_fetch_sub(&p->n_parked, 1);
@@ -228,6 +229,11 @@ static void close_run(sl_pool *p)
         atomic_store_explicit(&p->state, 0, memory_order_relaxed);
         return;
     }
+}
+
+void sl_pool_stay_awake(sl_pool *p, double seconds)
+{
+    atomic_store(&p->spin_ns, SL_MAX((uint64_t)(seconds * 1e9), (uint64_t)SPIN_NS));
 }
 
 void sl_pool_run(sl_pool *p, sl_task_fn fn, void *arg, uint32_t n_tasks)
@@ -386,6 +392,7 @@ sl_status sl_pool_create(sl_ctx *ctx, uint32_t n_threads, sl_pool **ret)
     }
     p->n_threads = n_threads;
     p->spin = n_threads <= c.n_cores;
+    p->spin_ns = SPIN_NS;
     p->topo = c.topo;
     c.topo = NULL;          /* the pool's from here on */
     struct cpus view = { .topo = p->topo, .set = c.set, .n_cores = c.n_cores, .n_hw = c.n_hw };

@@ -26,4 +26,9 @@ SL_API uint32_t sl_pool_threads(const sl_pool *pool);
  * late thread leaves its share to others. Nothing allocates. */
 SL_API void sl_pool_run(sl_pool *pool, sl_task_fn fn, void *arg, uint32_t n_tasks);
 
+/* Workers wait for the next run so long before they sleep, 50 us at least (what they begin with):
+ * for a driver that itself waits between runs, and wants them at once then. Never with more threads
+ * than cores. */
+SL_API void sl_pool_stay_awake(sl_pool *pool, double seconds);
+
 #endif
