@@ -18,7 +18,7 @@
 
 enum {
     MAX_IN_FLIGHT = 64,
-    BUFFER = 64 << 20,          /* what may be in flight */
+    BUFFER = 256 << 20,         /* reads land here in turn: in memory, not in a cache */
     LARGEST = 4 << 20,          /* of one read */
     MAX_VISITS = 3,
     N_LATENCIES = 200,
@@ -47,6 +47,7 @@ struct sl_probe_disk_reader {
     sl_store *store;
     char *buf;
     uint64_t room;              /* of buf */
+    uint64_t next;              /* read, counted from the first: its place in buf */
     uint64_t file_bytes, state;
     double max_s;               /* of a visit */
 };
@@ -89,7 +90,7 @@ static sl_status start_reads(sl_probe_disk_reader *b, uint32_t bytes, const uint
         uint64_t places = (b->file_bytes - bytes) / SL_STORE_ALIGN + 1;
         uint64_t at = next_random(&b->state) % places * SL_STORE_ALIGN;
         reads[i] = (sl_read){ .slice = { .offset = at, .bytes = bytes }, .tag = slots[i],
-                              .dst = b->buf + slots[i] * bytes };
+                              .dst = b->buf + b->next++ % (b->room / bytes) * bytes };
     }
     return sl_store_submit(b->ctx, b->store, reads, n);
 }

@@ -56,7 +56,8 @@ typedef struct sl_store_params {
                              * demanded read is; 0: half the depth */
     uint32_t ahead_bytes;   /* of one `ahead` request at most; 0: 256 KiB */
     uint32_t max_reads;     /* submitted and not yet reaped, at most; 0: 4096 */
-    double poll_s;          /* a reap that waits looks for so long before it sleeps; io_uring only */
+    /* a reap that waits looks for so long before it sleeps; io_uring only */
+    double poll_s;
     bool direct;            /* past the page cache (O_DIRECT) where the file system allows it */
     bool threads;           /* preads on threads, not io_uring: for files in the page cache, whose
                              * copies then run in parallel */

@@ -52,10 +52,8 @@ enum { BENCH_DISK_DEPTHS = 8, BENCH_DISK_VISITS = 512 };
 /* Rates of the model's own file, in turn with a test: reads of one slice of an expert, three for
  * each of 1, 2, 4 ... experts in flight. */
 typedef struct bench_disk {
-    sl_ctx *ctx;
-    sl_probe_disk_reader *reader;
     uint64_t bytes;             /* of one read */
-    uint64_t room;              /* of what is in flight */
+    uint64_t room;              /* that the reads land in, one behind the other */
     uint32_t n, depth[BENCH_DISK_DEPTHS];
     uint32_t visits;
     double rate[BENCH_DISK_DEPTHS][BENCH_DISK_VISITS];
@@ -63,12 +61,9 @@ typedef struct bench_disk {
 
 /* Which reads that model's experts take. */
 void bench_disk_init(bench_disk *d, const sl_shape *shape);
-/* Takes 32 MiB at most, which --ram counts in what is opened afterwards. CLI_DONE, or CLI_FAILED
- * after one line; close it in either case. */
-int bench_disk_open(bench_disk *d, const char *path, bool verbose);
-void bench_disk_close(bench_disk *d);
-/* About 0.3 s of reads. */
-int bench_disk_visit(bench_disk *d);
+/* About 0.3 s of reads into 256 MiB of its own: to be called while no engine is open. CLI_DONE, or
+ * CLI_FAILED after one line. */
+int bench_disk_visit(bench_disk *d, const char *path, bool verbose);
 /* The medians of the visits, which start anew, as the disk of a machine. */
 void bench_disk_take(bench_disk *d, sl_machine_disk *ret);
 /* Bytes/s that so many threads read from DRAM, the median of about 0.3 s; 0 after one line. */

@@ -3,47 +3,45 @@
 #include "tools/bench.h"
 
 #define VISIT_S 0.3             /* all depths together */
-#define ROOM ((uint64_t)32 << 20)
+/* More than caches hold: experts do not land in a cache either. */
+#define ROOM ((uint64_t)256 << 20)
 
 void bench_disk_init(bench_disk *d, const sl_shape *shape)
 {
     uint32_t most = 1;
-    *d = (bench_disk){ .ctx = NULL };
+    *d = (bench_disk){ .n = 0 };
     for (uint32_t l = 0; l < shape->n_layer; l++) {
         d->bytes = SL_MAX(d->bytes, shape->layers[l].expert_bytes / 3);
         most = SL_MAX(most, shape->layers[l].n_used);
     }
-    d->room = SL_MIN(ROOM, 3 * most * sl_shape_room(d->bytes));
+    d->room = SL_MAX(ROOM, 6 * sl_shape_room(d->bytes));
     for (uint32_t e = 1; d->n < BENCH_DISK_DEPTHS; e = SL_MIN(2 * e, most)) {
         d->depth[d->n++] = 3 * e;
-        if (e == most || 3 * e * d->bytes > d->room) break;
+        if (e == most || 6 * e * d->bytes > d->room) break;
     }
 }
 
-int bench_disk_open(bench_disk *d, const char *path, bool verbose)
+static int visit(bench_disk *d, sl_ctx *ctx, sl_probe_disk_reader *reader)
 {
-    d->ctx = cli_ctx(verbose);
-    if (!d->ctx) return CLI_FAILED;
-    if (sl_probe_disk_open(d->ctx, path, d->room, &d->reader) != SL_OK)
-        return cli_fail_ctx(d->ctx);
-    return CLI_DONE;
-}
-
-void bench_disk_close(bench_disk *d)
-{
-    sl_probe_disk_close(&d->reader);
-    sl_ctx_destroy(&d->ctx);
-}
-
-int bench_disk_visit(bench_disk *d)
-{
-    if (d->visits == BENCH_DISK_VISITS) return CLI_DONE;
     for (uint32_t i = 0; i < d->n; i++)
-        if (sl_probe_disk_rate(d->reader, d->bytes, d->depth[i], VISIT_S / d->n,
+        if (sl_probe_disk_rate(reader, d->bytes, d->depth[i], VISIT_S / d->n,
                                &d->rate[i][d->visits]) != SL_OK)
-            return cli_fail_ctx(d->ctx);
+            return cli_fail_ctx(ctx);
     d->visits++;
     return CLI_DONE;
+}
+
+int bench_disk_visit(bench_disk *d, const char *path, bool verbose)
+{
+    sl_probe_disk_reader *reader = NULL;
+    if (d->visits == BENCH_DISK_VISITS) return CLI_DONE;
+    sl_ctx *ctx = cli_ctx(verbose);
+    if (!ctx) return CLI_FAILED;
+    int code = sl_probe_disk_open(ctx, path, d->room, &reader) == SL_OK ? visit(d, ctx, reader)
+                                                                        : cli_fail_ctx(ctx);
+    sl_probe_disk_close(&reader);
+    sl_ctx_destroy(&ctx);
+    return code;
 }
 
 void bench_disk_take(bench_disk *d, sl_machine_disk *ret)

@@ -75,7 +75,7 @@ static const char *const about =
     "the runs, and the bound of tgN counts the reads that no run could begin before a layer's router\n"
     "spoke; that of ppN what has to be read at all. ppN begins with nothing in RAM but the dense weights\n"
     "(`cold`); tgN goes on behind some tokens of its own (`warm N`), drawn at temperature 1 with one seed:\n"
-    "hits depend on the text, and a model draws its own. Reading the disk takes up to 32 MiB of the budget.\n"
+    "hits depend on the text, and a model draws its own.\n"
     "--kernels measures single kernels with working sets of eight times the last cache.";
 
 struct list { uint32_t v[MAX_LIST], n; };
@@ -108,6 +108,7 @@ struct bench {
     char isa[32];
     bench_table table;
     bench_disk disk;
+    char *path;                 /* of a streamed model */
     /* the engine's, and what opens it anew */
     cli_engine_args engine;
     cli_group group;
@@ -250,6 +251,7 @@ static int reopen(struct bench *b)
     int code = cli_session_close(&b->s, CLI_DONE);
     double dram = code == CLI_DONE ? bench_dram(b->engine.n_threads, b->a->verbose) : 0;
     b->rates.bytes_s = SL_MAX(b->rates.bytes_s, dram);
+    if (code == CLI_DONE) code = bench_disk_visit(&b->disk, b->path, b->a->verbose);
     malloc_trim(0);             /* what the C library keeps counts as held by the process */
     return code == CLI_DONE ? cli_session_open(&b->engine, &b->group, 1, &b->s) : code;
 }
@@ -283,7 +285,6 @@ static int measure_cold(struct bench *b, const char *test, uint32_t n, struct re
         double s = 0;
         int code = reopen(b);
         progress(test, b->engine.n_threads, i + 1, repeats);
-        if (code == CLI_DONE) code = bench_disk_visit(&b->disk);
         if (code == CLI_DONE) code = run_once(b, n, 1, &s);
         if (code != CLI_DONE) return code;
         sl_engine_get_stats(b->s.engine, &end);
@@ -339,9 +340,8 @@ static int measure_warm(struct bench *b, const char *test, uint32_t n, struct re
     sl_engine_get_stats(b->s.engine, &first);
     for (uint32_t i = 0; i < repeats && code == CLI_DONE; i++) {
         progress(test, b->engine.n_threads, i + 1, repeats);
-        code = bench_disk_visit(&b->disk);
         double start = cli_now_s();
-        if (code == CLI_DONE) code = draw(b, n);
+        code = draw(b, n);
         double s = cli_now_s() - start;
         t.s += s;
         runs.v[runs.n++] = n / s;
@@ -353,9 +353,9 @@ static int measure_warm(struct bench *b, const char *test, uint32_t n, struct re
     *ret = (struct result){ .mean = 0 };
     snprintf(ret->cache, sizeof ret->cache, "warm %" PRIu32, b->a->warmup);
     summarise(&runs, ret);
-    set_streamed(b, &t, n * repeats, ret);
-    code = reopen(b);           /* DRAM behind the runs too */
+    code = reopen(b);           /* disk and DRAM behind the runs too */
     if (code != CLI_DONE) return code;
+    set_streamed(b, &t, n * repeats, ret);
     sl_misses misses = last.one_row;
     for (uint32_t c = 0; c < SL_SLOT_CLASSES; c++)
         for (uint32_t m = 0; m <= SL_MAX_MISSED; m++)
@@ -535,10 +535,11 @@ static int prepare(struct bench *b)
  * takes memory, and sequences grow longer. */
 static int prepare_streamed(struct bench *b, const struct list *gens)
 {
-    char *path = cli_model_path(b->a->model), w[24];
+    char w[24];
     uint32_t threads = sl_engine_plan(b->s.engine)->n_threads, longest = 0;
     for (uint32_t i = 0; i < gens->n; i++) longest = SL_MAX(longest, gens->v[i]);
-    if (!path) return CLI_FAILED;
+    b->path = cli_model_path(b->a->model);
+    if (!b->path) return CLI_FAILED;
     if (longest)
         b->engine.n_ctx = SL_MAX(b->engine.n_ctx, 2 + b->a->warmup + b->a->repeats * longest);
     b->engine.no_banner = true;
@@ -548,9 +549,7 @@ static int prepare_streamed(struct bench *b, const struct list *gens)
         b->rates.bytes_s = bench_dram(threads, b->a->verbose);
         code = b->rates.bytes_s > 0 ? CLI_DONE : CLI_FAILED;
     }
-    if (code == CLI_DONE) code = bench_disk_open(&b->disk, path, b->a->verbose);
     if (code == CLI_DONE) code = cli_session_open(&b->engine, &b->group, 1, &b->s);
-    free(path);
     if (code == CLI_DONE)
         cli_note("streamed: DRAM now %.1f GB/s; the disk is read in turn with the runs, "
                  "%s at a time",
@@ -586,7 +585,8 @@ static int bench_threads(struct bench *b, uint32_t threads, unsigned mask, uint3
     b->steps = NULL;
     b->tokens = NULL;
     code = cli_session_close(&b->s, code);
-    bench_disk_close(&b->disk);
+    free(b->path);
+    b->path = NULL;
     return code;
 }
 
