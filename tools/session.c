@@ -9,6 +9,7 @@
 
 #include "kernels/sl_kernels.h"
 #include "offload/sl_device.h"
+#include "offload/sl_store.h"
 #include "offload/sl_ecache.h"
 #include "runtime/base/sl_pool.h"
 #include "tools/machine_file.h"
@@ -192,10 +193,10 @@ static void set_budget(const cli_engine_args *a, cli_session *s, sl_plan_params 
 }
 
 /* How the disk is read best: from the flags, the kept machine file, or as most disks like it. While
- * a layer computes nothing is sent, so more is asked for than keeps the disk busy by itself. */
+ * experts are computed nothing is sent, so what keeps the disk busy for some ms is asked for. */
 static bool set_reading(const cli_engine_args *a, sl_ctx *ctx, sl_plan_params *p)
 {
-    enum { BYTES = 512 << 10, DEPTH = 16, ALIGN = 4096, MOST = 64 << 20 };
+    enum { BYTES = 512 << 10, FLYING = 32 << 20, LEAST = 16, ALIGN = 4096, MOST = 64 << 20 };
     sl_machine m;
     uint32_t bytes, depth;
     double best_s;
@@ -203,11 +204,11 @@ static bool set_reading(const cli_engine_args *a, sl_ctx *ctx, sl_plan_params *p
         cli_fail("--read-size: expected a multiple of 4K, at most 64M");
         return false;
     }
-    if (cli_machine_kept(ctx, &m) && sl_machine_disk_best(&m, &bytes, &depth, &best_s))
-        depth = SL_MIN(4 * depth, 64);
-    else bytes = BYTES, depth = DEPTH;
+    if (!cli_machine_kept(ctx, &m) || !sl_machine_disk_best(&m, &bytes, &depth, &best_s))
+        bytes = BYTES, depth = LEAST;
     p->read_bytes = a->read_bytes ? (uint32_t)a->read_bytes : bytes;
-    p->read_depth = a->read_depth ? a->read_depth : depth;
+    depth = SL_MIN(SL_MAX(depth, FLYING / p->read_bytes), SL_STORE_MAX_DEPTH);
+    p->read_depth = a->read_depth ? a->read_depth : SL_MAX(depth, LEAST);
     return true;
 }
 
