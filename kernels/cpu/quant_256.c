@@ -352,54 +352,73 @@ Q256_INLINE __m256 u_blocks(const q256_block *t, const uint8_t *b, const block_x
     return t->mins ? _mm256_fnmadd_ps(t->dmin(at), _mm256_cvtepi32_ps(corr), u) : u;
 }
 
-/* u of up to 8 blocks at a row's end: the rest are zeros. */
-static void pad_blocks(const uint8_t *b, size_t bytes, uint8_t *ret)
+/* Zeros behind fewer than 8 blocks. */
+static const uint8_t *pad_blocks(const uint8_t *b, size_t bytes, uint8_t *ret)
 {
-    memcpy(ret, b, bytes);
-    memset(ret + bytes, 0, 8 * 34 - bytes);
+    memset(ret, 0, 8 * 34);
+    return memcpy(ret, b, bytes);
 }
 
-/* Two rows at a time: the sums of one are a chain of fma that takes longer than memory. */
+/* 8 values of each of four rows: value i of all four to ret[i]. */
+Q256_INLINE void by_value(const __m256 *u, __m128 *ret)
+{
+    __m256 l0 = _mm256_unpacklo_ps(u[0], u[1]), l1 = _mm256_unpacklo_ps(u[2], u[3]);
+    __m256 h0 = _mm256_unpackhi_ps(u[0], u[1]), h1 = _mm256_unpackhi_ps(u[2], u[3]);
+    const __m256 v[4] = { _mm256_shuffle_ps(l0, l1, 0x44), _mm256_shuffle_ps(l0, l1, 0xee),
+                          _mm256_shuffle_ps(h0, h1, 0x44), _mm256_shuffle_ps(h0, h1, 0xee) };
+    Q256_UNROLL
+    for (int i = 0; i < 4; i++) {
+        ret[i] = _mm256_castps256_ps128(v[i]);
+        ret[4 + i] = _mm256_extractf128_ps(v[i], 1);
+    }
+}
+
+Q256_INLINE __m128 add_some(const __m128 *v, const float *scale, size_t from, size_t to, __m128 acc)
+{
+    __m128 copy[8];     /* or v would be in memory for others, too */
+    memcpy(copy, v, sizeof copy);
+    for (; from < to; from++) acc = _mm_fmadd_ps(_mm_set1_ps(scale[from]), copy[from], acc);
+    return acc;
+}
+
+/* Four rows at a time: the sums of one are a chain of fma that takes longer than memory. The last 8
+ * blocks reach back over some that were there already; only rows of fewer are copied. */
 Q256_INLINE void rows_block(const q256_block *t, const void *w, size_t row_bytes, uint32_t n_rows,
                             const void *x, size_t n, float *ret)
 {
     const int8_t *a = x;
     const float *scale = (const float *)(const void *)(a + sl_qx_scales(n));
     const int16_t *s = (const int16_t *)(const void *)(a + sl_qx_sums(32, n));
-    const size_t step = 8 * t->block_bytes, tail = n / 32 % 8;
-    _Alignas(32) float u[16];
-    uint8_t ends[2][8 * 34];
-    int8_t a_end[256] = { 0 };
-    for (size_t i = 0; i < 32 * tail; i++) a_end[i] = a[n - 32 * tail + i];
-    ahead f = fetch_first(w, row_bytes, n_rows, 2);
-    for (uint32_t r = 0; r < n_rows; r += 2) {
-        const uint8_t *b = (const uint8_t *)w + r * row_bytes,
-                      *c = r + 1 < n_rows ? b + row_bytes : b;
+    const size_t n_blocks = n / 32;
+    uint8_t copy[4][8 * 34];
+    int8_t a_copy[256] = { 0 };
+    float got[4];
+    if (n_blocks < 8) a = memcpy(a_copy, a, n);
+    ahead f = fetch_first(w, row_bytes, n_rows, 4);
+    for (uint32_t r = 0; r < n_rows; r += 4) {
+        const uint8_t *b[4];
         __m128 acc = _mm_setzero_ps();
-        for (size_t k = 0; k < n / 32; k += 8, b += step, c += step) {
-            uint32_t m = 8;
-            const int8_t *ak = a + 32 * k;
-            fetch(&f, 2 * step);
-            if (n / 32 - k < 8) {
-                m = (uint32_t)tail;
-                pad_blocks(b, tail * t->block_bytes, ends[0]);
-                pad_blocks(c, tail * t->block_bytes, ends[1]);
-                b = ends[0];
-                c = ends[1];
-                ak = a_end;
+        for (uint32_t i = 0; i < 4; i++) b[i] = row_at(w, row_bytes, n_rows, r + i);
+        for (uint32_t i = 0; i < 4 && n_blocks < 8; i++)
+            b[i] = pad_blocks(b[i], n_blocks * t->block_bytes, copy[i]);
+        for (size_t k = 0; k < n_blocks; k += 8) {
+            const size_t at = n_blocks < 8 ? 0 : SL_MIN(k, n_blocks - 8);
+            __m256 u[4];
+            fetch(&f, 4 * SL_MIN(n_blocks - k, (size_t)8) * t->block_bytes);
+            block_x xk = load_blocks(a + 32 * at, s + 2 * at);
+            Q256_UNROLL
+            for (int i = 0; i < 4; i++) u[i] = u_blocks(t, b[i] + at * t->block_bytes, &xk);
+            __m128 v[8];
+            by_value(u, v);
+            if (n_blocks - k < 8) {
+                acc = add_some(v, scale + at, k - at, n_blocks - at, acc);
+                break;
             }
-            block_x xk = load_blocks(ak, s + 2 * k);
-            __m256 ub = u_blocks(t, b, &xk), uc = u_blocks(t, c, &xk);
-            __m256 lo = _mm256_unpacklo_ps(ub, uc), hi = _mm256_unpackhi_ps(ub, uc);
-            _mm256_store_ps(u, _mm256_permute2f128_ps(lo, hi, 0x20));
-            _mm256_store_ps(u + 8, _mm256_permute2f128_ps(lo, hi, 0x31));
-            for (uint32_t i = 0; i < m; i++) {
-                __m128 ui = _mm_castpd_ps(_mm_load_sd((const double *)(const void *)(u + 2 * i)));
-                acc = _mm_fmadd_ps(_mm_set1_ps(scale[k + i]), ui, acc);
-            }
+            Q256_UNROLL
+            for (int i = 0; i < 8; i++) acc = _mm_fmadd_ps(_mm_set1_ps(scale[k + i]), v[i], acc);
         }
-        ret[r] = _mm_cvtss_f32(acc);
-        if (r + 1 < n_rows) ret[r + 1] = _mm_cvtss_f32(_mm_movehdup_ps(acc));
+        _mm_storeu_ps(got, acc);
+        for (uint32_t i = 0; i < 4 && r + i < n_rows; i++) ret[r + i] = got[i];
     }
 }
 
