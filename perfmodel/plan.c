@@ -255,6 +255,9 @@ static unsigned long long mib(uint64_t bytes)   /* rounded up */
     return (bytes >> 20) + (bytes % (1u << 20) != 0);
 }
 
+/* What the process itself takes differs so much from start to start. */
+#define PROCESS_SPREAD ((uint64_t)2 << 20)
+
 /* Whole MiB, the floor rounded up: the number that is printed will do. */
 static sl_status refuse(sl_ctx *ctx, const sl_plan_params *p, sl_plan plan, uint64_t floor)
 {
@@ -263,7 +266,8 @@ static sl_status refuse(sl_ctx *ctx, const sl_plan_params *p, sl_plan plan, uint
         "a budget of %llu MiB is below the floor of %llu MiB: embedding, head and sections of "
         "weights %llu, two experts of each size %llu, keys and values of %u positions %llu "
         "(-c and -ctk q8_0 lower it), activations of %u rows %llu, the process %llu",
-        (unsigned long long)p->ram_bytes >> 20, mib(floor),
+        (unsigned long long)p->ram_bytes >> 20,
+        mib(floor + (p->process_bytes ? PROCESS_SPREAD : 0)),
         mib(plan.dense_bytes + 2 * plan.section_bytes), mib(set_slots(&plan, MIN_SLOTS, 0)),
         plan.n_ctx, mib(plan.kv_bytes), plan.max_rows, mib(plan.scratch_bytes),
         mib(p->process_bytes));
