@@ -80,6 +80,10 @@ SL_API void sl_stream_ahead(sl_stream *s, uint32_t layer, const uint32_t *ids, u
  * tried and did not pay (offload/sl_ahead.h). */
 SL_API bool sl_stream_wants_guess(const sl_stream *s);
 
+/* All layers of a pass are computed: passes with guesses are timed against those without, from the
+ * first begin to here. */
+SL_API void sl_stream_pass_done(sl_stream *s);
+
 /* The layer's dense slices, one after another, each at sl_store_lead behind a multiple of
  * SL_STORE_ALIGN and sl_store_room long. Waits for them. Errors: SL_E_IO. */
 SL_API SL_NODISCARD sl_status sl_stream_dense(sl_ctx *ctx, sl_stream *s, uint32_t layer,

@@ -177,7 +177,7 @@ static io_request *ring_land(io_way *w, uint32_t min)
     if (n < min && w->poll_s > 0) {     /* a core that sleeps takes long to wake */
         double end = io_now_s() + w->poll_s;
         ring_submit(w);
-        while (n < min && look(g, end)) n += collect(g, &list);
+        while (n < min && look(g, end) && io_now_s() < end) n += collect(g, &list);
     }
     while (n < min) {
         if (g->broken) sleep_1ms();

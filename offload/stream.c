@@ -16,6 +16,7 @@
 enum { OUT, LOADING, READY };                               /* struct expert */
 enum { W_WAITS, W_HELD, W_GIVEN, W_DONE, W_FAILED };        /* struct want */
 enum { REAP = 64, AHEAD_MAX = 64 };
+_Static_assert(SL_SLOT_PIECE == SL_STORE_PIECE, "slots keep to the pieces that are registered");
 #define DENSE_TAG ((uint64_t)1 << 40)   /* | section; below it a tag is an expert */
 
 struct expert {
@@ -27,7 +28,7 @@ struct expert {
 
 struct want { uint32_t id; uint8_t state; };
 
-/* Weights of a layer that does not keep its own: abs counts layers in ring order for ever. */
+/* Weights of a layer that does not keep its own. */
 struct section {
     char *base;
     uint32_t left;      /* reads on their way */
@@ -57,12 +58,14 @@ struct sl_stream {
     uint32_t ahead[AHEAD_MAX], n_ahead;
     bool no_ahead;
     sl_ahead guessing;
+    bool guessed;               /* ever: without a guess there is nothing to try */
     double pass_s;              /* when the pass of few rows at hand began; 0: none did */
     /* sections */
     const sl_slice *dense;
     const uint32_t *dense_first;
     struct section section[2];
-    uint64_t ring_at, ring_next;    /* the layer computed next, and the one read next */
+    /* the layer computed next, and the one read next: counted in ring order for ever */
+    uint64_t ring_at, ring_next;
     sl_stream_stats stats;
     char error[256];
 };
@@ -110,7 +113,8 @@ static uint64_t expert_bytes(const sl_stream *s, uint32_t key)
     return e->gate.bytes + e->up.bytes + e->down.bytes;
 }
 
-/* Sends what queue_expert has queued. The store has room: max_reads is above all slots' reads. */
+/* Sends what queue_expert has queued. The store has room: what is on its way at most is a layer's
+ * experts, those read ahead, wanted or not, and two sections; weights.c makes max_reads larger. */
 static sl_status send_reads(sl_ctx *ctx, sl_stream *s)
 {
     sl_status st = s->n_reads ? sl_store_submit(ctx, s->store, s->reads, s->n_reads) : SL_OK;
@@ -292,13 +296,16 @@ static void take_hit(sl_stream *s, struct want *w, uint32_t key, uint32_t slot)
     }
 }
 
-/* Passes of few rows show whether guesses pay: each is timed from its first layer to the next
- * one's. */
+/* Passes of few rows show whether guesses pay, once there was something to guess. */
 static void pass_begins(sl_stream *s, bool in_order)
 {
-    double now = now_s();
-    if (s->pass_s > 0) sl_ahead_pass(&s->guessing, now - s->pass_s);
-    s->pass_s = in_order || s->no_ahead ? 0 : now;
+    s->pass_s = in_order || s->no_ahead ? 0 : now_s();
+}
+
+void sl_stream_pass_done(sl_stream *s)
+{
+    if (s->pass_s > 0 && s->guessed) sl_ahead_pass(&s->guessing, now_s() - s->pass_s);
+    s->pass_s = 0;
 }
 
 void sl_stream_begin(sl_stream *s, const sl_stream_ask *a)
@@ -390,6 +397,7 @@ void sl_stream_ahead(sl_stream *s, uint32_t layer, const uint32_t *ids, uint32_t
 {
     uint32_t class = s->layer_class[layer], evicted;
     if (!s->cache || s->no_ahead || starved(s)) return;
+    s->guessed |= !surely;
     uint32_t most = SL_MIN((uint32_t)AHEAD_MAX, s->plan.cls[class].n_slots / 4);
     for (uint32_t i = 0; i < n && s->n_ahead < most; i++) {
         uint32_t key = key_of(s, layer, ids[i]);

@@ -158,14 +158,24 @@ static bool most_layers(const sl_shape *s, uint64_t room, uint32_t least, sl_pla
                         uint64_t *ret_least)
 {
     uint64_t slots = set_slots(plan, least, 0);
+    uint32_t best = 0;
     *ret_least = UINT64_MAX;
     for (uint32_t n = s->n_layer + 1; n-- > 0; ) {
         uint64_t need = dense_need(s, n) + slots;
         plan->n_dense_layers = n;
         if (need <= room) return true;
-        *ret_least = SL_MIN(*ret_least, need);
+        if (need >= *ret_least) continue;
+        *ret_least = need;
+        best = n;
     }
+    plan->n_dense_layers = best;
     return false;
+}
+
+static void set_dense(const sl_shape *s, sl_plan *plan)
+{
+    plan->section_bytes = largest_section(s, plan->n_dense_layers);
+    plan->dense_bytes = dense_room(s, plan->n_dense_layers) + s->vector_bytes;
 }
 
 /* Experts in slots, and the dense weights of as many layers as fit beside the slots that one token
@@ -177,15 +187,17 @@ static uint64_t place_streamed(const sl_shape *s, uint64_t budget, uint64_t fixe
     uint32_t least = SL_MAX(most_used(s), MIN_SLOTS);
     if (!most_layers(s, room, least, plan, &need)) {
         least = MIN_SLOTS;
-        if (!most_layers(s, room, least, plan, &need)) return fixed + need;
+        if (!most_layers(s, room, least, plan, &need)) {
+            set_dense(s, plan);
+            return fixed + need;
+        }
     }
     plan->weights = SL_WEIGHTS_STREAMED;
     plan->direct = true;
     plan->mode = plan->n_dense_layers < s->n_layer
                      ? "all weights streamed from disk, all on the CPU"
                      : "experts streamed from disk, all on the CPU";
-    plan->section_bytes = largest_section(s, plan->n_dense_layers);
-    plan->dense_bytes = dense_room(s, plan->n_dense_layers) + s->vector_bytes;
+    set_dense(s, plan);
     uint64_t rest = dense_need(s, plan->n_dense_layers);
     fill_slots(plan, least, room - rest);
     plan->need_bytes = fixed + rest + plan->slots_bytes;

@@ -343,6 +343,7 @@ sl_status exec_pass(sl_engine *e)
     }
     SL_TRY(e->dev->ops->record(e->dev, &done));
     SL_TRY(e->dev->ops->sync(e->dev, done));
+    sl_stream_pass_done(e->loaded.stream);
     e->stats.passes++;
     return SL_OK;
 }

@@ -365,7 +365,7 @@ class Streamed(unittest.TestCase):
             for part in ("% hits", "read per token", "% of the time waiting", "memory for "):
                 self.assertIn(part, err)
         code, out, err = sluice(*self.RUN, "--ram", "%dM" % self.floor, "--policy", "static")
-        self.assertEqual((code, out, err.count("\n")), (1, b"", 1), err)
+        self.assertEqual((code, out, err.count("\n")), (2, b"", 1), err)
 
     def test_perplexity(self):
         text = read(TEXT, 2000)

@@ -89,9 +89,9 @@ static uint64_t program_bytes(void)
     uint64_t bytes = 0;
     while (in && fgets(line, sizeof line, in)) {
         struct stat info;
-        char *path = strchr(line, '/');
+        char *path = strchr(line, '/'), *mode = strchr(line, ' ');
         line[strcspn(line, "\n")] = 0;
-        if (!path || !strcmp(path, last) || stat(path, &info)) continue;
+        if (!path || !mode || mode[3] != 'x' || !strcmp(path, last) || stat(path, &info)) continue;
         snprintf(last, sizeof last, "%s", path);    /* a file's mappings stand together */
         bytes += (uint64_t)info.st_size;
     }

@@ -181,7 +181,7 @@ static const char *kv_name(sl_type type)
  * margin for everybody else. */
 static void set_budget(const cli_engine_args *a, cli_session *s, sl_plan_params *p)
 {
-    const uint64_t own = 24u << 20;     /* stacks, the C library's heap */
+    const uint64_t own = 28u << 20;     /* stacks, the C library's heap */
     /* Page tables take 1/512, whatever the size of pages (with huge ones the kernel keeps a table
      * in reserve for each); a ring that knows its buffers page by page as much again. */
     const uint64_t tables = a->ram_bytes / 256;
@@ -248,11 +248,13 @@ static int make_plan(const cli_engine_args *a, const cli_group *g, uint32_t cpu_
         return cli_fail("-ctk and -ctv differ: the K and V caches have one type");
     p.kv_type = kv_types[cli_given(g, "-ctk") ? a->kv_k : a->kv_v];
     sl_policy policy = SL_POLICY_DEFAULT;
-    if (a->policy && !sl_policy_parse(a->policy, &policy)) {
+    /* static takes a table of what is popular, which nobody has here */
+    if (a->policy && (!sl_policy_parse(a->policy, &policy) || policy == SL_POLICY_STATIC)) {
         char names[160] = "";
         for (int i = 0; i < SL_N_POLICIES; i++)
-            snprintf(names + strlen(names), sizeof names - strlen(names), "%s%s", i ? ", " : "",
-                     sl_policy_name((sl_policy)i));
+            if (i != SL_POLICY_STATIC)
+                snprintf(names + strlen(names), sizeof names - strlen(names), "%s%s",
+                         *names ? ", " : "", sl_policy_name((sl_policy)i));
         cli_fail("--policy %s: expected one of %s", a->policy, names);
         return CLI_USAGE;
     }
