@@ -6,7 +6,7 @@
 #ifndef SL_MACHINE_H
 #define SL_MACHINE_H
 
-#include "runtime/base/sl_base.h"
+#include "runtime/base/sl_type.h"
 
 typedef enum sl_machine_source {
     SL_MACHINE_DATASHEET,       /* nobody measured */
@@ -28,7 +28,9 @@ enum {
     SL_MACHINE_POINTS = 24, SL_MACHINE_MAX_THREADS = 4096,
     SL_MACHINE_CURVES = 12,                 /* sizes of disk reads */
     SL_MACHINE_MAX_DEPTH = 4096,            /* of them in flight */
-    SL_MACHINE_MAX_READ = 64 << 20          /* bytes of one */
+    SL_MACHINE_MAX_READ = 64 << 20,         /* bytes of one */
+    SL_MACHINE_GEMMS = 64, SL_MACHINE_GEMM_POINTS = 12, SL_MACHINE_COSTS = 8,
+    SL_MACHINE_GPUS = 8, SL_MACHINE_GPU_GEMMS = 16
 };
 
 /* What makes a kept file fit the machine that it is read on. */
@@ -58,6 +60,44 @@ typedef struct sl_machine_disk {
     sl_machine_curve curve[SL_MACHINE_CURVES];
 } sl_machine_disk;
 
+/* Products with weights of one type that come from RAM, by the engine's own kernels. */
+typedef struct sl_machine_gemm_point {
+    uint32_t rows;              /* of activations that each weight is multiplied by */
+    double ops_s;               /* multiply-adds/s of all threads together */
+} sl_machine_gemm_point;
+typedef struct sl_machine_gemm {
+    sl_type type;
+    uint32_t threads;
+    uint32_t n;                 /* points, rows ascending, the first has 1 */
+    sl_machine_gemm_point at[SL_MACHINE_GEMM_POINTS];
+} sl_machine_gemm;
+
+/* What the engine's stages take beside their products. */
+typedef struct sl_machine_cost {
+    uint32_t threads;
+    double stage_s;             /* a stage with next to nothing to do: submit, its barriers */
+    double elem_s;              /* norms, rope, quantising, adding: per row and element of d_model
+                                 * in one stage */
+    double decode_flops_s;      /* attention of one row to F16 keys and values in RAM, GQA 8 ... */
+    double prefill_flops_s;     /* ... and of a prompt's rows over each other */
+    /* While these threads multiply one row with weights from RAM and the disk is kept busy:
+     * the share of its own speed that each keeps, 0 to 1. 0: not measured. */
+    double corun_cpu, corun_disk;
+} sl_machine_cost;
+
+/* An accelerator and its link. Rates are what is sustained, 0 where nobody knows. */
+typedef struct sl_machine_gpu {
+    char name[96];
+    uint64_t vram_bytes;
+    double vram_bytes_s;        /* reads of its own memory */
+    double flops_s;             /* 16-bit matrix products with 32-bit sums, dense; flops */
+    double h2d_bytes_s, d2h_bytes_s;                    /* from and to pinned memory */
+    double h2d_pageable_bytes_s, d2h_pageable_bytes_s;
+    double copy_s, launch_s;    /* latency of a copy, of a kernel's start */
+    uint32_t n_gemms;           /* as above, threads 0 */
+    sl_machine_gemm gemm[SL_MACHINE_GPU_GEMMS];
+} sl_machine_gpu;
+
 typedef struct sl_machine {
     sl_machine_source source;
     sl_machine_id id;
@@ -67,6 +107,11 @@ typedef struct sl_machine {
     double peak_core[SL_N_PEAKS];   /* operations/s of one core alone; 0: not on this machine */
     double peak_all[SL_N_PEAKS];    /* of all cores together */
     sl_machine_disk disk;
+    double read_cpu_s;          /* CPU time of one disk request; 0: unknown */
+    uint32_t n_gemms, n_costs, n_gpus;
+    sl_machine_gemm gemm[SL_MACHINE_GEMMS];     /* by type, then threads ascending */
+    sl_machine_cost cost[SL_MACHINE_COSTS];     /* threads ascending */
+    sl_machine_gpu gpu[SL_MACHINE_GPUS];
 } sl_machine;
 
 /* Errors: SL_E_FORMAT naming the field, what was expected and what was found. */
@@ -92,6 +137,21 @@ SL_API double sl_machine_disk_s(const sl_machine *m, double bytes, double depth)
  * the larger reads. Returns false, and 1 MiB and 16, where the disk was not measured. */
 SL_API bool sl_machine_disk_best(const sl_machine *m, uint32_t *ret_bytes, uint32_t *ret_depth,
                                  double *ret_bytes_s);
+
+/* Seconds in which n threads multiply n_weights weights of a type by `rows` rows each, from RAM.
+ * Between measured points the seconds are linear in rows (a tile that is begun is paid for), beyond
+ * the last the rate stays; between thread counts the rate is linear in threads, beyond them it
+ * grows with DRAM or the peak, whichever binds. Where the type was not measured: the roofline of
+ * DRAM and the int8 (float types: f32) peak, over the shares of them that kernels of this type
+ * reach on a measured machine. Always > 0 for n_weights > 0. */
+SL_API double sl_machine_gemm_seconds(const sl_machine *m, sl_type type, uint32_t threads,
+                                      double n_weights, double rows);
+/* Costs of so many threads, interpolated; derived from the rest where none was measured. */
+SL_API sl_machine_cost sl_machine_cost_at(const sl_machine *m, uint32_t threads);
+/* The same products on an accelerator: the larger of weights over its memory and operations over
+ * its measured or, at a typical share, its stated rate. */
+SL_API double sl_machine_gpu_gemm_seconds(const sl_machine_gpu *g, sl_type type, double n_weights,
+                                          double rows);
 
 /* "int8_avx512vnni": also the field in the file */
 SL_API const char *sl_peak_name(sl_peak peak);

@@ -7,7 +7,7 @@
 #ifndef SL_PRESET_H
 #define SL_PRESET_H
 
-#include "runtime/base/sl_type.h"
+#include "perfmodel/sl_shape.h"
 
 typedef struct sl_preset {
     const char *name;           /* "qwen3-30b-a3b" */
@@ -50,5 +50,13 @@ SL_API const sl_preset *sl_preset_find(const char *name);
 SL_API uint64_t sl_preset_params(const sl_preset *p);
 /* Of these, what one token multiplies by: the embedding table counts only where it is the head. */
 SL_API uint64_t sl_preset_active_params(const sl_preset *p);
+
+/* The shape of a file of this model whose matrices are as `quant` says: a type ("Q4_K", norms and
+ * router F32), or the mix "Q4_K_M"; the same bytes as `sluice synth --quant` writes, so that a
+ * forecast needs no file. Where the architecture is not one the engine runs, from the published
+ * matrices all the same. Errors: SL_E_ARG (an unknown quant). The caller owns layers [n_layer],
+ * which *ret points to. */
+SL_API SL_NODISCARD sl_status sl_preset_shape(sl_ctx *ctx, const sl_preset *p, const char *quant,
+                                              sl_layer_shape *layers, sl_shape *ret);
 
 #endif

@@ -5,6 +5,7 @@
 #define SL_SHAPE_H
 
 #include "runtime/base/sl_base.h"
+#include "runtime/base/sl_type.h"
 
 /* Room that n bytes of a file take in memory: the disk is read in whole blocks of 4 KiB, and the
  * bytes may start anywhere in one. */
@@ -13,7 +14,15 @@ static inline uint64_t sl_shape_room(uint64_t n)
     return (n + 4095) / 4096 * 4096 + 4096;
 }
 
+/* Weights of one type among the matrices of a class; elems 0: no more. Types beyond the last are
+ * counted with it. */
+enum { SL_SHAPE_TYPES = 4 };
+typedef struct sl_part { sl_type type; uint64_t elems; } sl_part;
+
 typedef struct sl_layer_shape {
+    /* what a row is multiplied by, in bytes below */
+    sl_part qkv[SL_SHAPE_TYPES], post[SL_SHAPE_TYPES], router, ffn[SL_SHAPE_TYPES];
+    sl_part expert[SL_SHAPE_TYPES];     /* of one expert */
     uint64_t qkv_bytes, post_bytes;     /* projections in front of and behind the attention */
     uint64_t qkv_flops_row, post_flops_row;
     uint64_t router_bytes;      /* 0: a dense layer */
@@ -39,6 +48,7 @@ typedef struct sl_shape {
     uint32_t n_ctx_train;       /* context the model was made for */
     uint64_t embed_bytes;       /* the table; a row of it is read per token */
     uint64_t head_bytes;        /* 0 when tied: then the head reads the table */
+    sl_part head;               /* what the head multiplies by, the table's when tied */
     bool head_int;              /* the matrix that the head reads is quantised */
     uint64_t dense_bytes;       /* everything that every token needs, embedding and head included */
     uint64_t experts_bytes;     /* all experts of all layers */

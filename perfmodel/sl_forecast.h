@@ -1,0 +1,90 @@
+/* perfmodel/sl_forecast.h - what a run will take: the one result of stage 1 (closed-form upper
+ * bounds) and of stage 2 (the simulation), so that both are printed, ranked and checked alike.
+ * Pure functions of numbers. Units: seconds, bytes, tokens.
+ * Tested by tests/t_stage1.c and tests/t_sim.c. */
+#ifndef SL_FORECAST_H
+#define SL_FORECAST_H
+
+#include "perfmodel/sl_machine.h"
+#include "perfmodel/sl_miss.h"
+#include "perfmodel/sl_pipe.h"
+
+/* How much stands behind a forecast. */
+typedef enum sl_grade {
+    SL_GRADE_DATASHEET,         /* a described machine */
+    SL_GRADE_QUICK,             /* a probe of 2 s */
+    SL_GRADE_COLD,              /* a full probe, the default miss curve */
+    SL_GRADE_CALIBRATED         /* a full probe, this model's routing trace */
+} sl_grade;
+SL_API const char *sl_grade_name(sl_grade g);           /* "cold" */
+
+typedef enum sl_resource {
+    SL_RES_DISK,                /* disk->ram */
+    SL_RES_DRAM,                /* reads of RAM by CPU, disk DMA and copies together */
+    SL_RES_CPU,                 /* arithmetic of the cores */
+    SL_RES_SYNC,                /* stages' fixed costs: barriers, launches */
+    SL_RES_H2D, SL_RES_D2H,     /* ram->vram, vram->ram */
+    SL_RES_GPU,                 /* arithmetic of the device */
+    SL_RES_VRAM,                /* reads of its memory */
+    SL_N_RESOURCES
+} sl_resource;
+SL_API const char *sl_resource_name(sl_resource r);     /* "disk reads" */
+
+/* One sequence: a prompt, then tokens drawn one after another. */
+typedef struct sl_load { uint32_t n_prompt, n_gen; } sl_load;   /* n_prompt >= 1 */
+
+typedef struct sl_phase {
+    double seconds;             /* of the whole phase; 0: it has no token */
+    double tok_per_s;
+    double busy_s[SL_N_RESOURCES];      /* of the phase's seconds, each resource for itself */
+    double wait_s;              /* in which nothing is computed, since bytes are awaited */
+    double disk_bytes;
+    sl_resource binding, next;  /* the busiest and the one behind it */
+} sl_phase;
+
+typedef struct sl_forecast {
+    sl_grade grade;
+    sl_phase prompt, decode;
+    double ttft_s;              /* prompt's seconds and the first token's drawing */
+    double hit_rate;            /* of decoding; 1 where nothing is streamed */
+    double disk_bytes_per_token, stall_share;           /* of decoding */
+    uint64_t peak_bytes;        /* plan->need_bytes */
+} sl_forecast;
+
+typedef struct sl_forecast_in {
+    const sl_machine *machine;
+    const sl_shape *shape;
+    const sl_plan *plan;
+    const sl_miss_model *miss;
+    sl_load load;
+    /* from where the decoded tokens' own misses are known (a trace was replayed with this very
+     * plan's slots): used instead of miss's curve. May be NULL. */
+    const sl_misses *misses;
+} sl_forecast_in;
+
+/* Stage 1: each resource at its own best, all overlapping but for what must come in turn (the
+ * causal bound of DESIGN.md 6). An upper bound of speed for this plan, monotone in every rate.
+ * Never fails for a checked machine and a plan of this shape. */
+SL_API sl_forecast sl_stage1(const sl_forecast_in *in);
+
+/* What the simulation did when: for a picture. */
+typedef struct sl_span {
+    sl_resource on;             /* SL_RES_DISK, SL_RES_CPU */
+    sl_step_kind kind;
+    uint32_t layer;             /* SL_STEP_NONE: none */
+    double from_s, to_s;        /* of the pass */
+    bool waiting;               /* the CPU waits for bytes */
+} sl_span;
+typedef struct sl_timeline {
+    uint32_t cap, n;            /* the caller's spans [cap]; n counts on beyond cap */
+    sl_span *spans;
+} sl_timeline;
+
+/* Stage 2: walks the steps of each pass as the engine does, with the machine's measured curves. Not
+ * faster than sl_stage1 says. decode_pass, prompt_pass (may be NULL): one typical pass of each.
+ * Errors: SL_E_NOMEM. */
+SL_API SL_NODISCARD sl_status sl_sim_run(sl_ctx *ctx, const sl_forecast_in *in,
+                                         sl_timeline *decode_pass, sl_timeline *prompt_pass,
+                                         sl_forecast *ret);
+
+#endif
