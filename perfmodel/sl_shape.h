@@ -15,12 +15,21 @@ static inline uint64_t sl_shape_room(uint64_t n)
 }
 
 /* Weights of one type among the matrices of a class; elems 0: no more. Types beyond the last are
- * counted with it. */
+ * counted with it. Norms and biases are in a class's bytes, but no part. */
 enum { SL_SHAPE_TYPES = 4 };
 typedef struct sl_part { sl_type type; uint64_t elems; } sl_part;
 
+static inline void sl_part_add(sl_part *parts, uint32_t n, sl_type type, uint64_t elems)
+{
+    uint32_t i = 0;
+    if (!n) return;
+    while (i + 1 < n && parts[i].elems && parts[i].type != type) i++;
+    if (!parts[i].elems) parts[i].type = type;
+    parts[i].elems += elems;
+}
+
 typedef struct sl_layer_shape {
-    /* what a row is multiplied by, in bytes below */
+    /* what a row is multiplied by */
     sl_part qkv[SL_SHAPE_TYPES], post[SL_SHAPE_TYPES], router, ffn[SL_SHAPE_TYPES];
     sl_part expert[SL_SHAPE_TYPES];     /* of one expert */
     uint64_t qkv_bytes, post_bytes;     /* projections in front of and behind the attention */

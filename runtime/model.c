@@ -16,6 +16,8 @@ typedef struct opener {
     sl_model *m;
     /* where the matrices found next are counted; NULL: nowhere */
     uint64_t *bytes, *flops, *int_flops;
+    sl_part *parts;             /* [n_parts] */
+    uint32_t n_parts;
     uint64_t bound_bytes;       /* of all tensors used so far */
     uint8_t *used;              /* [n_tensors] */
     sl_layer *l;                /* the layer being read */
@@ -81,19 +83,27 @@ static sl_status check_shape(opener *o, const sl_tensor *t, const char *name, ui
     return SL_OK;
 }
 
-static void count_into(opener *o, uint64_t *bytes, uint64_t *flops, uint64_t *int_flops)
+static void count_into(opener *o, uint64_t *bytes, uint64_t *flops, uint64_t *int_flops,
+                       sl_part *parts, uint32_t n_parts)
 {
     o->bytes = bytes;
     o->flops = flops;
     o->int_flops = int_flops;
+    o->parts = parts;
+    o->n_parts = n_parts;
 }
+/* A class of a layer: its fields all begin with one name. */
+#define COUNT_INTO(o, c) \
+    count_into(o, &(o)->ls->c##_bytes, &(o)->ls->c##_flops_row, &(o)->ls->c##_int_flops_row, \
+               (o)->ls->c, SL_SHAPE_TYPES)
 
 static void count_mat(opener *o, const sl_mat *w)
 {
     if (o->bytes) *o->bytes += w->row_bytes * w->rows * w->count;
-    uint64_t flops = 2 * (uint64_t)w->cols * w->rows * w->count;
-    if (o->flops) *o->flops += flops;
-    if (o->int_flops && sl_type_get(w->type)->block_elems > 1) *o->int_flops += flops;
+    uint64_t elems = (uint64_t)w->cols * w->rows * w->count;
+    if (o->flops) *o->flops += 2 * elems;
+    if (o->int_flops && sl_type_get(w->type)->block_elems > 1) *o->int_flops += 2 * elems;
+    sl_part_add(o->parts, o->n_parts, w->type, elems);
 }
 
 /* The part of tensor t that starts at row `skip_rows`, as `rows` rows. */
@@ -284,11 +294,11 @@ static sl_status read_attn(opener *o)
     sl_attn *a = &o->l->attn;
     a->kind = ar->attn;
     a->scale = h->attn_scale;
-    count_into(o, &o->ls->qkv_bytes, &o->ls->qkv_flops_row, &o->ls->qkv_int_flops_row);
+    COUNT_INTO(o, qkv);
     SL_TRY(norm(o, BLK("attn_norm"), NEED_YES, h->d_model, ar->norm, &a->norm));
     SL_TRY(ar->attn == SL_ATTN_MLA ? read_mla(o, a) : read_gqa(o, a));
     uint32_t o_in = a->n_head * (ar->attn == SL_ATTN_MLA ? a->v_head : a->v_dim);
-    count_into(o, &o->ls->post_bytes, &o->ls->post_flops_row, &o->ls->post_int_flops_row);
+    COUNT_INTO(o, post);
     SL_TRY(mat(o, BLK("attn_output"), NEED_YES, ar->o_bias, o_in, h->d_model, 1, &a->o));
     o->ls->k_elems = a->n_head_kv * a->k_dim;
     /* their lowest common bit */
@@ -403,17 +413,17 @@ static sl_status read_moe(opener *o)
     if (h->score == SL_SCORE_SPARSEMIXER && (h->n_used != 2 || h->n_expert < 2))
         return sl_fail(o->ctx, SL_E_UNSUPPORTED, "%s routes to 2 experts, the file says %u of %u",
                        ar->name, h->n_used, h->n_expert);
-    count_into(o, &o->ls->router_bytes, NULL, NULL);
+    count_into(o, &o->ls->router_bytes, NULL, NULL, &o->ls->router, 1);
     SL_TRY(mat(o, BLK("ffn_gate_inp"), NEED_YES, ar->router_bias, h->d_model, h->n_expert, 1,
                &l->router));
     SL_TRY(floats(o, BLK("exp_probs_b.bias"), ar->sel_bias, h->n_expert, &l->routing.sel_bias));
-    count_into(o, &o->ls->expert_bytes, &o->ls->expert_flops_row, &o->ls->expert_int_flops_row);
+    COUNT_INTO(o, expert);
     SL_TRY(read_gate_up(o, &l->expert));
     SL_TRY(read_experts(o, "ffn_down", l->expert.gate.rows, h->d_model,
                         offsetof(sl_expert_slices, down), &l->expert.down));
     o->ls->n_expert = h->n_expert;
     o->ls->n_used = h->n_used;
-    count_into(o, &o->ls->ffn_bytes, &o->ls->ffn_flops_row, &o->ls->ffn_int_flops_row);
+    COUNT_INTO(o, ffn);
     SL_TRY(read_ffn(o, "_shexp", ar->shared, NEED_NO, &l->shared));
     if (!l->shared.gate.rows || ar->shared_gate == NEED_NO) return SL_OK;
     /* One number a token: the file has it as a vector. */
@@ -435,7 +445,7 @@ static sl_status read_layer(opener *o, uint32_t i)
     o->l->act = ar->act;
     SL_TRY(read_attn(o));
     SL_TRY(norm(o, BLK(ar->ffn_norm), NEED_YES, h->d_model, ar->norm, &o->l->ffn_norm));
-    count_into(o, &o->ls->ffn_bytes, &o->ls->ffn_flops_row, &o->ls->ffn_int_flops_row);
+    COUNT_INTO(o, ffn);
     if (h->n_expert && sl_gguf_find(o->m->gguf, BLK("ffn_gate_inp.weight"))) return read_moe(o);
     return read_ffn(o, "", NEED_YES, ar->ffn_bias, &o->l->ffn);
 }
@@ -447,9 +457,9 @@ static sl_status read_ends(opener *o)
     sl_weights *w = &m->ends.weights;
     const hparams *h = &m->hp;
     uint32_t half = h->rope.n_rot / 2;
-    count_into(o, &m->shape.embed_bytes, NULL, NULL);
+    count_into(o, &m->shape.embed_bytes, NULL, NULL, NULL, 0);
     SL_TRY(mat(o, "token_embd", NEED_YES, NEED_NO, h->d_model, 0, 1, &w->embed));
-    count_into(o, &m->shape.head_bytes, NULL, NULL);
+    count_into(o, &m->shape.head_bytes, NULL, NULL, &m->shape.head, 1);
     if (!w->embed.rows) return sl_fail(o->ctx, SL_E_FORMAT, "tensor token_embd.weight has no rows");
     SL_TRY(
         mat(o, "output", NEED_MAYBE, m->arch->head_bias, h->d_model, w->embed.rows, 1, &w->head));
@@ -459,7 +469,7 @@ static sl_status read_ends(opener *o)
         m->shape.head_bytes = 0;
         SL_TRY(floats(o, "output.bias", m->arch->head_bias, rows, &w->head.bias));
     }
-    count_into(o, NULL, NULL, NULL);
+    count_into(o, NULL, NULL, NULL, NULL, 0);
     m->shape.head_int = sl_type_get(w->head.type)->block_elems > 1;
     SL_TRY(norm(o, "output_norm", NEED_YES, h->d_model, m->arch->norm, &w->out_norm));
     SL_TRY(floats(o, "rope_freqs.weight", NEED_MAYBE, half, &m->ends.rope_freqs));
