@@ -12,7 +12,7 @@
 sl_plan_params sl_plan_defaults(void)
 {
     return (sl_plan_params){ .n_seq = 1, .max_rows = 512, .kv_type = SL_F16,
-                             .cpu_mask = ~0u };
+                             .max_dense_layers = UINT32_MAX, .cpu_mask = ~0u };
 }
 
 /* Bytes of every layer's keys and values for n_pos positions; false on overflow. */
@@ -80,6 +80,29 @@ static uint32_t most_used(const sl_shape *s)
     uint32_t most = 0;
     for (uint32_t l = 0; l < s->n_layer; l++) most = SL_MAX(most, s->layers[l].n_used);
     return most;
+}
+
+/* FNV-1a, 64 bits (Fowler, Noll, Vo). */
+static uint64_t mixed(uint64_t h, uint64_t v)
+{
+    for (int i = 0; i < 8; i++) h = (h ^ (v >> 8 * i & 255)) * 0x100000001b3u;
+    return h;
+}
+
+uint64_t sl_plan_shape_id(const sl_shape *s)
+{
+    uint64_t h = 0xcbf29ce484222325u;
+    const uint64_t whole[] = { s->n_layer, s->d_model, s->n_vocab, s->embed_bytes, s->head_bytes,
+                               s->dense_bytes, s->experts_bytes, s->total_bytes };
+    for (size_t i = 0; i < SL_LEN(whole); i++) h = mixed(h, whole[i]);
+    for (uint32_t l = 0; l < s->n_layer; l++) {
+        const sl_layer_shape *ls = &s->layers[l];
+        const uint64_t part[] = { ls->qkv_bytes, ls->post_bytes, ls->router_bytes, ls->expert_bytes,
+                                  ls->ffn_bytes, ls->n_expert, ls->n_used, ls->k_elems,
+                                  ls->v_elems, ls->window };
+        for (size_t i = 0; i < SL_LEN(part); i++) h = mixed(h, part[i]);
+    }
+    return h;
 }
 
 uint64_t sl_plan_slots_bytes(uint64_t slot_bytes, uint64_t n)
@@ -152,15 +175,15 @@ static uint64_t dense_need(const sl_shape *s, uint32_t n)
     return dense_room(s, n) + 2 * largest_section(s, n);
 }
 
-/* Most layers that can keep their dense weights with `least` slots of each class in `room` bytes;
- * false: none, and *ret_least is what it would take. */
-static bool most_layers(const sl_shape *s, uint64_t room, uint32_t least, sl_plan *plan,
-                        uint64_t *ret_least)
+/* Most layers, up to `most`, that can keep their dense weights with `least` slots of each class in
+ * `room` bytes; false: none, and *ret_least is what it would take. */
+static bool most_layers(const sl_shape *s, uint64_t room, uint32_t least, uint32_t most,
+                        sl_plan *plan, uint64_t *ret_least)
 {
     uint64_t slots = set_slots(plan, least, 0);
     uint32_t best = 0;
     *ret_least = UINT64_MAX;
-    for (uint32_t n = s->n_layer + 1; n-- > 0; ) {
+    for (uint32_t n = SL_MIN(most, s->n_layer) + 1; n-- > 0; ) {
         uint64_t need = dense_need(s, n) + slots;
         plan->n_dense_layers = n;
         if (need <= room) return true;
@@ -181,13 +204,14 @@ static void set_dense(const sl_shape *s, sl_plan *plan)
 /* Experts in slots, and the dense weights of as many layers as fit beside the slots that one token
  * uses at a time; with fewer slots only where that does not fit at all. Returns what is needed at
  * least; that is above the budget when nothing fits. */
-static uint64_t place_streamed(const sl_shape *s, uint64_t budget, uint64_t fixed, sl_plan *plan)
+static uint64_t place_streamed(const sl_shape *s, const sl_plan_params *p, uint64_t budget,
+                               uint64_t fixed, sl_plan *plan)
 {
     uint64_t room = budget - SL_MIN(fixed, budget), need;
     uint32_t least = SL_MAX(most_used(s), MIN_SLOTS);
-    if (!most_layers(s, room, least, plan, &need)) {
+    if (!most_layers(s, room, least, p->max_dense_layers, plan, &need)) {
         least = MIN_SLOTS;
-        if (!most_layers(s, room, least, plan, &need)) {
+        if (!most_layers(s, room, least, p->max_dense_layers, plan, &need)) {
             set_dense(s, plan);
             return fixed + need;
         }
@@ -238,7 +262,7 @@ static uint64_t place_weights(const sl_shape *s, const sl_plan_params *p, sl_pla
     uint64_t runs = plan->stored_rows * (most_used(s) + 1ull);
     uint64_t stored = (runs * s->d_model + 2 * runs) * sizeof(float);
     plan->scratch_bytes += stored;
-    return place_streamed(s, budget, fixed + stored, plan);
+    return place_streamed(s, p, budget, fixed + stored, plan);
 }
 
 static sl_status size_caches(sl_ctx *ctx, const sl_shape *s, const sl_plan_params *p,

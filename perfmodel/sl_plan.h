@@ -22,6 +22,9 @@ typedef struct sl_plan_params {
     uint32_t policy;        /* which experts keep their slots: sl_policy (offload/sl_ecache.h) */
     bool no_ahead;          /* experts are read only when a router asked for them */
     uint32_t read_depth, read_bytes;    /* of the disk's requests; 0: the store's defaults */
+    /* of streamed models: at most so many leading layers keep their dense weights in RAM; default
+     * UINT32_MAX: as many as fit */
+    uint32_t max_dense_layers;
     /* instructions kernels may use: sl_cpu_from_isa's; default ~0u: all there are */
     uint32_t cpu_mask;
     /* multiply quantised weights by float32 activations: slower, for comparing */
@@ -90,6 +93,10 @@ SL_API sl_plan_params sl_plan_defaults(void);
  * said. */
 SL_API SL_NODISCARD sl_status sl_plan_make(sl_ctx *ctx, const sl_shape *shape,
                                            const sl_plan_params *p, sl_plan *ret);
+
+/* Names a shape: equal for equal bytes, operations and layers. A saved plan is refused for a model
+ * with another one. */
+SL_API uint64_t sl_plan_shape_id(const sl_shape *shape);
 
 /* The class of a layer's slots. The layer has experts. */
 SL_API uint32_t sl_plan_class(const sl_plan *plan, const sl_layer_shape *layer);

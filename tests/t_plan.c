@@ -183,6 +183,13 @@ static void weights_are_streamed(void **state)
     assert_int_equal(plan.section_bytes, 4 * 8192);
     assert_int_equal(plan.cls[0].n_slots, 2);
     assert_int_equal(plan.need_bytes, q.ram_bytes);
+    /* fewer layers may be asked for: what they leave goes to slots */
+    q.ram_bytes += 2 * SLOT;
+    for (q.max_dense_layers = 0; q.max_dense_layers < 2; q.max_dense_layers++) {
+        assert_int_equal(sl_plan_make(*state, &more, &q, &plan), SL_OK);
+        assert_int_equal(plan.n_dense_layers, q.max_dense_layers);
+        assert_true(plan.need_bytes <= q.ram_bytes);
+    }
     sl_plan_params small = p;
     small.ram_bytes = 5000;
     plan.n_ctx = 7;
@@ -195,6 +202,20 @@ static void weights_are_streamed(void **state)
     assert_true(plan.max_rows < 100 && plan.max_rows >= 32);
     p.ram_bytes = floor - 68 * 40 - 1;
     assert_int_equal(sl_plan_make(*state, &shape, &p, &plan), SL_E_NOMEM);
+}
+
+static void shapes_have_names(void **state)
+{
+    (void)state;
+    sl_layer_shape l[2] = { layers[0], layers[1] };
+    sl_shape same = shape;
+    same.layers = l;
+    assert_true(sl_plan_shape_id(&same) == sl_plan_shape_id(&shape));
+    l[1].n_expert++;
+    assert_false(sl_plan_shape_id(&same) == sl_plan_shape_id(&shape));
+    l[1].n_expert--;
+    same.total_bytes++;
+    assert_false(sl_plan_shape_id(&same) == sl_plan_shape_id(&shape));
 }
 
 /* Experts of two sizes: each gets slots for the same share of its experts. */
@@ -270,7 +291,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(plan_counts_by_hand), cmocka_unit_test(plan_counts_stored_types),
         cmocka_unit_test(plan_refuses), cmocka_unit_test(weights_stay_where_they_fit),
-        cmocka_unit_test(weights_are_streamed), cmocka_unit_test(slots_come_in_classes),
+        cmocka_unit_test(weights_are_streamed), cmocka_unit_test(shapes_have_names),
+        cmocka_unit_test(slots_come_in_classes),
         cmocka_unit_test(pipe_is_in_order), cmocka_unit_test(pipe_costs),
     };
     return cmocka_run_group_tests(tests, make_ctx, drop_ctx);
