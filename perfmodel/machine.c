@@ -12,6 +12,11 @@ static const double peak_min = 1e8, peak_max = 1e16;
 static const double barrier_min = 1e-9, barrier_max = 1;
 static const double disk_min = 1e4, disk_max = 1e12;
 static const double latency_min = 1e-7, latency_max = 10;
+static const double gemm_min = 1e6, gemm_max = 1e17;        /* 1e6: one row on a slow core */
+static const double attend_min = 1e7, attend_max = 1e16;
+static const double stage_min = 1e-9, stage_max = 1, elem_min = 1e-14, elem_max = 1e-5;
+static const double gpu_ops_min = 1e10, gpu_ops_max = 1e18, gpu_mem_min = 1e9, gpu_mem_max = 1e15;
+static const double link_min = 1e7, link_max = 1e13;
 
 const char *sl_peak_name(sl_peak peak)
 {
@@ -82,6 +87,115 @@ static sl_status check_disk(sl_ctx *ctx, const sl_machine_disk *d)
     return SL_OK;
 }
 
+/* 0 where nobody knows */
+static sl_status check_known(sl_ctx *ctx, const char *field, double v, double min, double max)
+{
+    return v == 0 ? SL_OK : check_number(ctx, field, v, min, max);
+}
+
+/* One of a list of products; list is "gemms" or "gpus[0].gemms". */
+static sl_status check_gemm(sl_ctx *ctx, const char *list, const sl_machine_gemm *g, uint32_t i,
+                            double max)
+{
+    char name[96];
+    if (!sl_type_get(g->type)->name)
+        return sl_fail(ctx, SL_E_FORMAT, "machine: %s[%u].type is %u, expected a tensor type", list,
+                       i, (unsigned)g->type);
+    if (!g->n || g->n > SL_MACHINE_GEMM_POINTS)
+        return sl_fail(ctx, SL_E_FORMAT, "machine: %s[%u] has %u points, expected 1 to %d", list, i,
+                       g->n, SL_MACHINE_GEMM_POINTS);
+    for (uint32_t k = 0; k < g->n; k++) {
+        snprintf(name, sizeof name, "%s[%u].points[%u].rows", list, i, k);
+        SL_TRY(check_number(ctx, name, g->at[k].rows, k ? g->at[k - 1].rows + 1.0 : 1,
+                            k ? SL_MACHINE_MAX_ROWS : 1));
+        snprintf(name, sizeof name, "%s[%u].points[%u].ops_s", list, i, k);
+        SL_TRY(check_number(ctx, name, g->at[k].ops_s, gemm_min, max));
+    }
+    return SL_OK;
+}
+
+static sl_status check_gemms(sl_ctx *ctx, const sl_machine *m)
+{
+    char name[64];
+    if (m->n_gemms > SL_MACHINE_GEMMS)
+        return sl_fail(ctx, SL_E_FORMAT, "machine: gemms has %u curves, expected %d at most",
+                       m->n_gemms, SL_MACHINE_GEMMS);
+    for (uint32_t i = 0; i < m->n_gemms; i++) {
+        const sl_machine_gemm *g = &m->gemm[i], *before = i ? g - 1 : NULL;
+        SL_TRY(check_gemm(ctx, "gemms", g, i, gemm_max));
+        bool same = before && before->type == g->type;
+        snprintf(name, sizeof name, "gemms[%u].threads", i);
+        SL_TRY(check_number(ctx, name, g->threads, same ? before->threads + 1.0 : 1,
+                            SL_MACHINE_MAX_THREADS));
+        for (uint32_t k = 0; !same && k + 1 < i; k++)
+            if (m->gemm[k].type == g->type)
+                return sl_fail(ctx, SL_E_FORMAT, "machine: gemms[%u].type is %s, expected it behind"
+                               " the other curves of this type", i, sl_type_get(g->type)->name);
+    }
+    return SL_OK;
+}
+
+static sl_status check_cost(sl_ctx *ctx, const sl_machine *m, uint32_t i)
+{
+    const sl_machine_cost *c = &m->cost[i];
+    const struct { const char *field; double v, min, max; } of[] = {
+        { "threads", c->threads, i ? c[-1].threads + 1.0 : 1, SL_MACHINE_MAX_THREADS },
+        { "stage_s", c->stage_s, stage_min, stage_max },
+        { "elem_s", c->elem_s, elem_min, elem_max },
+        { "decode_flops_s", c->decode_flops_s, attend_min, attend_max },
+        { "prefill_flops_s", c->prefill_flops_s, attend_min, attend_max },
+        { "corun_cpu", c->corun_cpu, 0, 1 },
+        { "corun_disk", c->corun_disk, 0, 1 },
+    };
+    char name[64];
+    for (size_t k = 0; k < SL_LEN(of); k++) {
+        snprintf(name, sizeof name, "costs[%u].%s", i, of[k].field);
+        SL_TRY(check_number(ctx, name, of[k].v, of[k].min, of[k].max));
+    }
+    return SL_OK;
+}
+
+static sl_status check_gpu(sl_ctx *ctx, const sl_machine_gpu *g, uint32_t i)
+{
+    const struct { const char *field; double v, min, max; bool may_miss; } of[] = {
+        { "vram_bytes", (double)g->vram_bytes, 1e8, 1e14, false },
+        { "vram_bytes_s", g->vram_bytes_s, gpu_mem_min, gpu_mem_max, false },
+        { "flops_s", g->flops_s, gpu_ops_min, gpu_ops_max, false },
+        { "h2d_bytes_s", g->h2d_bytes_s, link_min, link_max, false },
+        { "d2h_bytes_s", g->d2h_bytes_s, link_min, link_max, false },
+        { "h2d_pageable_bytes_s", g->h2d_pageable_bytes_s, link_min, link_max, true },
+        { "d2h_pageable_bytes_s", g->d2h_pageable_bytes_s, link_min, link_max, true },
+        { "copy_s", g->copy_s, latency_min, latency_max, true },
+        { "launch_s", g->launch_s, latency_min, latency_max, true },
+    };
+    char name[64];
+    if (!g->name[0])
+        return sl_fail(ctx, SL_E_FORMAT, "machine: gpus[%u].name is empty, expected a name", i);
+    for (size_t k = 0; k < SL_LEN(of); k++) {
+        snprintf(name, sizeof name, "gpus[%u].%s", i, of[k].field);
+        SL_TRY((of[k].may_miss ? check_known : check_number)(ctx, name, of[k].v, of[k].min,
+                                                             of[k].max));
+    }
+    if (g->n_gemms > SL_MACHINE_GPU_GEMMS)
+        return sl_fail(ctx, SL_E_FORMAT, "machine: gpus[%u].gemms has %u curves, expected %d at "
+                       "most", i, g->n_gemms, SL_MACHINE_GPU_GEMMS);
+    snprintf(name, sizeof name, "gpus[%u].gemms", i);
+    for (uint32_t k = 0; k < g->n_gemms; k++)
+        SL_TRY(check_gemm(ctx, name, &g->gemm[k], k, gpu_ops_max));
+    return SL_OK;
+}
+
+static sl_status check_stages(sl_ctx *ctx, const sl_machine *m)
+{
+    SL_TRY(check_known(ctx, "read_cpu_s", m->read_cpu_s, 1e-8, 1));
+    if (m->n_costs > SL_MACHINE_COSTS || m->n_gpus > SL_MACHINE_GPUS)
+        return sl_fail(ctx, SL_E_FORMAT, "machine: %u costs and %u gpus, expected %d and %d at "
+                       "most", m->n_costs, m->n_gpus, SL_MACHINE_COSTS, SL_MACHINE_GPUS);
+    for (uint32_t i = 0; i < m->n_costs; i++) SL_TRY(check_cost(ctx, m, i));
+    for (uint32_t i = 0; i < m->n_gpus; i++) SL_TRY(check_gpu(ctx, &m->gpu[i], i));
+    return SL_OK;
+}
+
 sl_status sl_machine_check(sl_ctx *ctx, const sl_machine *m)
 {
     char name[64];
@@ -92,7 +206,9 @@ sl_status sl_machine_check(sl_ctx *ctx, const sl_machine *m)
                         SL_MACHINE_MAX_THREADS));
     SL_TRY(check_number(ctx, "hardware.ram_bytes", (double)m->id.ram_bytes, 1e8, 1e15));
     SL_TRY(check_points(ctx, "dram_read", m->dram_read, m->n_dram, dram_min, dram_max));
-    SL_TRY(check_points(ctx, "barrier", m->barrier, m->n_barrier, barrier_min, barrier_max));
+    if (m->n_barrier)
+        SL_TRY(check_points(ctx, "barrier", m->barrier, m->n_barrier, barrier_min,
+                            barrier_max));
     for (int i = 0; i < SL_N_PEAKS; i++) {
         if (m->peak_core[i] == 0 && m->peak_all[i] == 0) continue;
         snprintf(name, sizeof name, "peaks.%s.core", sl_peak_name((sl_peak)i));
@@ -100,6 +216,8 @@ sl_status sl_machine_check(sl_ctx *ctx, const sl_machine *m)
         snprintf(name, sizeof name, "peaks.%s.all", sl_peak_name((sl_peak)i));
         SL_TRY(check_number(ctx, name, m->peak_all[i], peak_min, peak_max));
     }
+    SL_TRY(check_gemms(ctx, m));
+    SL_TRY(check_stages(ctx, m));
     return check_disk(ctx, &m->disk);
 }
 
@@ -138,6 +256,7 @@ double sl_machine_dram_s(const sl_machine *m, uint32_t threads)
 
 double sl_machine_barrier_s(const sl_machine *m, uint32_t threads)
 {
+    if (!m->n_barrier) return 2e-8 + 2.5e-7 * log2(SL_MAX(threads, 1));
     return at(m->barrier, m->n_barrier, threads);
 }
 

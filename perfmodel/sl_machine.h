@@ -29,6 +29,7 @@ enum {
     SL_MACHINE_CURVES = 12,                 /* sizes of disk reads */
     SL_MACHINE_MAX_DEPTH = 4096,            /* of them in flight */
     SL_MACHINE_MAX_READ = 64 << 20,         /* bytes of one */
+    SL_MACHINE_MAX_ROWS = 1 << 20,
     SL_MACHINE_GEMMS = 64, SL_MACHINE_GEMM_POINTS = 12, SL_MACHINE_COSTS = 8,
     SL_MACHINE_GPUS = 8, SL_MACHINE_GPU_GEMMS = 16
 };
@@ -68,7 +69,7 @@ typedef struct sl_machine_gemm_point {
 typedef struct sl_machine_gemm {
     sl_type type;
     uint32_t threads;
-    uint32_t n;                 /* points, rows ascending, the first has 1 */
+    uint32_t n;                 /* points, at least one, rows ascending, the first has 1 */
     sl_machine_gemm_point at[SL_MACHINE_GEMM_POINTS];
 } sl_machine_gemm;
 
@@ -85,7 +86,8 @@ typedef struct sl_machine_cost {
     double corun_cpu, corun_disk;
 } sl_machine_cost;
 
-/* An accelerator and its link. Rates are what is sustained, 0 where nobody knows. */
+/* An accelerator and its link. Rates are what is sustained; those of pageable memory and the
+ * latencies are 0 where nobody knows. */
 typedef struct sl_machine_gpu {
     char name[96];
     uint64_t vram_bytes;
@@ -101,7 +103,7 @@ typedef struct sl_machine_gpu {
 typedef struct sl_machine {
     sl_machine_source source;
     sl_machine_id id;
-    uint32_t n_dram, n_barrier; /* points, threads ascending */
+    uint32_t n_dram, n_barrier; /* points, threads ascending; 0 barriers: not measured */
     sl_machine_point dram_read[SL_MACHINE_POINTS];  /* bytes/s that so many threads read together */
     sl_machine_point barrier[SL_MACHINE_POINTS];    /* s of an empty task on every thread */
     double peak_core[SL_N_PEAKS];   /* operations/s of one core alone; 0: not on this machine */
@@ -124,6 +126,8 @@ SL_API bool sl_machine_same(const sl_machine_id *kept, const sl_machine_id *now,
 /* Bytes/s that n threads read: between measured points linear in threads, beyond them the
  * nearest. */
 SL_API double sl_machine_dram_s(const sl_machine *m, uint32_t threads);
+/* The same of barriers; not measured: 20 ns and 250 ns for each doubling of threads (measured with
+ * 2 threads on Zen 5). */
 SL_API double sl_machine_barrier_s(const sl_machine *m, uint32_t threads);
 /* Operations/s of n cores: n times one core, at most peak_all. 0: no such instructions. */
 SL_API double sl_machine_peak_s(const sl_machine *m, sl_peak peak, uint32_t threads);
@@ -138,18 +142,26 @@ SL_API double sl_machine_disk_s(const sl_machine *m, double bytes, double depth)
 SL_API bool sl_machine_disk_best(const sl_machine *m, uint32_t *ret_bytes, uint32_t *ret_depth,
                                  double *ret_bytes_s);
 
-/* Seconds in which n threads multiply n_weights weights of a type by `rows` rows each, from RAM.
- * Between measured points the seconds are linear in rows (a tile that is begun is paid for), beyond
- * the last the rate stays; between thread counts the rate is linear in threads, beyond them it
- * grows with DRAM or the peak, whichever binds. Where the type was not measured: the roofline of
- * DRAM and the int8 (float types: f32) peak, over the shares of them that kernels of this type
- * reach on a measured machine. Always > 0 for n_weights > 0. */
+/* Seconds in which n threads multiply n_weights weights of a type by `rows` rows each (1 at least),
+ * from RAM. Between measured points the seconds are linear in rows, beyond the last the rate stays;
+ * a point that is faster than one with fewer rows counts as equal. Between thread counts the rate
+ * is linear in threads. For other counts, and for types that were not measured, the measured curve
+ * (of the kind - float, blocks, tables of IQ1 to IQ3 - the type nearest in size) is
+ * stretched by what the rooflines differ at its points; where no type of the kind was
+ * measured, the roofline itself: DRAM, and the best int8 (float types: FP32) peak, each times the
+ * share of it that kernels reach on a measured machine (perfmodel/machine_rates.c).
+ * Always > 0 for n_weights > 0, proportional to n_weights, never less for more rows; and never more
+ * for faster DRAM or peaks where no type of the kind was measured. */
 SL_API double sl_machine_gemm_seconds(const sl_machine *m, sl_type type, uint32_t threads,
                                       double n_weights, double rows);
-/* Costs of so many threads, interpolated; derived from the rest where none was measured. */
+/* Costs of so many threads: between measured counts rates (and stage_s) are linear in threads,
+ * beyond them they change as the derived ones do. Derived from DRAM, peaks and barriers where none
+ * was measured. Every field is > 0, the co-run shares too: not measured, the disk takes its rate
+ * out of DRAM's before the CPU. */
 SL_API sl_machine_cost sl_machine_cost_at(const sl_machine *m, uint32_t threads);
-/* The same products on an accelerator: the larger of weights over its memory and operations over
- * its measured or, at a typical share, its stated rate. */
+/* The same products on an accelerator, without copies and launches: from a measured curve of that
+ * type as above, otherwise the larger of weights over 0.8 of its memory's rate and operations over
+ * 0.6 of its flops_s, of 16 rows at least. */
 SL_API double sl_machine_gpu_gemm_seconds(const sl_machine_gpu *g, sl_type type, double n_weights,
                                           double rows);
 

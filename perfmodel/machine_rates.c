@@ -1,0 +1,223 @@
+/* perfmodel/machine_rates.c - how fast a machine multiplies and attends: from what was measured
+ * where there is such a point, from rooflines over typical shares where there is none. */
+#include "perfmodel/sl_machine.h"
+
+#include <math.h>
+
+/* Shares of the machine's limits that this engine's kernels reach, rounded from
+ * docs/performance.md (Zen 5): matrix-vector 0.72-0.91 of DRAM's read rate; tiles of 8 / 64 / 128
+ * rows 0.34-0.43 / 0.57-0.71 / 0.59-0.78 of the int8 peak, which is what unpacking a weight for
+ * the price of 5.3 rows and then 0.66 of the peak gives; matrix-vector on a CPU whose peak is low
+ * against its DRAM (AVX2) about 0.4 of the peak. IQ2 and IQ3 are looked up in tables, at 3-5 GB/s
+ * a core: 0.1 weights a flop of the 256-bit FP32 peak. */
+static const double dram_share = 0.82, vector_share = 0.4, tile_share = 0.66, unpack_rows = 5.3;
+static const double table_share = 0.1;
+/* Float weights: prefill 0.39-0.45 of the FP32 peak, nothing to unpack. */
+static const double float_share = 0.45;
+/* A core without any of the peaks' instructions: plain C, multiply-adds/s. */
+static const double plain_ops_s = 4e9;
+/* Attention: 0.38-0.50 of FP32 in decode, where each byte of F16 keys and values serves 8 flops
+ * for 8 query heads on one; 0.63-0.68 in a prompt. */
+static const double decode_share = 0.45, prefill_share = 0.63, decode_flops_byte = 8;
+/* A GPU's matrix products: 60-65 % of the data sheet for MoE-Lens's A40 (its n_real against its
+ * peak); tensor cores take 16 rows at a time. */
+static const double gpu_share = 0.6, gpu_vram_share = 0.8, gpu_rows = 16;
+
+typedef enum kind { KIND_FLOAT, KIND_BLOCKS, KIND_TABLES } kind;
+
+static kind kind_of(sl_type t)
+{
+    switch (t) {
+    case SL_F32: case SL_F16: case SL_BF16: case SL_F64: return KIND_FLOAT;
+    case SL_IQ1_S: case SL_IQ1_M: case SL_IQ2_XXS: case SL_IQ2_XS: case SL_IQ2_S:
+    case SL_IQ3_XXS: case SL_IQ3_S: return KIND_TABLES;
+    default: return KIND_BLOCKS;
+    }
+}
+
+static double weight_bytes(sl_type t)
+{
+    const sl_type_info *i = sl_type_get(t);
+    return i->block_elems ? (double)i->block_bytes / i->block_elems : 4;
+}
+
+/* Multiply-adds/s of FP32; flops are two each. */
+static double float_ops_s(const sl_machine *m, uint32_t threads)
+{
+    double best = fmax(sl_machine_peak_s(m, SL_PEAK_F32_AVX2, threads),
+                       sl_machine_peak_s(m, SL_PEAK_F32_AVX512, threads)) / 2;
+    return best > 0 ? best : plain_ops_s * threads;
+}
+
+static double int_ops_s(const sl_machine *m, uint32_t threads)
+{
+    double best = 0;
+    for (int i = SL_PEAK_I8_AVX2; i <= SL_PEAK_I8_VNNI512; i++)
+        best = fmax(best, sl_machine_peak_s(m, (sl_peak)i, threads));
+    return best > 0 ? best : float_ops_s(m, threads);
+}
+
+static double table_weights_s(const sl_machine *m, uint32_t threads)
+{
+    double flops_s = sl_machine_peak_s(m, SL_PEAK_F32_AVX2, threads);
+    return table_share * (flops_s > 0 ? flops_s : 2 * float_ops_s(m, threads));
+}
+
+/* Seconds of one weight on so many rows where nothing was measured. Never falls with rows, nor
+ * rises with a rate. */
+static double roofline_s(const sl_machine *m, sl_type type, uint32_t threads, double rows)
+{
+    double from_ram = weight_bytes(type) / (dram_share * sl_machine_dram_s(m, threads));
+    if (kind_of(type) == KIND_FLOAT)
+        return fmax(from_ram, rows / (float_share * float_ops_s(m, threads)));
+    double ops_s = int_ops_s(m, threads);
+    double multiply = fmin(rows / (vector_share * ops_s),
+                           (rows + unpack_rows) / (tile_share * ops_s));
+    if (kind_of(type) == KIND_TABLES) multiply += 1 / table_weights_s(m, threads);
+    return fmax(from_ram, multiply);
+}
+
+/* ---- products that were measured ---- */
+
+/* What a weight costs at the i-th point of g, for another type and another number of threads: as
+ * much more or less as their rooflines differ. */
+static double point_s(const sl_machine *m, const sl_machine_gemm *g, uint32_t i, sl_type type,
+                      uint32_t threads)
+{
+    double rows = g->at[i].rows, s = rows / g->at[i].ops_s;
+    if (type == g->type && threads == g->threads) return s;
+    return s * roofline_s(m, type, threads, rows) / roofline_s(m, g->type, g->threads, rows);
+}
+
+/* s[] of one weight at g's rows: noise never makes more rows cheaper. */
+static double along(const sl_machine_gemm *g, const double *s, double rows)
+{
+    double before = s[0], before_rows = g->at[0].rows;
+    if (rows <= before_rows) return before;
+    for (uint32_t i = 1; i < g->n; i++) {
+        double now = fmax(before, s[i]), now_rows = g->at[i].rows;
+        if (rows <= now_rows)
+            return before + (rows - before_rows) / (now_rows - before_rows) * (now - before);
+        before = now;
+        before_rows = now_rows;
+    }
+    return before * rows / before_rows;
+}
+
+static double curve_s(const sl_machine *m, const sl_machine_gemm *g, sl_type type,
+                      uint32_t threads, double rows)
+{
+    double s[SL_MACHINE_GEMM_POINTS] = { 0 };
+    for (uint32_t i = 0; i < g->n; i++) s[i] = point_s(m, g, i, type, threads);
+    return along(g, s, rows);
+}
+
+/* The measured type of the same kind whose weights are nearest in size. False: none. */
+static bool stand_in(const sl_machine *m, sl_type type, sl_type *ret)
+{
+    double nearest = INFINITY;
+    for (uint32_t i = 0; i < m->n_gemms; i++) {
+        sl_type t = m->gemm[i].type;
+        double apart = fabs(log(weight_bytes(t) / weight_bytes(type)));
+        if (kind_of(t) != kind_of(type) || apart >= nearest) continue;
+        nearest = apart;
+        *ret = t;
+    }
+    return isfinite(nearest);
+}
+
+double sl_machine_gemm_seconds(const sl_machine *m, sl_type type, uint32_t threads,
+                               double n_weights, double rows)
+{
+    const sl_machine_gemm *below = NULL, *above = NULL;
+    sl_type from = type;
+    threads = SL_MAX(threads, 1);
+    rows = fmax(rows, 1);
+    if (!stand_in(m, type, &from)) return n_weights * roofline_s(m, type, threads, rows);
+    for (uint32_t i = 0; i < m->n_gemms; i++) {
+        const sl_machine_gemm *g = &m->gemm[i];
+        if (g->type != from) continue;
+        if (g->threads <= threads) below = g;
+        else if (!above) above = g;
+    }
+    if (!below || !above || below->threads == threads)
+        return n_weights * curve_s(m, below ? below : above, type, threads, rows);
+    double share = (double)(threads - below->threads) / (above->threads - below->threads);
+    double slow = 1 / curve_s(m, below, type, below->threads, rows);
+    double fast = 1 / curve_s(m, above, type, above->threads, rows);
+    return n_weights / (slow + share * (fast - slow));
+}
+
+double sl_machine_gpu_gemm_seconds(const sl_machine_gpu *g, sl_type type, double n_weights,
+                                   double rows)
+{
+    double s[SL_MACHINE_GEMM_POINTS] = { 0 };
+    rows = fmax(rows, 1);
+    for (uint32_t i = 0; i < g->n_gemms; i++) {
+        if (g->gemm[i].type != type) continue;
+        for (uint32_t k = 0; k < g->gemm[i].n; k++)
+            s[k] = g->gemm[i].at[k].rows / g->gemm[i].at[k].ops_s;
+        return n_weights * along(&g->gemm[i], s, rows);
+    }
+    return n_weights * fmax(weight_bytes(type) / (gpu_vram_share * g->vram_bytes_s),
+                            2 * fmax(rows, gpu_rows) / (gpu_share * g->flops_s));
+}
+
+/* ---- costs beside products ---- */
+
+static sl_machine_cost derived(const sl_machine *m, uint32_t threads)
+{
+    double flops_s = 2 * float_ops_s(m, threads), dram = sl_machine_dram_s(m, threads);
+    double all_dram = dram, disk = 0;
+    uint32_t bytes, depth;
+    sl_machine_disk_best(m, &bytes, &depth, &disk);
+    for (uint32_t i = 0; i < m->n_dram; i++) all_dram = fmax(all_dram, m->dram_read[i].value);
+    return (sl_machine_cost){
+        .threads = threads,
+        .stage_s = 1e-6 + 3 * sl_machine_barrier_s(m, threads),
+        .elem_s = 50 / flops_s,         /* some ten operations, half of them waiting for memory */
+        .decode_flops_s = fmin(decode_share * flops_s, dram_share * dram * decode_flops_byte),
+        .prefill_flops_s = prefill_share * flops_s,
+        /* the disk's writes to RAM come first, the cores share what is left */
+        .corun_cpu = fmin(1, fmax(0.3, (all_dram - disk) / dram)),
+        .corun_disk = 1,
+    };
+}
+
+/* 0: not measured */
+static double mix(double a, double b, double share)
+{
+    return a > 0 && b > 0 ? a + share * (b - a) : fmax(a, b);
+}
+
+sl_machine_cost sl_machine_cost_at(const sl_machine *m, uint32_t threads)
+{
+    threads = SL_MAX(threads, 1);
+    sl_machine_cost now = derived(m, threads);
+    uint32_t i = 0, n = m->n_costs;
+    if (!n) return now;
+    while (i < n - 1 && m->cost[i].threads < threads) i++;
+    const sl_machine_cost *b = &m->cost[i], *a = i && b->threads > threads ? b - 1 : b;
+    bool inside = a->threads < threads && threads < b->threads;
+    if (!inside) a = b;
+    double share = inside ? (double)(threads - a->threads) / (b->threads - a->threads) : 0;
+    sl_machine_cost r = {
+        .threads = threads,
+        .stage_s = mix(a->stage_s, b->stage_s, share),
+        .elem_s = 1 / mix(1 / a->elem_s, 1 / b->elem_s, share),
+        .decode_flops_s = mix(a->decode_flops_s, b->decode_flops_s, share),
+        .prefill_flops_s = mix(a->prefill_flops_s, b->prefill_flops_s, share),
+        .corun_cpu = mix(a->corun_cpu, b->corun_cpu, share),
+        .corun_disk = mix(a->corun_disk, b->corun_disk, share),
+    };
+    if (!inside && a->threads != threads) {     /* as much more or less as the derived ones */
+        sl_machine_cost then = derived(m, a->threads);
+        r.stage_s *= now.stage_s / then.stage_s;
+        r.elem_s *= now.elem_s / then.elem_s;
+        r.decode_flops_s *= now.decode_flops_s / then.decode_flops_s;
+        r.prefill_flops_s *= now.prefill_flops_s / then.prefill_flops_s;
+    }
+    if (r.corun_cpu <= 0) r.corun_cpu = now.corun_cpu;
+    if (r.corun_disk <= 0) r.corun_disk = now.corun_disk;
+    return r;
+}
