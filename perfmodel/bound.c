@@ -5,10 +5,9 @@
 #include <assert.h>
 #include <math.h>
 
-/* Positions that the rows attend to, their own included, summed over rows. window 0: all. */
-static double attended(const sl_pass *p, uint32_t window)
+double sl_bound_attended(uint32_t first_row, uint32_t n_rows, uint32_t window)
 {
-    double n = p->n_rows, first = p->first;
+    double n = n_rows, first = first_row;
     /* rows that see all before them */
     double growing = window ? fmin(fmax((double)window - first, 0), n) : n;
     return growing * first + growing * (growing + 1) / 2 + (n - growing) * window;
@@ -41,7 +40,7 @@ static void add_step(const sl_shape *shape, const sl_step *s, const sl_pass *p, 
     const sl_layer_shape *l = &shape->layers[s->layer];
     if (s->expert_bytes) w->bytes += distinct_experts(l, p) * (double)s->expert_bytes;
     if (s->ctx_bytes) w->bytes += earlier(p, l->window) * (double)s->ctx_bytes;
-    w->flops += attended(p, l->window) * (double)s->ctx_flops;
+    w->flops += sl_bound_attended(p->first, p->n_rows, l->window) * (double)s->ctx_flops;
 }
 
 sl_work sl_bound_work(const sl_shape *shape, const sl_step *steps, uint32_t n_steps,
@@ -115,17 +114,18 @@ static double compute_s(const sl_layer_shape *l, double hits, const sl_rates *ra
     return sl_bound_s(&w, rates, NULL);
 }
 
-/* R: three slices of each missing expert. */
-static double read_s(const sl_layer_shape *l, double missed, const sl_disk_use *d)
+double sl_bound_read_s(const sl_layer_shape *l, double n_missing, const sl_disk_use *d)
 {
-    double bytes = (double)l->expert_bytes / 3, depth = 3 * missed;
+    double bytes = (double)l->expert_bytes / 3, n = 3 * n_missing;
     if (d->request_bytes && bytes > d->request_bytes) {
-        depth *= ceil(bytes / d->request_bytes);
+        n *= ceil(bytes / d->request_bytes);
         bytes = d->request_bytes;
     }
-    if (d->depth) depth = fmin(depth, d->depth);
-    double rate = missed > 0 ? sl_machine_disk_s(d->machine, bytes, depth) : 0;
-    return rate > 0 ? missed * (double)l->expert_bytes / rate : 0;
+    double depth = d->depth ? fmin(n, d->depth) : n;
+    double rate = n_missing > 0 ? sl_machine_disk_s(d->machine, bytes, depth) : 0;
+    if (rate <= 0) return 0;
+    double waits = d->machine->disk.latency_s * ceil(n / depth);
+    return fmax(n_missing * (double)l->expert_bytes / rate, waits);
 }
 
 /* Experts of one pass, their turns as counted, and the bytes that are missing. Each layer of a
@@ -144,7 +144,8 @@ static double experts_s(const sl_shape *shape, const sl_plan *plan, const sl_mis
             double missed = SL_MIN(m, l->n_used), count = (double)turns[m];
             n += count;
             missing += count * missed;
-            s += count * fmax(compute_s(l, l->n_used - missed, rates), read_s(l, missed, disk));
+            double there = compute_s(l, l->n_used - missed, rates);
+            s += count * fmax(there, sl_bound_read_s(l, missed, disk));
         }
         if (n > 0) seconds += s / n;
         if (n > 0) *ret_missing += missing / n * (double)l->expert_bytes;

@@ -40,6 +40,10 @@ typedef enum sl_limit { SL_LIMIT_DRAM, SL_LIMIT_INT8, SL_LIMIT_FLOAT } sl_limit;
 SL_API sl_work sl_bound_work(const sl_shape *shape, const sl_step *steps, uint32_t n_steps,
                              const sl_pass *pass);
 
+/* Positions that rows first to first + n_rows - 1 attend to, their own included, summed over the
+ * rows. window 0: all positions. */
+SL_API double sl_bound_attended(uint32_t first, uint32_t n_rows, uint32_t window);
+
 /* The largest of the three times; ret_limit (may be NULL) says whose it is. bytes_s > 0. */
 SL_API double sl_bound_s(const sl_work *work, const sl_rates *rates, sl_limit *ret_limit);
 
@@ -59,13 +63,19 @@ typedef struct sl_disk_use {
     uint32_t depth;             /* reads in flight at most; 0: any */
 } sl_disk_use;
 
+/* Seconds in which so many experts of a layer arrive that all are asked for at once: three slices
+ * each, cut at request_bytes, all in flight as far as depth allows, at the disk's rate for reads of
+ * that size and number; at least its latency for every depth's worth of requests. 0 where the disk
+ * was not measured. */
+SL_API double sl_bound_read_s(const sl_layer_shape *layer, double n_missing,
+                              const sl_disk_use *disk);
+
 /* n_gen tokens drawn one after another behind `first` positions, with experts missing as counted
  * (misses: of those passes, or of others like them): tokens/s. Seconds of a token, DESIGN.md 6:
  *     sum over layers of D_l + max(C_l, R_l)
  * D_l: attention and router, the head once a pass, over DRAM and the arithmetic; C_l: the experts
- * that are there and the shared one (no read keeps them waiting), from DRAM; R_l: the bytes of the
- * experts that are not, at the disk's rate for reads of a slice (a third of an expert, cut at
- * request_bytes), three an expert in flight. At least what dense weights that do not stay in RAM
+ * that are there and the shared one (no read keeps them waiting), from DRAM; R_l: sl_bound_read_s
+ * of the experts that are not. At least what dense weights that do not stay in RAM
  * (plan->n_dense_layers) and all missing experts together take at that disk's best. A read that
  * left before the router spoke and has not ended counts as missing whole, so a run that guesses
  * well may beat the bound. Without a miss, and where DRAM binds, it is sl_bound_decode's. */
