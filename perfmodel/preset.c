@@ -5,20 +5,23 @@
 
 #include <strings.h>
 
-#define QWEN3 .arch = "qwen3moe", .head_dim = 128, .n_rot = 128, .normalise = true, .eps = 1e-6f, \
+#define QWEN3 .arch = "qwen3moe", .runs = true, .head_dim = 128, .n_rot = 128, .normalise = true, .eps = 1e-6f, \
     .qk_norm = true
-#define QWEN2 .arch = "qwen2moe", .head_dim = 128, .n_rot = 128, .eps = 1e-6f, .n_vocab = 151936, \
+#define QWEN2 .arch = "qwen2moe", .runs = true, .shared_gate = true, .head_dim = 128, .n_rot = 128, .eps = 1e-6f, .n_vocab = 151936, \
     .rope_base = 1e6f, .qkv_bias = true
-#define MIXTRAL .arch = "llama", .head_dim = 128, .n_rot = 128, .n_expert = 8, .n_used = 2, \
+#define MIXTRAL .arch = "llama", .runs = true, .head_dim = 128, .n_rot = 128, .n_expert = 8, .n_used = 2, \
     .normalise = true, .eps = 1e-5f, .rope_base = 1e6f
-#define GPT_OSS .arch = "gpt-oss", .d_model = 2880, .n_vocab = 201088, .n_ctx = 131072, .n_head = 64, \
+#define GPT_OSS .arch = "gpt-oss", .runs = true, .o_bias = true, .sinks = true, \
+    .router_bias = true, .expert_bias = true, .late_norm = true, .full_every = 2, .d_model = 2880, \
+    .n_vocab = 201088, .n_ctx = 131072, .n_head = 64, \
     .n_head_kv = 8, .head_dim = 64, .n_rot = 64, .n_used = 4, .d_expert = 2880, .normalise = true, \
     .qkv_bias = true, .window = 128, .eps = 1e-5f, .rope_base = 150000, .yarn_factor = 32, \
     .yarn_ctx = 4096
-#define GLM4 .arch = "glm4moe", .n_vocab = 151552, .n_head = 96, .n_head_kv = 8, .head_dim = 128, \
+#define GLM4 .arch = "glm4moe", .runs = true, .late_norm = true, .n_vocab = 151552, .n_head = 96, .n_head_kv = 8, .head_dim = 128, \
     .n_rot = 64, .n_used = 8, .n_shared = 1, .sigmoid = true, .normalise = true, .sel_bias = true, \
     .qkv_bias = true, .eps = 1e-5f, .rope_base = 1e6f
-#define MLA .arch = "deepseek2", .kv_lora = 512, .nope = 128, .n_rot = 64, .v_head = 128
+#define MLA .arch = "deepseek2", .runs = true, .kv_lora = 512, .nope = 128, .n_rot = 64, \
+    .v_head = 128
 #define YARN(f, m) .yarn_factor = (f), .yarn_ctx = 4096, .yarn_log_mul = 0.1f * (m)
 #define DEEPSEEK3 MLA, .n_layer = 61, .d_model = 7168, .n_vocab = 129280, .n_ctx = 163840, .n_head = 128, \
     .n_expert = 256, .n_used = 8, .d_expert = 2048, .d_shared = 2048, .n_shared = 1, .n_dense = 3, \
@@ -26,7 +29,7 @@
     .n_group_used = 4, .expert_scale = 2.5f, .eps = 1e-6f, .rope_base = 10000, YARN(40, 1)
 #define KIMI MLA, .n_vocab = 163840, .n_dense = 1, .sigmoid = true, .normalise = true, .sel_bias = true, \
     .rope_base = 50000
-#define GRANITE .arch = "granitemoe", .n_vocab = 49155, .n_head_kv = 8, .head_dim = 64, .n_rot = 64, \
+#define GRANITE .arch = "granitemoe", .runs = true, .n_vocab = 49155, .n_head_kv = 8, .head_dim = 64, .n_rot = 64, \
     .n_used = 8, .d_expert = 512, .normalise = true, .tied = true, .eps = 1e-6f, .embed_scale = 12, \
     .residual_scale = 0.22f, .logit_scale = 6, .attn_scale = 0.015625f
 
@@ -62,6 +65,8 @@ static const sl_preset rows[] = {
     { .name = "olmoe-1b-7b",
       .title = "OLMoE 1B-7B",
       .arch = "olmoe",
+      .runs = true,
+      .qk_norm_full = true,
       .n_layer = 16,
       .d_model = 2048,
       .n_vocab = 50304,
@@ -144,6 +149,10 @@ static const sl_preset rows[] = {
     { .name = "phi-3.5-moe",
       .title = "Phi 3.5 MoE",
       .arch = "phimoe",
+      .runs = true,
+      .o_bias = true,
+      .head_bias = true,
+      .norm_bias = true,
       .n_layer = 32,
       .d_model = 4096,
       .n_vocab = 32064,

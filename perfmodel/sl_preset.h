@@ -32,8 +32,21 @@ typedef struct sl_preset {
     float expert_scale;         /* 0: 1 */
     /* what else differs between models of one architecture */
     bool tied;                  /* the head is the embedding table */
-    bool qk_norm, qkv_bias;     /* glm4moe has them or not; the others' architecture says so */
-    uint32_t window;            /* of every other layer (gpt-oss); 0: none */
+    bool qk_norm, qk_norm_full; /* of each head; over the whole projection */
+    bool qkv_bias, o_bias, sinks, router_bias, expert_bias, head_bias;
+    bool norm_bias;             /* LayerNorm */
+    bool late_norm;             /* the FFN's norm is called post_attention_norm */
+    bool shared_gate;
+    bool q_gate;                /* queries come with a gate of their size */
+    uint32_t window;            /* positions that layers see, but for each full_every-th; 0: all */
+    uint32_t full_every;        /* with a window: 2 (gpt-oss), 4; 0: every layer has the window */
+    /* Layers l with l % attn_every == attn_at attend; in the others a linear attention or a state
+     * space model of these matrices stands in its place. 0: all attend. */
+    uint32_t attn_every, attn_at;
+    uint32_t mixer_in, mixer_out;       /* rows of the way in, columns of the way out */
+    uint32_t mixer_params;      /* what else it has */
+    uint32_t moe_every;         /* layers with (l + 1) % n == 0 have experts; 0: all */
+    bool runs;                  /* the engine runs the architecture */
     float eps, rope_base;
     float yarn_factor;          /* 0: none */
     uint32_t yarn_ctx;          /* original context of YaRN and longrope */
@@ -50,6 +63,47 @@ SL_API const sl_preset *sl_preset_find(const char *name);
 SL_API uint64_t sl_preset_params(const sl_preset *p);
 /* Of these, what one token multiplies by: the embedding table counts only where it is the head. */
 SL_API uint64_t sl_preset_active_params(const sl_preset *p);
+
+/* ---- its tensors ---- */
+
+typedef enum sl_role {
+    SL_ROLE_MATRIX,             /* none of those below */
+    SL_ROLE_EMBED, SL_ROLE_HEAD, SL_ROLE_ATTN_K, SL_ROLE_ATTN_V, SL_ROLE_ATTN_O,
+    SL_ROLE_KEY_UP,             /* MLA: attn_k_b */
+    SL_ROLE_FFN_DOWN, SL_ROLE_EXPERT, SL_ROLE_EXPERT_DOWN,
+    SL_ROLE_ROUTER,             /* F32 like all that follow */
+    SL_ROLE_NORM, SL_ROLE_BIAS, SL_ROLE_BIAS_SMALL, SL_ROLE_BIAS_ZERO, SL_ROLE_SINKS,
+    SL_ROLE_SHARED_GATE, SL_ROLE_ROPE_LONG, SL_ROLE_ROPE_SHORT
+} sl_role;
+
+#define SL_NO_LAYER UINT32_MAX
+
+typedef struct sl_preset_tensor {
+    char name[48];              /* as GGUF has it */
+    uint32_t layer;             /* SL_NO_LAYER: of none */
+    uint32_t n_dims;
+    uint64_t ne[4];             /* unused ones are 1 */
+    sl_type type;
+    sl_role role;
+} sl_preset_tensor;
+typedef sl_status (*sl_preset_tensor_fn)(void *user, const sl_preset_tensor *t);
+
+/* All tensors in the order of the file, until fn fails, whose status is returned. n_layer: 1 to the
+ * preset's (at least one then has experts); 0: the preset's. Errors: those of sl_preset_quant. */
+SL_API SL_NODISCARD sl_status sl_preset_tensors(sl_ctx *ctx, const sl_preset *p, const char *quant,
+                                                uint32_t n_layer, sl_preset_tensor_fn fn,
+                                                void *user);
+
+/* What a quant's name says: the type of most matrices, and whether it is the mix Q4_K_M. Errors:
+ * SL_E_ARG (no type that can be multiplied by). */
+SL_API SL_NODISCARD sl_status sl_preset_quant(sl_ctx *ctx, const char *quant, sl_type *ret_type,
+                                              bool *ret_mix);
+
+/* Whether a layer has attention over cached positions. */
+static inline bool sl_preset_attends(const sl_preset *p, uint32_t layer)
+{
+    return !p->attn_every || layer % p->attn_every == p->attn_at;
+}
 
 /* The shape of a file of this model whose matrices are as `quant` says: a type ("Q4_K", norms and
  * router F32), or the mix "Q4_K_M"; the same bytes as `sluice synth --quant` writes, so that a

@@ -69,4 +69,43 @@ typedef struct sl_shape {
     const sl_layer_shape *layers;   /* [n_layer], owned by whoever filled the shape */
 } sl_shape;
 
+/* ---- a shape from a list of tensors ---- */
+
+/* Widest of all layers, in elements: what the activations of a row take. */
+typedef struct sl_shape_widths {
+    uint64_t d_model, q, k, v, att;     /* att: query heads times v_dim */
+    uint64_t n_used, n_expert, n_rot;
+    uint64_t cols;              /* columns of the widest matrix */
+    uint64_t heads, mla;        /* MLA, else 0: query heads; width of its inner activations */
+    uint64_t ff_sum;            /* n_used * expert width + shared or dense width */
+} sl_shape_widths;
+SL_API uint64_t sl_shape_row_scratch(const sl_shape_widths *w);
+
+/* What no tensor says about a layer's attention. */
+typedef struct sl_shape_attn {
+    uint32_t n_head, n_head_kv, k_dim, v_dim;   /* as cached; MLA: one head of the latent */
+    uint32_t n_rot, window;
+    bool latent;                /* MLA, with these: */
+    uint32_t q_lora, q_dim, v_head;     /* q_dim, v_head: of a head in front and behind */
+} sl_shape_attn;
+
+typedef struct sl_shape_sum {
+    sl_shape s;
+    sl_layer_shape *layers;
+    uint32_t n_expert, n_used;  /* the caller's, before tensors are added */
+    sl_shape_widths widths;
+    sl_part table;
+} sl_shape_sum;
+
+/* layers [n_layer], the caller's; they become the shape's. */
+SL_API void sl_shape_sum_begin(sl_shape_sum *m, sl_layer_shape *layers, uint32_t n_layer);
+/* Counts a tensor where its GGUF name says: "blk.3.ffn_up_exps.weight". Names that are not known
+ * count in front of the attention; layers past the last are passed over. False: such rows do not
+ * exist in the type. The caller knows that the sizes do not overflow. */
+SL_API bool sl_shape_sum_add(sl_shape_sum *m, const char *name, sl_type type,
+                             const uint64_t ne[4]);
+/* Layers it is not called for do not attend to other positions. */
+SL_API void sl_shape_sum_attn(sl_shape_sum *m, uint32_t layer, const sl_shape_attn *a);
+SL_API sl_shape sl_shape_sum_end(sl_shape_sum *m);
+
 #endif

@@ -517,17 +517,12 @@ static bool measure_widths(sl_model *m)
     return true;
 }
 
-/* Activations of a lane, and what the cpu device takes beside them: floats of its own and the same
- * once more in 8 bits (offload/device_cpu.c, take_scratch). tests/t_engine.c holds them
- * together. */
 static uint64_t row_scratch(const sl_widths *w)
 {
-    uint64_t lane = 3ull * w->d_model + w->q + w->k + w->v + w->att + 2ull * w->n_used + 1;
-    uint64_t device = (uint64_t)w->n_rot + w->mla + w->n_expert + w->ff_sum;
-    uint64_t inputs = SL_MAX(2 * (w->cols * 5ull / 4 + 192),
-                             SL_MAX(w->mla, w->att) * 5ull / 4 + 192ull * w->heads);
-    return sizeof(float) * (lane + device) + inputs + w->ff_sum * 5ull / 4
-           + 192 * (w->n_used + 1ull);
+    sl_shape_widths x = { .d_model = w->d_model, .q = w->q, .k = w->k, .v = w->v, .att = w->att,
+                          .n_used = w->n_used, .n_expert = w->n_expert, .n_rot = w->n_rot,
+                          .cols = w->cols, .heads = w->heads, .mla = w->mla, .ff_sum = w->ff_sum };
+    return sl_shape_row_scratch(&x);
 }
 
 /* Room of the matrices, and of what is kept as floats. A tensor with several bindings (fused Q, K

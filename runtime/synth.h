@@ -18,7 +18,7 @@ typedef enum synth_kind {
 typedef struct synth_tensor {
     char name[48];
     uint32_t n_dims;
-    uint64_t ne[3];
+    uint64_t ne[4];
     sl_type type;
     synth_kind kind;
     float value;

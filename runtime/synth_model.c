@@ -1,12 +1,11 @@
 /* runtime/synth_model.c - what a model of a preset's shape consists of: metadata keys, a synthetic
- * vocabulary, and the list of tensors with their types. Names and shapes: tests/golden/ARCH.md. */
+ * vocabulary, and what the preset's tensors (perfmodel/preset_tensors.c) are filled with. */
 #include "runtime/synth.h"
 
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <strings.h>
 
 #include "runtime/arch.h"
 
@@ -18,259 +17,72 @@ typedef struct maker {
     synth_model *m;
     sl_type type;               /* of most matrices */
     bool mix;                   /* Q4_K_M */
-    uint32_t n_dense, layer;
-    sl_status st;               /* of the first tensor that could not be added */
+    uint32_t n_dense;
 } maker;
-
-/* ---- types ---- */
-
-typedef enum role {
-    OTHER,
-    EMBED,
-    HEAD,
-    ATTN_K,
-    ATTN_V,
-    ATTN_O,
-    FFN_DOWN,
-    EXPERT,
-    EXPERT_DOWN
-} role;
-
-/* llama.cpp's choice of layers that deserve more bits: the first and last eighth, and every
- * third. */
-static bool more_bits(uint32_t i, uint32_t n)
-{
-    return i < n / 8 || i >= 7 * n / 8 || (i - n / 8) % 3 == 2;
-}
-
-/* A type of the same size or more whose blocks divide a row. */
-static sl_type fitting(sl_type type, uint64_t cols)
-{
-    if (cols % sl_type_get(type)->block_elems == 0) return type;
-    switch (type) {
-    case SL_Q4_K: type = SL_Q5_0; break;
-    case SL_Q5_K: type = SL_Q5_1; break;
-    case SL_Q6_K: type = SL_Q8_0; break;
-    default: type = SL_IQ4_NL; break;
-    }
-    return cols % sl_type_get(type)->block_elems ? SL_F16 : type;
-}
-
-static sl_type head_type(const maker *k, uint64_t cols)
-{
-    switch (k->type) {
-    case SL_F32: case SL_F16: case SL_BF16: case SL_Q8_0: return k->type;
-    case SL_MXFP4: return SL_Q8_0;
-    case SL_IQ2_XXS: case SL_IQ2_XS: case SL_IQ2_S: case SL_IQ3_XXS:
-        return cols % 256 ? SL_Q8_0 : SL_Q5_K;
-    default: return cols % 256 ? SL_Q8_0 : SL_Q6_K;
-    }
-}
-
-/* Source: llama.cpp's quantiser (src/llama-quant.cpp): the output in 6 bits, MXFP4 for experts
- * only, and the rules of Q4_K_M. */
-static sl_type pick(const maker *k, role r, uint64_t cols)
-{
-    sl_type type = k->type;
-    bool more = k->mix && more_bits(k->layer, k->m->n_layer), eight = k->mix && k->p->n_expert == 8;
-    if (r == HEAD || (r == EMBED && k->p->tied)) return fitting(head_type(k, cols), cols);
-    if (type == SL_MXFP4 && r != EXPERT && r != EXPERT_DOWN) type = SL_Q8_0;
-    if ((r == ATTN_V || r == FFN_DOWN || r == EXPERT_DOWN) && more) type = SL_Q6_K;
-    if ((r == ATTN_V || r == ATTN_K) && eight) type = SL_Q8_0;
-    if (r == ATTN_O && eight) type = SL_Q5_K;
-    return fitting(type, cols);
-}
-
-static sl_status parse_quant(maker *k)
-{
-    k->mix = !strcasecmp(k->sp->quant, "Q4_K_M");
-    k->type = SL_Q4_K;
-    if (k->mix || (sl_type_from_name(k->sp->quant, &k->type) && sl_type_get(k->type)->matmul))
-        return SL_OK;
-    char known[400] = "Q4_K_M";
-    for (unsigned t = 0; t < SL_N_TYPES; t++) {
-        size_t n = strlen(known);
-        if (sl_type_get(t)->matmul)
-            snprintf(known + n, sizeof known - n, ", %s", sl_type_get(t)->name);
-    }
-    return sl_fail(k->ctx, SL_E_ARG, "\"%s\" is no type of weights; these are: %s", k->sp->quant,
-                   known);
-}
 
 /* ---- tensors ---- */
 
-static synth_tensor *add(maker *k, const char *name, uint32_t n_dims, const uint64_t *ne,
-                         sl_type type, synth_kind kind, float value)
+/* What a tensor is filled with. Weights keep the size of what they multiply: deviation
+ * 1 / sqrt(columns), times a gain. */
+static void choose_fill(const sl_preset *p, synth_tensor *t, sl_role r)
 {
+    double one = 1 / sqrt((double)t->ne[0]), d = p->d_model,
+           scale = p->embed_scale > 0 ? p->embed_scale : 1;
+    t->kind = SYNTH_WEIGHTS;
+    switch (r) {
+    case SL_ROLE_ROUTER: t->kind = SYNTH_ROUTER; break;
+    case SL_ROLE_NORM: t->kind = SYNTH_NEAR, t->value = 1; break;
+    case SL_ROLE_BIAS: t->value = 0.1f; break;
+    case SL_ROLE_BIAS_SMALL: t->value = 0.02f; break;
+    case SL_ROLE_BIAS_ZERO: t->kind = SYNTH_CONST; break;
+    case SL_ROLE_SINKS: t->value = 1; break;
+    case SL_ROLE_ROPE_LONG: t->kind = SYNTH_RAMP, t->value = 64; break;
+    case SL_ROLE_ROPE_SHORT: t->kind = SYNTH_RAMP, t->value = 3; break;
+    case SL_ROLE_EMBED: t->value = (float)(sqrt(d) / scale * one); break;
+    case SL_ROLE_HEAD: t->value = (float)(2 * one); break;
+    /* Scores are sums over the latent's kv_lora numbers and are divided by sqrt(nope + n_rot). */
+    case SL_ROLE_KEY_UP: t->value = (float)(sqrt((double)p->nope / p->kv_lora) * one); break;
+    default: t->value = (float)one; break;
+    }
+}
+
+/* Bytes of it that one decoded token reads. */
+static uint64_t token_bytes(const sl_preset *p, const synth_tensor *t, sl_role r)
+{
+    if (r == SL_ROLE_EMBED && !p->tied) return t->bytes / t->ne[1];
+    if (r == SL_ROLE_EXPERT || r == SL_ROLE_EXPERT_DOWN)
+        return t->bytes / p->n_expert * p->n_used;
+    /* Experts' biases have a row for each. */
+    return r == SL_ROLE_BIAS_SMALL && t->n_dims == 2 ? t->bytes / t->ne[1] * p->n_used : t->bytes;
+}
+
+static sl_status add_tensor(void *user, const sl_preset_tensor *from)
+{
+    maker *k = user;
     synth_model *m = k->m;
-    uint64_t row_bytes = 0, n = 1;
-    if (k->st != SL_OK) return NULL;
     if (m->n_tensors == m->cap_tensors) {
         uint32_t cap = m->cap_tensors ? 2 * m->cap_tensors : 256;
         synth_tensor *grown = realloc(m->tensors, cap * sizeof *grown);
-        if (!grown) {
-            k->st = sl_fail(k->ctx, SL_E_NOMEM, "table of %u tensors", cap);
-            return NULL;
-        }
+        if (!grown) return sl_fail(k->ctx, SL_E_NOMEM, "table of %u tensors", cap);
         m->tensors = grown;
         m->cap_tensors = cap;
     }
     synth_tensor *t = &m->tensors[m->n_tensors];
-    *t = (synth_tensor){ .n_dims = n_dims, .type = type, .kind = kind, .value = value };
-    snprintf(t->name, sizeof t->name, "%s", name);
-    for (uint32_t d = 0; d < n_dims; d++) {
-        t->ne[d] = ne[d];
-        n *= ne[d];
-    }
-    if (!sl_type_row_bytes(type, ne[0], &row_bytes)) {
-        k->st = sl_fail(k->ctx, SL_E_ARG, "tensor %s: rows of %llu numbers do not fit type %s",
-                        name, (unsigned long long)ne[0], sl_type_get(type)->name);
-        return NULL;
-    }
-    t->bytes = row_bytes * (n / ne[0]);
-    t->offset = gguf_out_tensor(&m->out, name, n_dims, ne, type, t->bytes);
-    m->n_params += n;
+    *t = (synth_tensor){ .n_dims = from->n_dims, .type = from->type };
+    memcpy(t->name, from->name, sizeof t->name);
+    memcpy(t->ne, from->ne, sizeof t->ne);
+    uint64_t n = t->ne[1] * t->ne[2];
+    if (!sl_type_row_bytes(t->type, t->ne[0], &t->bytes))
+        return sl_fail(k->ctx, SL_E_ARG, "tensor %s: rows of %llu numbers do not fit type %s",
+                       t->name, (unsigned long long)t->ne[0], sl_type_get(t->type)->name);
+    t->bytes *= n;
+    choose_fill(k->p, t, from->role);
+    if (from->role == SL_ROLE_ROUTER) t->scales = from->layer * k->p->n_expert;
+    t->offset = gguf_out_tensor(&m->out, t->name, t->n_dims, t->ne, t->type, t->bytes);
+    m->n_params += n * t->ne[0];
+    m->token_bytes += token_bytes(k->p, t, from->role);
     m->n_tensors++;
-    return t;
-}
-
-static const char *blk(const maker *k, char *buf, const char *stem, const char *tail)
-{
-    snprintf(buf, 48, "blk.%u.%s.%s", k->layer, stem, tail);
-    return buf;
-}
-#define BLK(stem, tail) blk(k, (char[48]){ 0 }, stem, tail)
-
-/* [count][rows][cols]; gain 1 keeps the size of what is multiplied. */
-static void mat(maker *k, const char *name, role r, uint64_t cols, uint64_t rows, uint64_t count,
-                double gain)
-{
-    synth_tensor *t = add(k, name, count ? 3 : 2, (uint64_t[]){ cols, rows, count },
-                          pick(k, r, cols), SYNTH_WEIGHTS, (float)(gain / sqrt((double)cols)));
-    if (!t) return;
-    uint64_t bytes = t->bytes;
-    if (r == EMBED && !k->p->tied) bytes /= rows;
-    if (r == EXPERT || r == EXPERT_DOWN) bytes = bytes / k->p->n_expert * k->p->n_used;
-    k->m->token_bytes += bytes;
-}
-
-static void vec(maker *k, const char *name, uint64_t n, uint64_t rows, synth_kind kind, float value)
-{
-    synth_tensor *t = add(k, name, rows ? 2 : 1, (uint64_t[]){ n, rows }, SL_F32, kind, value);
-    /* Vectors with a row per expert are read where an expert is chosen. */
-    if (t) k->m->token_bytes += rows ? t->bytes / rows * k->p->n_used : t->bytes;
-}
-
-static void norm(maker *k, const char *stem, uint64_t n)
-{
-    vec(k, BLK(stem, "weight"), n, 0, SYNTH_NEAR, 1);
-    if (k->arch->norm == SL_NORM_LAYER) vec(k, BLK(stem, "bias"), n, 0, SYNTH_WEIGHTS, 0.02f);
-}
-
-static void add_gqa(maker *k)
-{
-    const sl_preset *p = k->p;
-    uint64_t d = p->d_model, q = (uint64_t)p->n_head * p->head_dim,
-             kv = (uint64_t)p->n_head_kv * p->head_dim;
-    bool bias = k->arch->qkv_bias == NEED_YES || (k->arch->qkv_bias == NEED_MAYBE && p->qkv_bias);
-    bool full = k->arch->qk_norm == SL_QK_NORM_FULL;
-    mat(k, BLK("attn_q", "weight"), OTHER, d, q, 0, 1);
-    mat(k, BLK("attn_k", "weight"), ATTN_K, d, kv, 0, 1);
-    mat(k, BLK("attn_v", "weight"), ATTN_V, d, kv, 0, 1);
-    mat(k, BLK("attn_output", "weight"), ATTN_O, q, d, 0, 1);
-    if (bias) {
-        vec(k, BLK("attn_q", "bias"), q, 0, SYNTH_WEIGHTS, 0.1f);
-        vec(k, BLK("attn_k", "bias"), kv, 0, SYNTH_WEIGHTS, 0.1f);
-        vec(k, BLK("attn_v", "bias"), kv, 0, SYNTH_WEIGHTS, 0.1f);
-    }
-    if (k->arch->o_bias == NEED_YES) vec(k, BLK("attn_output", "bias"), d, 0, SYNTH_WEIGHTS, 0.02f);
-    if (k->arch->qk_norm_need == NEED_YES || (k->arch->qk_norm_need == NEED_MAYBE && p->qk_norm)) {
-        vec(k, BLK("attn_q_norm", "weight"), full ? q : p->head_dim, 0, SYNTH_NEAR, 1);
-        vec(k, BLK("attn_k_norm", "weight"), full ? kv : p->head_dim, 0, SYNTH_NEAR, 1);
-    }
-    if (k->arch->sinks == NEED_YES)
-        vec(k, BLK("attn_sinks", "weight"), p->n_head, 0, SYNTH_WEIGHTS, 1);
-}
-
-static void add_mla(maker *k)
-{
-    const sl_preset *p = k->p;
-    uint64_t d = p->d_model, h = p->n_head, q = h * (p->nope + p->n_rot);
-    if (p->q_lora) {
-        mat(k, BLK("attn_q_a", "weight"), OTHER, d, p->q_lora, 0, 1);
-        vec(k, BLK("attn_q_a_norm", "weight"), p->q_lora, 0, SYNTH_NEAR, 1);
-        mat(k, BLK("attn_q_b", "weight"), OTHER, p->q_lora, q, 0, 1);
-    } else {
-        mat(k, BLK("attn_q", "weight"), OTHER, d, q, 0, 1);
-    }
-    mat(k, BLK("attn_kv_a_mqa", "weight"), OTHER, d, p->kv_lora + p->n_rot, 0, 1);
-    vec(k, BLK("attn_kv_a_norm", "weight"), p->kv_lora, 0, SYNTH_NEAR, 1);
-    /* Scores are sums over the latent's kv_lora numbers and are divided by sqrt(nope + n_rot). */
-    mat(k, BLK("attn_k_b", "weight"), OTHER, p->nope, p->kv_lora, h,
-        sqrt((double)p->nope / p->kv_lora));
-    mat(k, BLK("attn_v_b", "weight"), OTHER, p->kv_lora, p->v_head, h, 1);
-    mat(k, BLK("attn_output", "weight"), ATTN_O, h * p->v_head, d, 0, 1);
-}
-
-static void add_moe(maker *k)
-{
-    const sl_preset *p = k->p;
-    uint64_t d = p->d_model, ff = p->d_expert, n = p->n_expert, sh = p->d_shared;
-    synth_tensor *t =
-        add(k, BLK("ffn_gate_inp", "weight"), 2, (uint64_t[]){ d, n }, SL_F32, SYNTH_ROUTER, 0);
-    if (!t) return;
-    t->scales = k->layer * p->n_expert;
-    k->m->token_bytes += t->bytes;
-    if (k->arch->router_bias == NEED_YES) vec(k, BLK("ffn_gate_inp", "bias"), n, 0, SYNTH_CONST, 0);
-    if (p->sel_bias) vec(k, BLK("exp_probs_b", "bias"), n, 0, SYNTH_CONST, 0);
-    mat(k, BLK("ffn_gate_exps", "weight"), EXPERT, d, ff, n, 1);
-    mat(k, BLK("ffn_up_exps", "weight"), EXPERT, d, ff, n, 1);
-    mat(k, BLK("ffn_down_exps", "weight"), EXPERT_DOWN, ff, d, n, 1);
-    if (k->arch->expert_bias == NEED_YES) {
-        vec(k, BLK("ffn_gate_exps", "bias"), ff, n, SYNTH_WEIGHTS, 0.02f);
-        vec(k, BLK("ffn_up_exps", "bias"), ff, n, SYNTH_WEIGHTS, 0.02f);
-        vec(k, BLK("ffn_down_exps", "bias"), d, n, SYNTH_WEIGHTS, 0.02f);
-    }
-    if (!sh) return;
-    mat(k, BLK("ffn_gate_shexp", "weight"), OTHER, d, sh, 0, 1);
-    mat(k, BLK("ffn_up_shexp", "weight"), OTHER, d, sh, 0, 1);
-    mat(k, BLK("ffn_down_shexp", "weight"), FFN_DOWN, sh, d, 0, 1);
-    if (k->arch->shared_gate == NEED_YES)
-        vec(k, BLK("ffn_gate_inp_shexp", "weight"), d, 0, SYNTH_WEIGHTS,
-            (float)(1 / sqrt((double)d)));
-}
-
-static void add_layer(maker *k, uint32_t layer)
-{
-    const sl_preset *p = k->p;
-    k->layer = layer;
-    norm(k, "attn_norm", p->d_model);
-    if (p->kv_lora) add_mla(k);
-    else add_gqa(k);
-    norm(k, k->arch->ffn_norm, p->d_model);
-    if (layer >= k->n_dense) {
-        add_moe(k);
-        return;
-    }
-    mat(k, BLK("ffn_gate", "weight"), OTHER, p->d_model, p->d_dense, 0, 1);
-    mat(k, BLK("ffn_up", "weight"), OTHER, p->d_model, p->d_dense, 0, 1);
-    mat(k, BLK("ffn_down", "weight"), FFN_DOWN, p->d_dense, p->d_model, 0, 1);
-}
-
-static void add_ends(maker *k)
-{
-    const sl_preset *p = k->p;
-    double d = p->d_model, scale = p->embed_scale > 0 ? p->embed_scale : 1;
-    mat(k, "token_embd.weight", EMBED, p->d_model, p->n_vocab, 0, sqrt(d) / scale);
-    if (!p->tied) mat(k, "output.weight", HEAD, p->d_model, p->n_vocab, 0, 2);
-    vec(k, "output_norm.weight", p->d_model, 0, SYNTH_NEAR, 1);
-    if (k->arch->norm == SL_NORM_LAYER)
-        vec(k, "output_norm.bias", p->d_model, 0, SYNTH_WEIGHTS, 0.02f);
-    if (k->arch->head_bias == NEED_YES) vec(k, "output.bias", p->n_vocab, 0, SYNTH_WEIGHTS, 0.1f);
-    if (p->rope_attn_factor > 0) {
-        vec(k, "rope_factors_long.weight", p->n_rot / 2, 0, SYNTH_RAMP, 64);
-        vec(k, "rope_factors_short.weight", p->n_rot / 2, 0, SYNTH_RAMP, 3);
-    }
+    return SL_OK;
 }
 
 /* ---- routers ---- */
@@ -495,7 +307,7 @@ static sl_status check(maker *k)
                        p->name, p->n_vocab, p->n_used, p->n_expert);
     k->m->n_layer = n ? n : p->n_layer;
     k->n_dense = SL_MIN(p->n_dense, k->m->n_layer - 1);
-    return parse_quant(k);
+    return sl_preset_quant(k->ctx, k->sp->quant, &k->type, &k->mix);
 }
 
 sl_status synth_model_make(sl_ctx *ctx, const sl_synth_params *sp, synth_model *ret)
@@ -521,9 +333,7 @@ sl_status synth_model_make(sl_ctx *ctx, const sl_synth_params *sp, synth_model *
     add_attention_keys(k);
     add_expert_keys(k);
     add_vocabulary(k);
-    add_ends(k);
-    for (uint32_t l = 0; l < ret->n_layer; l++) add_layer(k, l);
-    return k->st;
+    return sl_preset_tensors(ctx, k->p, sp->quant, sp->n_layer, add_tensor, k);
 }
 
 void synth_model_fini(synth_model *m)
