@@ -374,16 +374,6 @@ uint32_t sl_ecache_take(sl_ecache *c, uint32_t layer, uint32_t id, uint32_t *ret
     return slot;
 }
 
-bool sl_ecache_pays(const sl_ecache *c, uint32_t layer, uint32_t id)
-{
-    assert(sl_ecache_find(c, layer, id) == NONE && c->layer_pool[layer] != NONE);
-    const pool *p = &c->pools[c->layer_pool[layer]];
-    if (p->n_free) return true;
-    uint32_t s = find_victim(c, p);
-    double value = c->value[layer * c->n_expert + id] * c->weight[layer];
-    return s != NONE && c->slot_value[s] * c->weight[c->slot_layer[s]] < value;
-}
-
 void sl_ecache_pin(sl_ecache *c, uint32_t slot)
 {
     assert(slot < c->n_slots && c->expert_in[slot] != NONE);

@@ -79,9 +79,6 @@ SL_API uint32_t sl_ecache_expert_in(const sl_ecache *c, uint32_t slot);
  * SL_ECACHE_NONE: every slot of the pool is pinned; nothing changed, *ret_evicted is not written.
  * O(slots of the pool): about 1 ns each. */
 SL_API uint32_t sl_ecache_take(sl_ecache *c, uint32_t layer, uint32_t id, uint32_t *ret_evicted);
-/* Whether an expert that has no slot, and that nothing asks for now, is worth taking one: there is
- * a free slot, or the victim is of less value than the expert. As dear as take. */
-SL_API bool sl_ecache_pays(const sl_ecache *c, uint32_t layer, uint32_t id);
 
 /* Counted; a pinned slot is never a victim. */
 SL_API void sl_ecache_pin(sl_ecache *c, uint32_t slot);

@@ -35,6 +35,10 @@ typedef struct sl_stream_params {
      * Both must outlive the stream. */
     const sl_slice *dense;
     const uint32_t *dense_first;
+    /* a table of rows that stays on disk, with room for plan->embed_rows_bytes of them; unused
+     * where that is 0 */
+    sl_slice table;
+    uint64_t row_bytes;
     sl_policy policy;
     bool no_ahead;                      /* never read what nobody asked for yet */
 } sl_stream_params;
@@ -89,6 +93,11 @@ SL_API void sl_stream_pass_done(sl_stream *s);
 SL_API SL_NODISCARD sl_status sl_stream_dense(sl_ctx *ctx, sl_stream *s, uint32_t layer,
                                               const char **ret);
 SL_API void sl_stream_dense_done(sl_stream *s, uint32_t layer);
+
+/* Rows ids [n] of the table, until the next call: *ret [n][row_bytes]. ret_failed [n]: a row that
+ * could not be read, whose bytes mean nothing. Waits for them. n <= plan->max_rows. */
+SL_API void sl_stream_rows(sl_stream *s, const int32_t *ids, uint32_t n, const void **ret,
+                           bool *ret_failed);
 
 /* Why the last expert without data has none: one line with the file and the slice. */
 SL_API const char *sl_stream_error(const sl_stream *s);

@@ -15,9 +15,10 @@
 
 enum { OUT, LOADING, READY };                               /* struct expert */
 enum { W_WAITS, W_HELD, W_GIVEN, W_DONE, W_FAILED };        /* struct want */
-enum { REAP = 64, AHEAD_MAX = 64 };
+enum { REAP = 64, AHEAD_MAX = 64, ROWS_IN_FLIGHT = 64 };
 _Static_assert(SL_SLOT_PIECE == SL_STORE_PIECE, "slots keep to the pieces that are registered");
 #define DENSE_TAG ((uint64_t)1 << 40)   /* | section; below it a tag is an expert */
+#define ROW_TAG ((uint64_t)1 << 41)     /* | index of a row of the table */
 
 struct expert {
     uint8_t state, reads_left;
@@ -66,6 +67,13 @@ struct sl_stream {
     struct section section[2];
     /* the layer computed next, and the one read next: counted in ring order for ever */
     uint64_t ring_at, ring_next;
+    /* rows of a table */
+    sl_slice table;
+    uint64_t row_bytes;
+    char *rows;                 /* NULL: the table is in RAM */
+    void *rows_memory;
+    uint32_t rows_left;         /* reads on their way */
+    bool *row_failed;           /* the caller's, while there are */
     sl_stream_stats stats;
     char error[256];
 };
@@ -165,6 +173,11 @@ static void landed(sl_stream *s, const sl_read_done *d)
 {
     bool bad = d->status != SL_OK;
     if (bad && !d->cancelled) keep_error(s, d->error);
+    if (d->tag & ROW_TAG) {
+        s->rows_left--;
+        s->row_failed[d->tag & ~ROW_TAG] = bad;
+        return;
+    }
     if (d->tag & DENSE_TAG) {
         struct section *sec = &s->section[d->tag & 1];
         sec->left--;
@@ -476,6 +489,35 @@ void sl_stream_dense_done(sl_stream *s, uint32_t layer)
     (void)st;
 }
 
+/* ---- rows of a table ---- */
+
+void sl_stream_rows(sl_stream *s, const int32_t *ids, uint32_t n, const void **ret,
+                    bool *ret_failed)
+{
+    uint64_t room = sl_shape_room(s->row_bytes);
+    assert(s->rows && n <= s->plan.max_rows && !s->rows_left);
+    s->row_failed = ret_failed;
+    for (uint32_t i = 0; i < n; i++) {
+        sl_slice row = s->table;
+        row.offset += (uint64_t)ids[i] * s->row_bytes;
+        row.bytes = s->row_bytes;
+        sl_read r = { .slice = row, .dst = s->rows + i * room, .tag = ROW_TAG | i };
+        while (s->rows_left >= ROWS_IN_FLIGHT) drain_waiting(s);
+        sl_status st = sl_store_submit(s->ctx, s->store, &r, 1);
+        assert(st == SL_OK);
+        (void)st;
+        s->rows_left++;
+        s->stats.read_bytes += s->row_bytes;
+    }
+    while (s->rows_left) drain_waiting(s);
+    for (uint32_t i = 0; i < n; i++) {      /* closes the gaps; no row moves over a later one */
+        uint64_t at = s->table.offset + (uint64_t)ids[i] * s->row_bytes;
+        memmove(s->rows + i * s->row_bytes,
+                s->rows + i * room + sl_store_lead((sl_slice){ .offset = at }), s->row_bytes);
+    }
+    *ret = s->rows;
+}
+
 /* ---- create and destroy ---- */
 
 static sl_status take(sl_stream *s, sl_account acc, uint64_t n, size_t size, void *ret)
@@ -509,6 +551,16 @@ static sl_status take_slots(sl_ctx *ctx, sl_stream *s)
     }
     for (uint32_t i = 0; i < 2 && s->plan.section_bytes; i++)
         SL_TRY(take_pages(ctx, s, s->plan.section_bytes, &s->section[i].base));
+    return SL_OK;
+}
+
+/* Small, and not registered: rows are few bytes, and the budget counts every page. */
+static sl_status take_rows(sl_ctx *ctx, sl_stream *s)
+{
+    if (!s->plan.embed_rows_bytes) return SL_OK;
+    SL_TRY(sl_mem_alloc(ctx, SL_ACC_SLOTS, s->plan.embed_rows_bytes, &s->rows_memory));
+    uintptr_t at = (uintptr_t)s->rows_memory;
+    s->rows = (char *)s->rows_memory + (0 - at) % SL_STORE_ALIGN;
     return SL_OK;
 }
 
@@ -564,6 +616,7 @@ static sl_status init(sl_ctx *ctx, sl_stream *s, const sl_stream_params *p)
     }
     if (s->plan.weights == SL_WEIGHTS_MAPPED) return map_experts(ctx, s);
     SL_TRY(take_slots(ctx, s));
+    SL_TRY(take_rows(ctx, s));
     if (s->plan.weights == SL_WEIGHTS_STREAMED && s->plan.n_classes)
         return make_cache(ctx, s, p);
     return SL_OK;
@@ -582,6 +635,8 @@ sl_status sl_stream_create(sl_ctx *ctx, sl_store *store, const sl_stream_params 
     s->slices = p->experts;
     s->dense = p->dense;
     s->dense_first = p->dense_first;
+    s->table = p->table;
+    s->row_bytes = p->row_bytes;
     s->no_ahead = p->no_ahead;
     s->guessing = sl_ahead_begin();
     sl_status st = init(ctx, s, p);
@@ -607,6 +662,7 @@ void sl_stream_destroy(sl_stream **stream)
     sl_ecache_destroy(&s->cache);
     for (uint32_t c = 0; c < SL_SLOT_CLASSES; c++) sl_mem_free(s->ctx, s->slots[c]);
     for (uint32_t i = 0; i < 2; i++) sl_mem_free(s->ctx, s->section[i].base);
+    sl_mem_free(s->ctx, s->rows_memory);
     sl_mem_free(s->ctx, s->experts);
     sl_mem_free(s->ctx, s->data);
     sl_mem_free(s->ctx, s->layer_class);

@@ -61,9 +61,9 @@ static uint64_t fixed_bytes(const sl_shape *s, const sl_plan_params *p, const sl
     return plan->kv_bytes + plan->scratch_bytes + s->vector_bytes + p->process_bytes;
 }
 
-static uint64_t dense_room(const sl_shape *s, uint32_t n_layers)
+static uint64_t dense_room(const sl_shape *s, const sl_plan *plan, uint32_t n_layers)
 {
-    uint64_t bytes = s->ends_room;
+    uint64_t bytes = s->ends_room - (plan->embed_rows_bytes ? sl_shape_room(s->embed_bytes) : 0);
     for (uint32_t l = 0; l < n_layers; l++) bytes += s->layers[l].section_bytes;
     return bytes;
 }
@@ -170,9 +170,9 @@ static void fill_slots(sl_plan *plan, uint32_t least, uint64_t room)
 }
 
 /* Bytes beside the slots when the first n layers keep their dense weights. */
-static uint64_t dense_need(const sl_shape *s, uint32_t n)
+static uint64_t dense_need(const sl_shape *s, const sl_plan *plan, uint32_t n)
 {
-    return dense_room(s, n) + 2 * largest_section(s, n);
+    return dense_room(s, plan, n) + 2 * largest_section(s, n);
 }
 
 /* Most layers, up to `most`, that can keep their dense weights with `least` slots of each class in
@@ -184,7 +184,7 @@ static bool most_layers(const sl_shape *s, uint64_t room, uint32_t least, uint32
     uint32_t best = 0;
     *ret_least = UINT64_MAX;
     for (uint32_t n = SL_MIN(most, s->n_layer) + 1; n-- > 0; ) {
-        uint64_t need = dense_need(s, n) + slots;
+        uint64_t need = dense_need(s, plan, n) + slots;
         plan->n_dense_layers = n;
         if (need <= room) return true;
         if (need >= *ret_least) continue;
@@ -198,7 +198,7 @@ static bool most_layers(const sl_shape *s, uint64_t room, uint32_t least, uint32
 static void set_dense(const sl_shape *s, sl_plan *plan)
 {
     plan->section_bytes = largest_section(s, plan->n_dense_layers);
-    plan->dense_bytes = dense_room(s, plan->n_dense_layers) + s->vector_bytes;
+    plan->dense_bytes = dense_room(s, plan, plan->n_dense_layers) + s->vector_bytes;
 }
 
 /* Experts in slots, and the dense weights of as many layers as fit beside the slots that one token
@@ -222,7 +222,7 @@ static uint64_t place_streamed(const sl_shape *s, const sl_plan_params *p, uint6
                      ? "all weights streamed from disk, all on the CPU"
                      : "experts streamed from disk, all on the CPU";
     set_dense(s, plan);
-    uint64_t rest = dense_need(s, plan->n_dense_layers);
+    uint64_t rest = dense_need(s, plan, plan->n_dense_layers);
     fill_slots(plan, least, room - rest);
     plan->need_bytes = fixed + rest + plan->slots_bytes;
     return plan->need_bytes;
@@ -237,14 +237,27 @@ static uint64_t cache_bytes(const sl_shape *s)
     return n * sizeof(float);
 }
 
+uint64_t sl_plan_rows_bytes(uint64_t row_bytes, uint32_t n)
+{
+    return n * sl_shape_room(row_bytes) + 4096;     /* to begin at a block of the disk */
+}
+
+/* A token needs one row of the embedding: reading it takes next to no time, and the table's room is
+ * better spent on experts. */
+static uint64_t embed_rows(const sl_shape *s, const sl_plan *plan)
+{
+    uint64_t rows = sl_plan_rows_bytes(s->embed_bytes / s->n_vocab, plan->max_rows);
+    return s->head_bytes && rows < sl_shape_room(s->embed_bytes) ? rows : 0;
+}
+
 static uint64_t place_weights(const sl_shape *s, const sl_plan_params *p, sl_plan *plan)
 {
     uint64_t fixed = fixed_bytes(s, p, plan), budget = p->ram_bytes ? p->ram_bytes : UINT64_MAX;
     find_classes(s, plan);
     plan->n_dense_layers = s->n_layer;
-    plan->dense_bytes = dense_room(s, s->n_layer) + s->vector_bytes;
+    plan->dense_bytes = dense_room(s, plan, s->n_layer) + s->vector_bytes;
     plan->slots_bytes = set_slots(plan, 0, 1);
-    plan->need_bytes = fixed + dense_room(s, s->n_layer) + plan->slots_bytes;
+    plan->need_bytes = fixed + dense_room(s, plan, s->n_layer) + plan->slots_bytes;
     /* Through the page cache the next start is quick, but it keeps a copy as long as it can. */
     bool twice = plan->need_bytes <= budget && s->total_bytes <= budget - plan->need_bytes;
     plan->weights = SL_WEIGHTS_RESIDENT;
@@ -262,7 +275,8 @@ static uint64_t place_weights(const sl_shape *s, const sl_plan_params *p, sl_pla
     uint64_t runs = plan->stored_rows * (most_used(s) + 1ull);
     uint64_t stored = (runs * s->d_model + 2 * runs) * sizeof(float);
     plan->scratch_bytes += stored;
-    return place_streamed(s, p, budget, fixed + stored, plan);
+    plan->embed_rows_bytes = embed_rows(s, plan);
+    return place_streamed(s, p, budget, fixed + stored + plan->embed_rows_bytes, plan);
 }
 
 static sl_status size_caches(sl_ctx *ctx, const sl_shape *s, const sl_plan_params *p,

@@ -65,6 +65,9 @@ typedef struct sl_plan {
     /* of each of two sections that the other layers' come through; 0: none */
     uint64_t section_bytes;
     uint64_t dense_bytes;   /* dense weights that stay */
+    /* room of the rows of the embedding that a pass reads, where the table stays on disk; 0: it is
+     * in RAM, as it must be when the head is the same table */
+    uint64_t embed_rows_bytes;
     uint64_t slots_bytes;
     uint32_t stored_rows;   /* passes of at most so many rows compute experts as they arrive */
     uint64_t need_bytes;    /* all of it together, process_bytes included */
@@ -100,6 +103,8 @@ SL_API uint64_t sl_plan_shape_id(const sl_shape *shape);
 
 /* The class of a layer's slots. The layer has experts. */
 SL_API uint32_t sl_plan_class(const sl_plan *plan, const sl_layer_shape *layer);
+/* Room of so many rows of an embedding table in which they are row_bytes apart. */
+SL_API uint64_t sl_plan_rows_bytes(uint64_t row_bytes, uint32_t n);
 /* Bytes of n slots, gaps at the ends of pieces included. */
 SL_API uint64_t sl_plan_slots_bytes(uint64_t slot_bytes, uint64_t n);
 

@@ -32,6 +32,8 @@ typedef struct lane {
     sl_batch batch;
     int32_t *token;
     uint32_t *pos, *seq, *logit_row;
+    int32_t *row_at;            /* [max_rows] 0, 1, 2 ...: tokens of an embedding of single rows */
+    bool *row_failed;           /* [max_rows] */
     void *acts;                 /* device memory behind the activation pointers */
     sl_expert_run *runs;        /* [n_expert + 1] */
     uint32_t *run_rows;         /* [max_rows * n_used] rows grouped by expert */

@@ -60,6 +60,8 @@ sl_status lane_init(sl_engine *e)
     n->pos = calloc(rows, sizeof *n->pos);
     n->seq = calloc(rows, sizeof *n->seq);
     n->logit_row = calloc(e->plan.max_logits, sizeof *n->logit_row);
+    n->row_at = calloc(rows, sizeof *n->row_at);
+    n->row_failed = calloc(rows, sizeof *n->row_failed);
     n->runs = calloc(w->n_expert + 1ull, sizeof *n->runs);
     n->run_rows = calloc(pairs + 1, sizeof *n->run_rows);
     n->run_weights = calloc(pairs + 1, sizeof *n->run_weights);
@@ -69,8 +71,10 @@ sl_status lane_init(sl_engine *e)
     n->ready = calloc(w->n_expert + 1ull, sizeof *n->ready);
     n->data = calloc(w->n_expert + 1ull, sizeof *n->data);
     if (!n->part || !n->ids || !n->ready || !n->data || !n->token || !n->pos || !n->seq
-        || !n->logit_row || !n->runs || !n->run_rows || !n->run_weights || !n->run_start)
+        || !n->logit_row || !n->runs || !n->run_rows || !n->run_weights || !n->run_start
+        || !n->row_at || !n->row_failed)
         return sl_fail(e->ctx, SL_E_NOMEM, "tables of a pass of %u rows", e->plan.max_rows);
+    for (uint32_t i = 0; i < rows; i++) n->row_at[i] = (int32_t)i;
     n->batch.token = n->token;
     n->batch.pos = n->pos;
     n->batch.seq = n->seq;
@@ -87,6 +91,8 @@ void lane_fini(sl_engine *e)
     free(n->pos);
     free(n->seq);
     free(n->logit_row);
+    free(n->row_at);
+    free(n->row_failed);
     free(n->runs);
     free(n->run_rows);
     free(n->run_weights);
@@ -308,13 +314,27 @@ static sl_status run_experts(sl_engine *e, const sl_step *step, const sl_layer *
                     : run_as_they_land(e, l, n_routed, n_runs);
 }
 
+/* Of a table on disk only the tokens' own rows come to RAM. */
+static sl_status embed(sl_engine *e)
+{
+    sl_batch *b = &e->lane.batch, by_row = *b;
+    sl_weights w = e->weights;
+    if (!e->plan.embed_rows_bytes) return e->dev->ops->embed(e->dev, &e->weights, b);
+    sl_stream_rows(e->loaded.stream, b->token, b->n_rows, &w.embed.data, e->lane.row_failed);
+    for (uint32_t i = 0; i < b->n_rows; i++)
+        if (e->lane.row_failed[i]) fail_rows(e, &i, 1, sl_stream_error(e->loaded.stream));
+    w.embed.rows = b->n_rows;
+    by_row.token = e->lane.row_at;
+    return e->dev->ops->embed(e->dev, &w, &by_row);
+}
+
 static sl_status run_step(sl_engine *e, const sl_step *s)
 {
     const sl_device_ops *ops = e->dev->ops;
     sl_batch *b = &e->lane.batch;
     const sl_layer *l = s->layer == SL_STEP_NONE ? NULL : &e->loaded.layers[s->layer];
     switch (s->kind) {
-    case SL_STEP_EMBED: return ops->embed(e->dev, &e->weights, b);
+    case SL_STEP_EMBED: return embed(e);
     case SL_STEP_QKV: return ops->qkv(e->dev, &e->weights, l, b);
     case SL_STEP_ATTEND: return ops->attend(e->dev, l, &e->kv.views[s->layer], b);
     case SL_STEP_POST: return ops->post(e->dev, l, b);

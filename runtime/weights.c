@@ -60,7 +60,9 @@ static sl_slice slice_of(const sl_tensor *t)
 
 static bool streamed(const weights *w, const binding *b)
 {
-    return b->kind == BIND_BYTES && b->layer != BIND_NO_LAYER && b->layer >= w->n_dense_layers;
+    if (b->kind != BIND_BYTES) return false;
+    if (b->layer != BIND_NO_LAYER) return b->layer >= w->n_dense_layers;
+    return w->embed_on_disk && b->dst == &w->m->ends.weights.embed.data;
 }
 
 /* An earlier binding of the same tensor among those that stay, or i itself. Bindings of a tensor
@@ -284,7 +286,8 @@ static void on_fill(void *user, uint64_t done, uint64_t all)
 
 sl_status weights_init(sl_ctx *ctx, const sl_model *m, const sl_plan *plan, weights *w)
 {
-    *w = (weights){ .ctx = ctx, .m = m, .n_dense_layers = plan->n_dense_layers, .ends = m->ends };
+    *w = (weights){ .ctx = ctx, .m = m, .n_dense_layers = plan->n_dense_layers, .ends = m->ends,
+                    .embed_on_disk = plan->embed_rows_bytes > 0 };
     w->layers = calloc(m->hp.n_layer, sizeof *w->layers);
     if (!w->layers) return sl_fail(ctx, SL_E_NOMEM, "table of %u layers", m->hp.n_layer);
     memcpy(w->layers, m->layers, m->hp.n_layer * sizeof *w->layers);
@@ -299,6 +302,10 @@ sl_status weights_init(sl_ctx *ctx, const sl_model *m, const sl_plan *plan, weig
                            .n_used = m->hp.n_used,
                            .experts = m->experts, .policy = (sl_policy)plan->policy,
                            .no_ahead = plan->no_ahead };
+    s.row_bytes = m->ends.weights.embed.row_bytes;
+    for (uint32_t i = 0; i < m->n_bindings; i++)
+        if (m->bindings[i].dst == &m->ends.weights.embed.data)
+            s.table = slice_of(m->bindings[i].tensor);
     if (w->n_dense_layers < m->hp.n_layer) {
         s.dense = w->slices;
         s.dense_first = w->first_slice;

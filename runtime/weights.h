@@ -14,6 +14,7 @@ typedef struct weights {
     sl_ctx *ctx;
     const sl_model *m;
     uint32_t n_dense_layers;    /* of the plan */
+    bool embed_on_disk;         /* rows come by sl_stream_rows */
     uint64_t open_bytes, open_read; /* what open reads, and has read so far */
     sl_store *store;
     sl_stream *stream;

@@ -243,6 +243,39 @@ static void slots_come_in_classes(void **state)
     assert_int_equal(sl_plan_slots_bytes((uint64_t)300 << 20, 4), (uint64_t)(1024 + 300) << 20);
 }
 
+/* A table that is not the head too: rows of it are read where that takes less room. */
+static void embedding_stays_on_disk(void **state)
+{
+    sl_shape s = shape;
+    sl_plan_params p = sl_plan_defaults();
+    sl_plan plan;
+    s.n_vocab = 1000;
+    s.embed_bytes = s.head_bytes = 1000 * 4096;     /* a row lies in two blocks */
+    s.ends_room = 2 * sl_shape_room(s.embed_bytes);
+    p.ram_hard = true;
+    p.ram_bytes = s.ends_room + ((uint64_t)1 << 20);
+    assert_int_equal(sl_plan_make(*state, &s, &p, &plan), SL_OK);
+    assert_int_equal(plan.weights, SL_WEIGHTS_RESIDENT);
+    assert_int_equal(plan.embed_rows_bytes, 0);
+    p.ram_bytes = s.ends_room;
+    assert_int_equal(sl_plan_make(*state, &s, &p, &plan), SL_OK);
+    assert_int_equal(plan.weights, SL_WEIGHTS_STREAMED);
+    assert_int_equal(plan.max_rows, 100);
+    assert_int_equal(plan.embed_rows_bytes, 100 * 8192 + 4096);
+    assert_int_equal(plan.dense_bytes, s.ends_room / 2 + DENSE - 8192 + 64);
+    assert_true(plan.need_bytes <= p.ram_bytes);
+    p.max_rows = 16;
+    assert_int_equal(sl_plan_make(*state, &s, &p, &plan), SL_OK);
+    assert_int_equal(plan.embed_rows_bytes, sl_plan_rows_bytes(4096, 16));
+    s.head_bytes = 0;                               /* tied: the head reads all of it */
+    s.ends_room /= 2;
+    p.ram_bytes = s.ends_room;
+    assert_int_equal(sl_plan_make(*state, &s, &p, &plan), SL_E_NOMEM);
+    p.ram_bytes += 600000;
+    assert_int_equal(sl_plan_make(*state, &s, &p, &plan), SL_OK);
+    assert_int_equal(plan.embed_rows_bytes, 0);
+}
+
 static void pipe_is_in_order(void **state)
 {
     static const sl_step_kind want[] = {
@@ -293,6 +326,7 @@ int main(void)
         cmocka_unit_test(plan_refuses), cmocka_unit_test(weights_stay_where_they_fit),
         cmocka_unit_test(weights_are_streamed), cmocka_unit_test(shapes_have_names),
         cmocka_unit_test(slots_come_in_classes),
+        cmocka_unit_test(embedding_stays_on_disk),
         cmocka_unit_test(pipe_is_in_order), cmocka_unit_test(pipe_costs),
     };
     return cmocka_run_group_tests(tests, make_ctx, drop_ctx);

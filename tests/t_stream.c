@@ -11,6 +11,7 @@
 enum {
     LAYERS = 6, EXPERTS = 12, USED = 3, MAX_ROWS = 9, N_SEQ = 4,
     MAX_DENSE = 4,              /* slices of a layer */
+    ROW_BYTES = 1300, N_ROWS = 2000,        /* of a table that lies over the rest */
     FILES = 2, FILE_BYTES = 3 << 20,
     PASSES = 12
 };
@@ -47,6 +48,7 @@ static char paths[FILES][256];
 static sl_layer_shape layers[LAYERS];
 static sl_shape shape = { .n_layer = LAYERS, .layers = layers };
 static sl_expert_slices experts[LAYERS * EXPERTS];
+static const sl_slice table = { .file = 1, .offset = 777, .bytes = ROW_BYTES * N_ROWS };
 static sl_slice dense[LAYERS * MAX_DENSE];
 static uint32_t dense_first[LAYERS + 1];
 
@@ -130,6 +132,12 @@ static void open_stream(struct setup *u, const sl_store_faults *seam, sl_store *
     sl_plan plan = make_plan(u);
     sl_stream_params sp = { .plan = &plan, .shape = &shape, .n_expert = EXPERTS, .n_used = USED,
                             .experts = experts, .policy = u->policy, .no_ahead = u->no_ahead };
+    if (u->place == SL_WEIGHTS_STREAMED) {
+        plan.max_rows = MAX_ROWS * 20;
+        plan.embed_rows_bytes = sl_plan_rows_bytes(ROW_BYTES, plan.max_rows);
+        sp.table = table;
+        sp.row_bytes = ROW_BYTES;
+    }
     static uint32_t first[LAYERS + 1];      /* outlives the call, as it must */
     for (uint32_t l = u->n_dense; l <= LAYERS; l++) first[l - u->n_dense] = dense_first[l];
     if (u->n_dense < LAYERS) {
@@ -264,10 +272,28 @@ static bool one_section(const struct setup *u, sl_stream *s, uint32_t layer,
 }
 
 /* Passes through all layers, some of which end in the middle of one. */
+/* Rows of the table, some of them twice, while other reads are on their way. */
+static void some_rows(const struct setup *u, sl_stream *s, const struct faults *f)
+{
+    int32_t ids[MAX_ROWS * 20];
+    bool failed[MAX_ROWS * 20];
+    const void *rows;
+    uint32_t n = 1 + t_below(t_below(2) ? 4 : MAX_ROWS * 20);
+    for (uint32_t i = 0; i < n; i++) ids[i] = (int32_t)t_below(N_ROWS);
+    sl_stream_rows(s, ids, n, &rows, failed);
+    for (uint32_t i = 0; i < n; i++) {
+        sl_slice row = { .file = table.file, .bytes = ROW_BYTES,
+                         .offset = table.offset + (uint64_t)ids[i] * ROW_BYTES };
+        T_CHECK(!failed[i] || f, "%s: row %d failed", u->name, ids[i]);
+        if (!failed[i]) check_bytes(u, "row", row, (const char *)rows + (size_t)i * ROW_BYTES);
+    }
+}
+
 static void passes(const struct setup *u, sl_stream *s, const struct faults *f, uint32_t n)
 {
     for (uint32_t p = 0; p < n; p++) {
         uint32_t end = t_below(3) ? LAYERS : t_below(LAYERS);
+        if (u->place == SL_WEIGHTS_STREAMED) some_rows(u, s, f);
         for (uint32_t l = 0; l < LAYERS; l++) {
             if (l >= u->n_dense && !one_section(u, s, l, f)) break;
             if (l == end) break;
