@@ -102,6 +102,7 @@ typedef struct sl_machine_gpu {
 
 typedef struct sl_machine {
     sl_machine_source source;
+    char notes[1024];           /* where the numbers come from, for a person; may be empty */
     sl_machine_id id;
     uint32_t n_dram, n_barrier; /* points, threads ascending; 0 barriers: not measured */
     sl_machine_point dram_read[SL_MACHINE_POINTS];  /* bytes/s that so many threads read together */
