@@ -630,7 +630,7 @@ static sl_status read_all(opener *o)
 }
 
 /* A name to show: general.name, or the file's. */
-static char *make_name(const sl_gguf *g)
+char *model_name_of(const sl_gguf *g)
 {
     sl_str s;
     if (sl_gguf_get_str(g, sl_gguf_kv_find(g, "general.name"), 0, &s) && s.n)
@@ -666,9 +666,8 @@ static sl_status find_arch(sl_ctx *ctx, sl_model *m, const char *path)
                    (int)SL_MIN(s.n, 64), s.p, known);
 }
 
-sl_status sl_model_open(sl_ctx *ctx, const char *path, sl_model **ret)
+sl_status model_open(sl_ctx *ctx, const char *path, bool with_vocab, sl_model **ret)
 {
-    assert(ctx && path && ret);
     sl_model *m = calloc(1, sizeof *m);
     if (!m) return sl_fail(ctx, SL_E_NOMEM, "model handle for %s", path);
     opener o = { .ctx = ctx, .m = m };
@@ -677,13 +676,19 @@ sl_status sl_model_open(sl_ctx *ctx, const char *path, sl_model **ret)
     if (st == SL_OK) st = find_arch(ctx, m, path);
     if (st == SL_OK) st = hparams_read(ctx, m->gguf, m->arch, &m->hp);
     if (st == SL_OK) st = read_all(&o);
-    if (st == SL_OK) st = open_vocab(ctx, m);
-    if (st == SL_OK && !(m->name = make_name(m->gguf)))
+    if (st == SL_OK && with_vocab) st = open_vocab(ctx, m);
+    if (st == SL_OK && !(m->name = model_name_of(m->gguf)))
         st = sl_fail(ctx, SL_E_NOMEM, "name of %s", path);
     free(o.used);
     if (st != SL_OK) sl_model_close(&m);
     else *ret = m;
     return st;
+}
+
+sl_status sl_model_open(sl_ctx *ctx, const char *path, sl_model **ret)
+{
+    assert(ctx && path && ret);
+    return model_open(ctx, path, true, ret);
 }
 
 void sl_model_close(sl_model **m)

@@ -54,4 +54,9 @@ struct sl_model {
     void *progress_user;
 };
 
+/* As sl_model_open; without the vocabulary it is a shape and no more. */
+sl_status model_open(sl_ctx *ctx, const char *path, bool with_vocab, sl_model **ret);
+/* A name to show, the caller's: general.name, or the file's. NULL: no memory. */
+char *model_name_of(const sl_gguf *g);
+
 #endif
