@@ -1,0 +1,797 @@
+/* perfmodel/sim.c - stage 2: one driver walks the steps of a pass in their order (runtime/exec.c),
+ * and a disk delivers what it asked for meanwhile (offload/stream.c). All threads together are one
+ * server, since a stage ends with a barrier.
+ * The disk: reads are delivered in the order in which they were asked for, at the machine's rate
+ * for so many requests of that size in flight. An idle disk needs its latency first: n requests
+ * take max(n s / B(s, n), latency + n s / best B(s)), and none is there before s / B(s, 1).
+ * While both are at work each keeps the share of its speed that the machine file says, the CPU of
+ * the part of its time in which it waits for memory.
+ * Chance is spread evenly: the i-th draw of a distribution is its quantile at i times the golden
+ * ratio, so results are the same every time and their error falls with the number of draws. */
+#include "perfmodel/sl_bound.h"
+#include "perfmodel/sl_forecast.h"
+
+#include <assert.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum {
+    STORE_DEPTH = 64, STORE_BYTES = 1 << 20,    /* offload/sl_store.h: where the plan says 0 */
+    AHEAD_MAX = 64,                             /* offload/stream.c: experts read ahead */
+    QUANTILES = 16,                             /* of the rows that an expert gets */
+    DRAWS = 2048,                               /* layers' turns that decoding is averaged over */
+    MIN_TOKENS = 8, MAX_TOKENS = 256,           /* ... in so many passes */
+    MAX_PASSES = 6                              /* of a prompt's, the others are between these */
+};
+#define GOLDEN 0.6180339887498949
+
+/* Time of the threads together: s, of which they wait for memory in dram_s, calculate in cpu_s
+ * (these overlap), and do neither in sync_s. */
+struct job { double s, dram_s, cpu_s, sync_s; };
+
+/* A layer's parts in a pass of some rows. Equal layers share one. */
+struct parts {
+    const sl_layer_shape *of;
+    struct job qkv, post, route, all_rows;      /* all_rows: dense FFN or shared expert */
+    double n_experts;                           /* distinct ones that the router chooses */
+    struct job expert[QUANTILES];               /* the busiest sixteenth of them last */
+    uint32_t requests;                          /* of one expert's reads */
+    double request_bytes;
+    double cdf[SL_MAX_MISSED + 1];              /* of a turn's misses, one row */
+};
+
+struct read { double end, earliest_s; };
+
+struct disk {
+    uint32_t depth, max_request;
+    double latency_s;
+    double lag_s;               /* until an idle disk delivers */
+    double bytes_s;             /* then */
+    double asked, got;          /* bytes since it was idle */
+    double bytes;               /* of all reads */
+    uint64_t n_asked, n_landed; /* reads; the first is 1 */
+    struct read *ring;          /* [cap] of those that have not landed */
+    uint32_t cap;
+};
+
+typedef struct sim {
+    const sl_forecast_in *in;
+    const sl_shape *shape;
+    const sl_plan *plan;
+    const sl_machine *m;
+    uint32_t threads;
+    sl_machine_cost cost;
+    double dram_s;
+    bool streamed;
+    sl_step *steps;
+    uint32_t n_steps;
+    struct parts *parts;        /* [n_layer], n_parts of them in use */
+    uint32_t *parts_of;         /* [n_layer] */
+    uint32_t n_parts;
+    /* the pass */
+    double rows, first;
+    uint32_t pass;              /* of the prompt, counted from 0 */
+    bool settled;               /* the slots hold what earlier passes left there */
+    double now, began;
+    struct disk disk;
+    /* dense weights of layers that do not keep theirs: their reads, and as stream.c counts them */
+    uint64_t section[2], ring_at, ring_next;
+    uint64_t draw;
+    double scale;               /* of what a layer's experts take: see draw_rows */
+    /* reads of the experts of the layer at hand and of the next one; 0: none, HIT */
+    uint64_t *have[2];          /* [n_expert] */
+    uint32_t n_expert;          /* most of a layer */
+    uint32_t *class_first;      /* [n_layer] experts of the same class in layers before it */
+    uint32_t n_ahead, ahead_at; /* experts of the next layer; where to look for more */
+    double busy[SL_N_RESOURCES], wait;
+    sl_timeline *line;
+    uint32_t last[2];           /* spans of the CPU and of the disk that may go on */
+    const sl_step *step;
+} sim;
+
+#define HIT UINT64_MAX
+#define NO_SPAN UINT32_MAX
+
+/* ---- the picture ---- */
+
+static void span(sim *s, sl_resource on, double from, double to, bool waiting)
+{
+    sl_timeline *t = s->line;
+    uint32_t *last = &s->last[on == SL_RES_DISK];
+    if (!t || to <= from) return;
+    sl_span now = { .on = on, .kind = s->step->kind, .layer = s->step->layer,
+                    .from_s = from - s->began, .to_s = to - s->began, .waiting = waiting };
+    if (*last != NO_SPAN) {
+        sl_span *l = &t->spans[*last];
+        if (l->kind == now.kind && l->layer == now.layer && l->waiting == waiting
+            && now.from_s - l->to_s < 1e-9) {
+            l->to_s = now.to_s;
+            return;
+        }
+    }
+    *last = t->n < t->cap ? t->n : NO_SPAN;
+    if (t->n < t->cap) t->spans[t->n] = now;
+    t->n++;
+}
+
+/* ---- the disk ---- */
+
+static bool disk_idle(const struct disk *d) { return d->n_asked == d->n_landed; }
+
+/* Asks for `bytes` as n requests; returns the read's number. */
+static uint64_t ask(sim *s, double bytes, uint32_t n)
+{
+    struct disk *d = &s->disk;
+    double size = bytes / n, alone = sl_machine_disk_s(s->m, size, 1);
+    bool idle = disk_idle(d);
+    assert(d->n_asked - d->n_landed < d->cap);
+    if (idle) d->got = d->asked = 0;
+    d->asked += bytes;
+    d->bytes += bytes;
+    d->ring[d->n_asked++ % d->cap] =
+        (struct read){ d->asked, s->now + (alone > 0 ? size / alone : 0) };
+    double flying = fmin(ceil((d->asked - d->got) / size - 1e-6), d->depth);
+    double rate = sl_machine_disk_s(s->m, size, flying);
+    double best = fmax(rate, sl_machine_disk_s(s->m, size, d->depth));
+    if (idle) d->lag_s = d->latency_s;
+    if (!(rate > 0)) {
+        d->bytes_s = INFINITY;              /* nobody measured a disk: it takes no time */
+        return d->n_asked;
+    }
+    /* what is in flight now, from an idle disk or from what it delivers already */
+    double left = d->asked - d->got;
+    double whole = fmax(left / rate, d->lag_s + left / best);
+    d->bytes_s = left / (whole - d->lag_s);
+    return d->n_asked;
+}
+
+static bool landed(const sim *s, uint64_t read)
+{
+    return read == HIT || read <= s->disk.n_landed;
+}
+
+/* Seconds until the next read lands at this share of the disk's speed. */
+static double disk_next(const sim *s, double speed)
+{
+    const struct disk *d = &s->disk;
+    const struct read *r = &d->ring[d->n_landed % d->cap];
+    double left = fmax(r->end - d->got, 0);
+    return fmax(d->lag_s + left / (d->bytes_s * speed), fmax(r->earliest_s - s->now, 0));
+}
+
+/* Time passes, at most until the next read lands. */
+static void disk_run(sim *s, double dt, double speed)
+{
+    struct disk *d = &s->disk;
+    double from = s->now, lag = fmin(dt, d->lag_s);
+    bool lands = dt >= disk_next(s, speed) * (1 - 1e-12);
+    const struct read *r = &d->ring[d->n_landed % d->cap];
+    s->now += dt;
+    d->lag_s -= lag;
+    if (dt > lag) d->got = fmin(d->got + (dt - lag) * d->bytes_s * speed, d->asked);
+    if (lands) {
+        d->got = fmax(d->got, r->end);
+        d->n_landed++;
+    }
+    s->busy[SL_RES_DISK] += dt;
+    span(s, SL_RES_DISK, from, s->now, false);
+}
+
+/* ---- the threads ---- */
+
+static void work(sim *s, struct job j)
+{
+    double share = j.s > 0 ? fmin(j.dram_s / j.s, 1) : 0, left = j.s, from = s->now;
+    double cpu = 1 / (1 + share * (1 / s->cost.corun_cpu - 1));
+    double disk = 1 - share * (1 - s->cost.corun_disk);
+    s->busy[SL_RES_DRAM] += j.dram_s;
+    s->busy[SL_RES_CPU] += j.cpu_s;
+    s->busy[SL_RES_SYNC] += j.sync_s;
+    while (left > 0) {
+        if (disk_idle(&s->disk)) {
+            s->now += left;
+            break;
+        }
+        double dt = fmin(left / cpu, disk_next(s, disk));
+        disk_run(s, dt, disk);
+        left -= dt * cpu;
+        if (left < 1e-12 * j.s) left = 0;
+    }
+    span(s, SL_RES_CPU, from, s->now, false);
+}
+
+static void wait_for(sim *s, uint64_t read)
+{
+    double from = s->now;
+    while (!landed(s, read)) disk_run(s, disk_next(s, 1), 1);
+    s->wait += s->now - from;
+    span(s, SL_RES_CPU, from, s->now, true);
+}
+
+static void add(struct job *to, const struct job *j, double times)
+{
+    to->s += times * j->s;
+    to->dram_s += times * j->dram_s;
+    to->cpu_s += times * j->cpu_s;
+    to->sync_s += times * j->sync_s;
+}
+
+static struct job job_of(double s, double dram_s, double cpu_s)
+{
+    s = fmax(s, dram_s);
+    return (struct job){ .s = s, .dram_s = dram_s, .cpu_s = fmin(cpu_s, s) };
+}
+
+#define MANY_ROWS 65536.0       /* the weights come for free beside so many */
+
+/* Matrices of some types times `rows` rows each. */
+static struct job product(const sim *s, const sl_part *p, uint32_t n, double bytes, double rows)
+{
+    double seconds = 0, cpu = 0;
+    for (uint32_t i = 0; i < n && p[i].elems; i++) {
+        double elems = (double)p[i].elems;
+        seconds += sl_machine_gemm_seconds(s->m, p[i].type, s->threads, elems, rows);
+        cpu += sl_machine_gemm_seconds(s->m, p[i].type, s->threads, elems, MANY_ROWS) / MANY_ROWS
+             * rows;
+    }
+    return job_of(seconds, bytes / s->dram_s, cpu);
+}
+
+/* A stage's fixed costs, and what it does to each element of `rows` rows. */
+static struct job overhead(const sim *s, double rows)
+{
+    double elems = rows * s->shape->d_model * s->cost.elem_s;
+    return (struct job){ .s = s->cost.stage_s + elems, .cpu_s = elems, .sync_s = s->cost.stage_s };
+}
+
+static void stage(sim *s, struct job j, double rows)
+{
+    struct job all = overhead(s, rows);
+    add(&all, &j, 1);
+    work(s, all);
+}
+
+static void attend(sim *s)
+{
+    const sl_layer_shape *l = &s->shape->layers[s->step->layer];
+    double n = s->rows, first = s->first, window = l->window;
+    double growing = l->window ? fmin(fmax(window - first, 0), n) : n;
+    double positions = growing * first + growing * (growing + 1) / 2 + (n - growing) * window;
+    double before = l->window ? fmin(first, window - 1) : first;
+    double rate = n > 1 ? s->cost.prefill_flops_s : s->cost.decode_flops_s;
+    double seconds = positions * (double)s->step->ctx_flops / rate;
+    double bytes = before * (double)s->step->ctx_bytes + n * (double)s->step->row_bytes;
+    stage(s, job_of(seconds, bytes / s->dram_s, seconds), n);
+}
+
+/* ---- what a layer's parts take in passes of some rows ---- */
+
+/* Means of the sixteenths of the rows that a chosen expert gets: a Poisson distribution, or, where
+ * fewer different experts are chosen than even routing would, one whose rate is itself spread
+ * (gamma), so that as many get none. */
+static void rows_of_experts(double n_expert, double chosen, double pairs, double ret[QUANTILES])
+{
+    double mean = pairs / chosen, mu = pairs / n_expert, none = 1 - chosen / n_expert, r = 0;
+    if (none > 1.001 * exp(-mu)) {
+        double lo = -7, hi = 14;                /* log r */
+        for (int i = 0; i < 50; i++) {
+            r = exp((lo + hi) / 2);
+            if (-r * log1p(mu / r) > log(none)) lo = (lo + hi) / 2;
+            else hi = (lo + hi) / 2;
+        }
+    }
+    double log_p = r > 0 ? -r * log1p(mu / r) : -mu, all = -expm1(log_p), sum = 0, in_bin = 0;
+    uint32_t bin = 0;
+    for (int q = 0; q < QUANTILES; q++) ret[q] = 0;
+    double most = mu + 12 * sqrt(mu + (r > 0 ? mu * mu / r : 0)) + 8;
+    for (double k = 1; k < most && k < 1e6 && bin < QUANTILES; k++) {
+        log_p += r > 0 ? log((k - 1 + r) / k * mu / (mu + r)) : log(mu / k);
+        double p = exp(log_p) / all;
+        while (p > 0 && bin < QUANTILES) {
+            double take = fmin(p, 1.0 / QUANTILES - in_bin);
+            ret[bin] += take * QUANTILES * k;
+            in_bin += take;
+            p -= take;
+            if (in_bin < (1 - 1e-9) / QUANTILES) break;
+            in_bin = 0;
+            bin++;
+        }
+    }
+    for (int q = 0; q < QUANTILES; q++) {
+        ret[q] = fmax(ret[q], 1);               /* the last one may have lost its tail */
+        sum += ret[q] / QUANTILES;
+    }
+    for (int q = 0; q < QUANTILES; q++) ret[q] = fmax(ret[q] * mean / sum, 1);
+}
+
+static void set_misses(const sim *s, struct parts *p)
+{
+    const sl_layer_shape *l = p->of;
+    uint32_t c = sl_plan_class(s->plan, l);
+    const sl_slot_class *k = &s->plan->cls[c];
+    double prob[SL_MAX_MISSED + 1] = { 0 }, n = 0;
+    for (uint32_t i = 0; s->in->misses && i <= SL_MAX_MISSED; i++) {
+        double turns = (double)s->in->misses->turns[c][i];
+        prob[SL_MIN(i, l->n_used)] += turns;
+        n += turns;
+    }
+    if (!(n > 0))
+        sl_miss_turn(s->in->miss, l->n_used, (double)k->n_slots / SL_MAX(k->n_experts, 1), prob);
+    double sum = 0;
+    for (uint32_t i = 0; i <= SL_MAX_MISSED; i++) p->cdf[i] = sum += prob[i] / (n > 0 ? n : 1);
+}
+
+static void set_experts(const sim *s, struct parts *p)
+{
+    const sl_layer_shape *l = p->of;
+    double rows[QUANTILES], bytes = (double)l->expert_bytes;
+    p->n_experts = s->rows > 1
+                       ? sl_miss_distinct(s->in->miss, l->n_expert, l->n_used, s->rows)
+                       : l->n_used;
+    rows_of_experts(l->n_expert, p->n_experts, s->rows * l->n_used, rows);
+    for (int q = 0; q < QUANTILES; q++)
+        p->expert[q] = product(s, l->expert, SL_SHAPE_TYPES, bytes, s->rows > 1 ? rows[q] : 1);
+    double cuts = ceil(bytes / 3 / s->disk.max_request);
+    p->requests = (uint32_t)(3 * cuts);
+    p->request_bytes = bytes / p->requests;
+    if (s->streamed && s->rows == 1) set_misses(s, p);
+}
+
+/* For passes of s->rows rows. */
+static void set_parts(sim *s)
+{
+    s->n_parts = 0;
+    for (uint32_t i = 0; i < s->shape->n_layer; i++) {
+        const sl_layer_shape *l = &s->shape->layers[i];
+        uint32_t k = 0;
+        while (k < s->n_parts && memcmp(s->parts[k].of, l, sizeof *l)) k++;
+        s->parts_of[i] = k;
+        if (k < s->n_parts) continue;
+        struct parts *p = &s->parts[s->n_parts++];
+        *p = (struct parts){ .of = l };
+        p->qkv = product(s, l->qkv, SL_SHAPE_TYPES, (double)l->qkv_bytes, s->rows);
+        p->post = product(s, l->post, SL_SHAPE_TYPES, (double)l->post_bytes, s->rows);
+        p->all_rows = product(s, l->ffn, SL_SHAPE_TYPES, (double)l->ffn_bytes, s->rows);
+        if (!l->n_expert) continue;
+        p->route = product(s, &l->router, 1, (double)l->router_bytes, s->rows);
+        set_experts(s, p);
+    }
+}
+
+/* ---- experts ---- */
+
+static double quantile(uint64_t draw)
+{
+    double u = (double)draw * GOLDEN;
+    return u - floor(u);
+}
+
+static uint32_t expert_bin(const sim *s, uint64_t draw)
+{
+    return s->rows > 1 ? (uint32_t)(quantile(draw) * QUANTILES) : 0;
+}
+
+/* The next n draws are a layer's experts, which together take what their mean says. */
+static void draw_rows(sim *s, const struct parts *p, uint32_t n)
+{
+    double mean = 0, sum = 0;
+    for (int q = 0; q < QUANTILES; q++) mean += p->expert[q].s / QUANTILES;
+    for (uint32_t i = 0; i < n; i++) sum += p->expert[expert_bin(s, s->draw + i + 1)].s;
+    s->scale = sum > 0 ? p->n_experts * mean / sum : 1;
+}
+
+/* n of the pass's experts in one call, the layer's shared one with them or not. */
+struct call { struct job j; double rows; };
+
+static void call_add(sim *s, struct call *c, const struct parts *p)
+{
+    add(&c->j, &p->expert[expert_bin(s, ++s->draw)], s->scale);
+    c->rows += s->rows * p->of->n_used / p->n_experts;
+}
+
+static void call_run(sim *s, struct call *c, const struct parts *p, bool shared)
+{
+    if (shared && p->of->ffn_bytes) {
+        add(&c->j, &p->all_rows, 1);
+        c->rows += s->rows;
+    }
+    stage(s, c->j, c->rows);
+    *c = (struct call){ .rows = 0 };
+}
+
+/* Asking for an expert takes the driver's time, too. */
+static uint64_t ask_expert(sim *s, const struct parts *p, double *ret_cpu_s)
+{
+    *ret_cpu_s += p->requests * s->m->read_cpu_s;
+    return ask(s, p->request_bytes * p->requests, p->requests);
+}
+
+static void submit(sim *s, double cpu_s)
+{
+    if (cpu_s > 0) work(s, (struct job){ .s = cpu_s, .sync_s = cpu_s });
+}
+
+/* Few rows: what is there is computed first, then the others as they land. */
+static void as_they_land(sim *s, const struct parts *p, uint32_t n, uint32_t n_missing)
+{
+    uint64_t next = s->disk.n_asked + 1, end = next + n_missing;
+    double cpu_s = 0;
+    struct call c = { .rows = 0 };
+    for (uint32_t i = 0; i < n_missing; i++) ask_expert(s, p, &cpu_s);
+    submit(s, cpu_s);
+    for (uint32_t i = n_missing; i < n; i++) call_add(s, &c, p);
+    bool shared = true;
+    if (n == n_missing) wait_for(s, next);
+    while (next < end && landed(s, next)) {
+        call_add(s, &c, p);
+        next++;
+    }
+    for (;;) {
+        call_run(s, &c, p, shared);
+        shared = false;
+        if (next == end) return;
+        if (!landed(s, next)) wait_for(s, next);
+        while (next < end && landed(s, next)) {
+            call_add(s, &c, p);
+            next++;
+        }
+    }
+}
+
+/* Does a pass of many rows find the layer's expert x there? The one that is used latest again goes
+ * first, which is one of the layer just computed: the first layers of a class keep theirs. */
+static bool kept(const sim *s, uint32_t layer, uint32_t x)
+{
+    const sl_layer_shape *l = &s->shape->layers[layer];
+    if (!s->settled) return false;
+    return s->class_first[layer] + x < s->plan->cls[sl_plan_class(s->plan, l)].n_slots;
+}
+
+static const struct parts *parts_of(const sim *s, uint32_t layer)
+{
+    return &s->parts[s->parts_of[layer]];
+}
+
+/* Is the layer's expert x one of those that the rows of a pass choose? */
+static bool chosen(const sim *s, uint32_t x)
+{
+    const struct parts *p = parts_of(s, s->step->layer);
+    double share = p->n_experts / p->of->n_expert, from = s->step->layer * GOLDEN;
+    from += x * share - floor(from) + 1e-9;
+    return floor(from + share) > floor(from);
+}
+
+/* Where sure reads ahead go: the next layer, if it has experts. */
+static void read_on(sim *s, uint32_t layer, uint32_t n_now, uint32_t n_pinned)
+{
+    if (s->plan->no_ahead || layer + 1 >= s->shape->n_layer) return;
+    const struct parts *p = parts_of(s, layer + 1);
+    uint32_t n = p->of->n_expert;
+    if (!n || 4 * n_now < 3 * s->shape->layers[layer].n_expert) return;
+    uint32_t n_slots = s->plan->cls[sl_plan_class(s->plan, p->of)].n_slots;
+    uint32_t most = SL_MIN(n_slots / 4, (uint32_t)AHEAD_MAX);
+    double cpu_s = 0;
+    for (; s->ahead_at < n && s->n_ahead < most && n_pinned + s->n_ahead < n_slots; s->ahead_at++) {
+        if (kept(s, layer + 1, s->ahead_at)) continue;
+        s->have[1][s->ahead_at] = ask_expert(s, p, &cpu_s);
+        s->n_ahead++;
+    }
+    submit(s, cpu_s);
+}
+
+/* Reads for experts of the layer from `from` on, as far as slots go. Returns the first without. */
+static uint32_t assign(sim *s, const struct parts *p, uint32_t from, uint32_t at,
+                       uint32_t *n_pinned)
+{
+    uint32_t n_slots = s->plan->cls[sl_plan_class(s->plan, p->of)].n_slots;
+    double cpu_s = 0;
+    for (; from < p->of->n_expert; from++) {
+        if (s->have[0][from] || !chosen(s, from)) continue;
+        if (*n_pinned >= n_slots && from > at) break;
+        s->have[0][from] = ask_expert(s, p, &cpu_s);
+        ++*n_pinned;
+    }
+    submit(s, cpu_s);
+    return from;
+}
+
+/* Many rows: in ascending order, the next layer's reads behind this one's. */
+static void in_order(sim *s, const struct parts *p)
+{
+    uint32_t layer = s->step->layer, n = p->of->n_expert, n_now = 0, n_pinned = 0, at = 0;
+    uint64_t *swap = s->have[0];
+    s->have[0] = s->have[1];
+    s->have[1] = swap;
+    memset(s->have[1], 0, s->n_expert * sizeof *swap);
+    s->n_ahead = s->ahead_at = 0;
+    for (uint32_t x = 0; x < n; x++) {
+        n_now += chosen(s, x);
+        if (kept(s, layer, x)) s->have[0][x] = HIT;
+        n_pinned += chosen(s, x) && s->have[0][x];
+    }
+    uint32_t next = assign(s, p, 0, 0, &n_pinned), left = n_now;
+    draw_rows(s, p, n_now);
+    while (left) {
+        struct call c = { .rows = 0 };
+        uint32_t got = 0;
+        if (next == n) read_on(s, layer, n_now, n_pinned);
+        while (at < n && !chosen(s, at)) at++;
+        next = assign(s, p, next, at, &n_pinned);
+        if (!landed(s, s->have[0][at])) wait_for(s, s->have[0][at]);
+        for (; at < n && (!chosen(s, at) || (s->have[0][at] && landed(s, s->have[0][at]))); at++)
+            if (chosen(s, at)) {
+                call_add(s, &c, p);
+                got++;
+            }
+        left -= got;
+        call_run(s, &c, p, !left);
+        n_pinned -= got;
+    }
+    read_on(s, layer, n_now, n_pinned);
+}
+
+static void experts(sim *s)
+{
+    const struct parts *p = parts_of(s, s->step->layer);
+    const sl_layer_shape *l = p->of;
+    if (!l->n_expert) {
+        stage(s, p->all_rows, s->rows);
+        return;
+    }
+    if (s->streamed && s->rows > s->plan->stored_rows) {
+        in_order(s, p);
+        return;
+    }
+    uint32_t n = (uint32_t)(p->n_experts + (s->rows > 1 ? quantile(++s->draw) : 0)), missing = 0;
+    if (s->streamed && s->rows == 1 && s->settled) {
+        double u = quantile(++s->draw);
+        while (missing < SL_MAX_MISSED && missing < n && p->cdf[missing] < u) missing++;
+    } else if (s->streamed) {
+        const sl_slot_class *k = &s->plan->cls[sl_plan_class(s->plan, l)];
+        double share = s->settled ? (double)k->n_slots / SL_MAX(k->n_experts, 1) : 0;
+        missing = (uint32_t)(n * (1 - sl_miss_hit(s->in->miss, share)) + 0.5);
+    }
+    draw_rows(s, p, n);
+    as_they_land(s, p, n, missing);
+}
+
+/* ---- dense weights through two sections ---- */
+
+static void ask_section(sim *s)
+{
+    uint32_t first = s->plan->n_dense_layers, n = s->shape->n_layer - first;
+    const sl_layer_shape *l = &s->shape->layers[first + s->ring_next % n];
+    double bytes = (double)(l->qkv_bytes + l->post_bytes + l->router_bytes + l->ffn_bytes);
+    uint32_t n_requests = (uint32_t)fmax(ceil(bytes / s->disk.max_request), 1);
+    s->section[s->ring_next++ % 2] = ask(s, bytes, n_requests);
+    submit(s, n_requests * s->m->read_cpu_s);
+}
+
+/* ---- a pass ---- */
+
+static void run_step(sim *s)
+{
+    const sl_step *st = s->step;
+    const struct parts *p = st->layer == SL_STEP_NONE ? NULL : parts_of(s, st->layer);
+    bool ring = s->streamed && p && st->layer >= s->plan->n_dense_layers;
+    if (ring && st->kind == SL_STEP_QKV) wait_for(s, s->section[s->ring_at % 2]);
+    switch (st->kind) {
+    case SL_STEP_EMBED: stage(s, (struct job){ .s = 0 }, s->rows); break;
+    case SL_STEP_QKV: stage(s, p->qkv, s->rows); break;
+    case SL_STEP_ATTEND: attend(s); break;
+    case SL_STEP_POST: stage(s, p->post, s->rows); break;
+    case SL_STEP_ROUTE: stage(s, p->route, s->rows); break;
+    case SL_STEP_EXPERTS: experts(s); break;
+    case SL_STEP_HEAD:
+        stage(s, product(s, &s->shape->head, 1, (double)st->bytes, 1), 1);
+        break;
+    }
+    if (!ring || st->kind != SL_STEP_EXPERTS) return;
+    s->ring_at++;
+    ask_section(s);
+}
+
+/* Seconds of a pass of s->rows rows from position s->first on. */
+static double run_pass(sim *s, bool head, sl_timeline *line)
+{
+    double from = s->now;
+    s->line = line;
+    s->began = from;
+    s->last[0] = s->last[1] = NO_SPAN;
+    for (uint32_t i = 0; i < s->n_steps; i++) {
+        s->step = &s->steps[i];
+        if (s->step->kind != SL_STEP_HEAD || head) run_step(s);
+    }
+    s->line = NULL;
+    return s->now - from;
+}
+
+/* A phase begins with nothing on its way but the first sections. */
+static void begin_phase(sim *s)
+{
+    s->now = 0;
+    s->ring_at = s->ring_next = 0;
+    s->step = &s->steps[0];
+    memset(s->have[1], 0, s->n_expert * sizeof *s->have[1]);
+    s->disk.n_asked = s->disk.n_landed = 0;
+    s->disk.asked = s->disk.got = s->disk.lag_s = 0;
+    for (int i = 0; i < 2 && s->streamed && s->plan->n_dense_layers < s->shape->n_layer; i++)
+        ask_section(s);
+}
+
+/* ---- phases ---- */
+
+/* Runs a pass and counts it `times`. */
+static double count_pass(sim *s, sl_phase *f, double times, bool head, sl_timeline *line)
+{
+    double bytes = s->disk.bytes;
+    memset(s->busy, 0, sizeof s->busy);
+    s->wait = 0;
+    double seconds = run_pass(s, head, line);
+    f->seconds += times * seconds;
+    f->wait_s += times * s->wait;
+    f->disk_bytes += times * (s->disk.bytes - bytes);
+    for (int r = 0; r < SL_N_RESOURCES; r++) f->busy_s[r] += times * s->busy[r];
+    return seconds;
+}
+
+static void end_phase(sl_phase *f, double n_tokens)
+{
+    f->tok_per_s = f->seconds > 0 ? n_tokens / f->seconds : 0;
+    f->binding = 0;
+    f->next = 1;
+    for (int r = 1; r < SL_N_RESOURCES; r++) {
+        sl_resource a = (sl_resource)r;
+        if (f->busy_s[a] > f->busy_s[f->binding]) {
+            f->next = f->binding;
+            f->binding = a;
+        } else if (f->next == f->binding || f->busy_s[a] > f->busy_s[f->next]) {
+            f->next = a;
+        }
+    }
+}
+
+/* The first pass finds its slots empty; of those behind it that have all rows some stand for the
+ * others; the last one may have fewer. */
+static void prompt(sim *s, sl_timeline *line, sl_phase *f)
+{
+    uint32_t n = s->in->load.n_prompt, rows = SL_MIN(n, s->plan->max_rows);
+    uint32_t n_full = n / rows, rest = n % rows, n_some = SL_MIN(n_full - 1, MAX_PASSES - 2);
+    s->rows = rows;
+    s->first = 0;
+    s->settled = false;
+    set_parts(s);
+    begin_phase(s);
+    count_pass(s, f, 1, n == rows, line);
+    s->settled = true;
+    for (uint32_t i = 0; i < n_some; i++) {
+        double times = (n_full - 1.0) / n_some;
+        s->first = rows * (1 + times * (i + 0.5) - 0.5);
+        count_pass(s, f, times, i + 1 == n_some && !rest, NULL);
+    }
+    if (rest) {
+        s->rows = rest;
+        s->first = n - rest;
+        set_parts(s);
+        count_pass(s, f, 1, true, NULL);
+    }
+    end_phase(f, n);
+}
+
+/* What decoding misses on average: exact, where the passes are a sample. */
+static void expected_misses(const sim *s, sl_forecast *f)
+{
+    double used = 0, missed = 0, bytes = 0;
+    for (uint32_t i = 0; i < s->shape->n_layer; i++) {
+        const struct parts *p = parts_of(s, i);
+        double mean = 0;
+        for (uint32_t m = 0; s->streamed && p->of->n_expert && m < SL_MAX_MISSED; m++)
+            mean += 1 - p->cdf[m];
+        used += p->of->n_used;
+        missed += mean;
+        bytes += mean * (double)p->of->expert_bytes;
+        if (s->streamed && i >= s->plan->n_dense_layers)
+            bytes += (double)(p->of->qkv_bytes + p->of->post_bytes + p->of->router_bytes
+                              + p->of->ffn_bytes);
+    }
+    f->hit_rate = used > 0 ? 1 - missed / used : 1;
+    f->disk_bytes_per_token = bytes;
+}
+
+static void decode(sim *s, sl_timeline *line, sl_forecast *f)
+{
+    double n_gen = s->in->load.n_gen, seconds[MAX_TOKENS];
+    uint64_t draw[MAX_TOKENS];
+    uint32_t n_turns = 1;
+    for (uint32_t i = 0; i < s->shape->n_layer; i++) n_turns += s->shape->layers[i].n_expert > 0;
+    uint32_t n = s->streamed ? SL_MIN(SL_MAX(DRAWS / n_turns, MIN_TOKENS), MAX_TOKENS) : MIN_TOKENS;
+    s->rows = 1;
+    s->settled = true;
+    set_parts(s);
+    begin_phase(s);
+    expected_misses(s, f);
+    for (uint32_t i = 0; i < n; i++) {
+        draw[i] = s->draw;
+        s->first = s->in->load.n_prompt + fmax((i + 0.5) / n * n_gen - 0.5, 0);
+        seconds[i] = count_pass(s, &f->decode, n_gen / n, true, NULL);
+    }
+    end_phase(&f->decode, n_gen);
+    f->stall_share = f->decode.seconds > 0 ? f->decode.wait_s / f->decode.seconds : 0;
+    if (!line || !(n_gen > 0)) return;
+    uint32_t best = 0;                  /* the one nearest to the mean */
+    double mean = f->decode.seconds / n_gen;
+    for (uint32_t i = 1; i < n; i++)
+        if (fabs(seconds[i] - mean) < fabs(seconds[best] - mean)) best = i;
+    s->draw = draw[best];
+    s->first = s->in->load.n_prompt + fmax((best + 0.5) / n * n_gen - 0.5, 0);
+    run_pass(s, true, line);
+}
+
+static sl_grade grade(const sl_forecast_in *in)
+{
+    if (in->machine->source == SL_MACHINE_DATASHEET) return SL_GRADE_DATASHEET;
+    if (in->machine->source == SL_MACHINE_QUICK) return SL_GRADE_QUICK;
+    return in->misses || in->miss->traced ? SL_GRADE_CALIBRATED : SL_GRADE_COLD;
+}
+
+static void *take(char **at, size_t n, size_t size)
+{
+    void *p = *at;
+    *at += (n * size + 63) / 64 * 64;
+    return p;
+}
+
+/* Tables of all layers, in one block. */
+static sl_status take_tables(sl_ctx *ctx, sim *s, void **ret_block)
+{
+    const sl_layer_shape *l = s->shape->layers;
+    uint32_t n = s->shape->n_layer, n_steps = sl_pipe_max_steps(s->shape);
+    for (uint32_t i = 0; i < n; i++) s->n_expert = SL_MAX(s->n_expert, l[i].n_expert);
+    /* a layer's experts, those read ahead (wanted or not), two sections */
+    s->disk.cap = s->n_expert + 2 * AHEAD_MAX + 2;
+    size_t bytes = n_steps * sizeof *s->steps + n * (sizeof *s->parts + 2 * sizeof(uint32_t))
+                 + s->disk.cap * sizeof *s->disk.ring + 2 * s->n_expert * sizeof(uint64_t) + 8 * 64;
+    char *at = *ret_block = calloc(1, bytes);
+    if (!at) return sl_fail(ctx, SL_E_NOMEM, "simulation of %u layers: %zu bytes", n, bytes);
+    s->steps = take(&at, n_steps, sizeof *s->steps);
+    s->parts = take(&at, n, sizeof *s->parts);
+    s->parts_of = take(&at, n, sizeof *s->parts_of);
+    s->class_first = take(&at, n, sizeof *s->class_first);
+    s->disk.ring = take(&at, s->disk.cap, sizeof *s->disk.ring);
+    s->have[0] = take(&at, s->n_expert, sizeof *s->have[0]);
+    s->have[1] = take(&at, s->n_expert, sizeof *s->have[1]);
+    s->n_steps = sl_pipe_build(s->shape, s->plan, s->steps);
+    uint32_t before[SL_SLOT_CLASSES] = { 0 };
+    for (uint32_t i = 0; s->streamed && i < n; i++) {
+        uint32_t c = l[i].n_expert ? sl_plan_class(s->plan, &l[i]) : 0;
+        s->class_first[i] = before[c];
+        before[c] += l[i].n_expert;
+    }
+    return SL_OK;
+}
+
+sl_status sl_sim_run(sl_ctx *ctx, const sl_forecast_in *in, sl_timeline *decode_pass,
+                     sl_timeline *prompt_pass, sl_forecast *ret)
+{
+    assert(in->load.n_prompt && in->plan->max_rows && in->miss);
+    const sl_machine *m = in->machine;
+    const sl_plan *plan = in->plan;
+    sim s = { .in = in, .shape = in->shape, .plan = plan, .m = m,
+              .threads = plan->n_threads ? plan->n_threads : m->id.cores,
+              .streamed = plan->weights == SL_WEIGHTS_STREAMED,
+              .disk = { .depth = plan->read_depth ? plan->read_depth : STORE_DEPTH,
+                        .max_request = plan->read_bytes ? plan->read_bytes : STORE_BYTES,
+                        .latency_s = m->disk.n_curves ? m->disk.latency_s : 0 } };
+    void *block;
+    s.cost = sl_machine_cost_at(m, s.threads);
+    s.dram_s = sl_machine_dram_s(m, s.threads);
+    SL_TRY(take_tables(ctx, &s, &block));
+    sl_forecast f = { .grade = grade(in), .peak_bytes = plan->need_bytes };
+    prompt(&s, prompt_pass, &f.prompt);
+    f.ttft_s = f.prompt.seconds;
+    decode(&s, decode_pass, &f);
+    free(block);
+    *ret = f;
+    return SL_OK;
+}
