@@ -359,56 +359,136 @@ static uint32_t thread_counts(uint32_t max, bool quick, uint32_t ret[SL_MACHINE_
     return n;
 }
 
-static void report(const sl_probe_params *p, const char *what, double share)
+/* What is measured and how long: all of it takes 1. */
+struct scope {
+    uint32_t read_threads[SL_MACHINE_POINTS], n_read;
+    uint32_t threads[SL_MACHINE_COSTS], n_threads;
+    double read_s;              /* of one thread count */
+    double engine_s;
+    int peak_rounds;
+    double engine_from;         /* share of the time that is over when the engine's turn comes */
+};
+
+static sl_status check_params(sl_ctx *ctx, const sl_probe_params *p)
 {
-    if (p->progress) p->progress(p->user, what, share);
+    uint32_t n_threads = p->threads ? p->n_threads : 2, most = SL_MACHINE_GEMMS / n_threads;
+    if (p->threads && (!p->n_threads || p->n_threads > SL_MACHINE_COSTS || p->max_threads))
+        return sl_fail(ctx, SL_E_ARG, "probe: %u thread counts, expected 1 to %d and no maximum",
+                       p->n_threads, SL_MACHINE_COSTS);
+    for (uint32_t i = 0; p->threads && i < p->n_threads; i++)
+        if (p->threads[i] <= (i ? p->threads[i - 1] : 0))
+            return sl_fail(ctx, SL_E_ARG, "probe: thread count %u is %u, expected more than %u", i,
+                           p->threads[i], i ? p->threads[i - 1] : 0);
+    if (p->types && (!p->n_types || p->n_types > most))
+        return sl_fail(ctx, SL_E_ARG, "probe: %u types, expected 1 to %u", p->n_types, most);
+    for (uint32_t i = 0; p->types && i < p->n_types; i++) {
+        const sl_type_info *t = sl_type_get(p->types[i]);
+        if (!t->matmul)
+            return sl_fail(ctx, SL_E_ARG, "probe: the engine does not multiply by type %s",
+                           t->name ? t->name : "?");
+    }
+    if (p->seconds && !(p->seconds >= 3 && p->seconds <= 3600))
+        return sl_fail(ctx, SL_E_ARG, "probe: %g seconds, expected 3 to 3600", p->seconds);
+    return SL_OK;
 }
 
-static sl_status measure_threads(sl_ctx *ctx, const sl_probe_params *p, uint32_t max,
+static struct scope scope_of(const sl_probe_params *p, uint32_t cores)
+{
+    struct scope s = { .n_read = p->n_threads, .n_threads = p->threads ? p->n_threads : 0 };
+    double all_s = p->seconds > 0 ? p->seconds : p->quick ? 3 : 40;
+    uint32_t max = p->max_threads ? p->max_threads : cores;
+    if (p->threads) {
+        memcpy(s.read_threads, p->threads, p->n_threads * sizeof *p->threads);
+        memcpy(s.threads, p->threads, p->n_threads * sizeof *p->threads);
+    } else {
+        s.n_read = thread_counts(max, p->quick || p->seconds > 0, s.read_threads);
+        s.threads[s.n_threads++] = 1;
+        if (max > 1) s.threads[s.n_threads++] = max;
+    }
+    s.read_s = SL_MIN(4, 0.3 * all_s / s.n_read);
+    s.peak_rounds = SL_MAX((int)(1.5 * all_s), 5);
+    s.engine_s = 0.55 * all_s - 1;
+    s.engine_from = 1 - s.engine_s / all_s;
+    return s;
+}
+
+struct progress {
+    const sl_probe_params *p;
+    double from, to;            /* of all, what the part at hand takes */
+};
+
+static void report(void *user, const char *what, double share)
+{
+    const struct progress *g = user;
+    if (g->p->progress) g->p->progress(g->p->user, what, g->from + share * (g->to - g->from));
+}
+
+static sl_status measure_threads(sl_ctx *ctx, const struct scope *s, struct progress *g,
                                  sl_probe_reader *whole, sl_machine *m)
 {
-    uint32_t counts[SL_MACHINE_POINTS], n = thread_counts(max, p->quick, counts);
-    double seconds = p->quick ? 0.5 : SL_MIN(4.0, 30.0 / n);
-    for (uint32_t i = 0; i < n; i++) {
+    for (uint32_t i = 0; i < s->n_read; i++) {
         sl_probe_reader *r = NULL;
+        uint32_t n = s->read_threads[i];
         char what[48];
-        snprintf(what, sizeof what, "DRAM reads, %u thread%s", counts[i], counts[i] > 1 ? "s" : "");
-        report(p, what, 0.7 * i / n);
-        SL_TRY(reader_create(ctx, counts[i], whole->buf, whole->bytes, &r));
-        double rate = measure_read(r, seconds);
+        snprintf(what, sizeof what, "DRAM reads, %u thread%s", n, n > 1 ? "s" : "");
+        report(g, what, 0.7 * i / s->n_read);
+        SL_TRY(reader_create(ctx, n, whole->buf, whole->bytes, &r));
+        double rate = measure_read(r, s->read_s);
         /* More threads can leave the reading to fewer: where they seem slower, something disturbed
          * them. */
         if (i) rate = fmax(rate, m->dram_read[i - 1].value);
-        m->dram_read[i] = (sl_machine_point){ counts[i], rate };
-        m->barrier[i] = (sl_machine_point){ counts[i], measure_barrier(r->pool) };
+        m->dram_read[i] = (sl_machine_point){ n, rate };
+        m->barrier[i] = (sl_machine_point){ n, measure_barrier(r->pool) };
         sl_probe_reader_destroy(&r);
     }
-    m->n_dram = m->n_barrier = n;
+    m->n_dram = m->n_barrier = s->n_read;
+    return SL_OK;
+}
+
+/* All peaks in turn: a busy second hits none of them alone. */
+static sl_status measure_peaks(sl_ctx *ctx, const struct scope *s, struct progress *g,
+                               sl_pool *pool, sl_machine *m)
+{
+    uint32_t n = sl_pool_threads(pool);
+    double *times = calloc(2 * n, sizeof *times);
+    if (!times) return sl_fail(ctx, SL_E_NOMEM, "times of %u threads", n);
+    for (int i = 0; i < s->peak_rounds * SL_N_PEAKS; i++) {
+        sl_peak peak = (sl_peak)(i % SL_N_PEAKS);
+        report(g, "instruction peaks", 0.7 + 0.3 * i / (s->peak_rounds * SL_N_PEAKS));
+        if (sl_probe_has(peak)) measure_peak(m, pool, peak, times);
+    }
+    free(times);
     return SL_OK;
 }
 
 sl_status sl_probe_run(sl_ctx *ctx, const sl_probe_params *p, sl_machine *ret)
 {
     assert(ctx && p && ret);
-    sl_machine m = { .source = p->quick ? SL_MACHINE_QUICK : SL_MACHINE_MEASURED };
+    sl_machine *m = calloc(1, sizeof *m);   /* large for a stack */
     sl_probe_reader *whole = NULL;
-    SL_TRY(sl_probe_identify(ctx, &m.id));
-    uint32_t max = p->max_threads ? p->max_threads : m.id.cores;
-    report(p, "memory", 0);
-    SL_TRY(reader_create(ctx, max, NULL, buffer_bytes(), &whole));
-    sl_status st = measure_threads(ctx, p, max, whole, &m);
-    double *times = st == SL_OK ? calloc(2 * sl_pool_threads(whole->pool), sizeof *times) : NULL;
-    if (st == SL_OK && !times) st = sl_fail(ctx, SL_E_NOMEM, "times of %u threads", max);
-    /* all peaks in turn: a busy second hits none of them alone */
-    int rounds = p->quick ? 5 : 60;
-    for (int i = 0; st == SL_OK && i < rounds * SL_N_PEAKS; i++) {
-        sl_peak peak = (sl_peak)(i % SL_N_PEAKS);
-        report(p, "instruction peaks", 0.7 + 0.3 * i / (rounds * SL_N_PEAKS));
-        if (sl_probe_has(peak)) measure_peak(&m, whole->pool, peak, times);
+    sl_status st = m ? check_params(ctx, p) : sl_fail(ctx, SL_E_NOMEM, "machine");
+    if (st == SL_OK) st = sl_probe_identify(ctx, &m->id);
+    if (st != SL_OK) {
+        free(m);
+        return st;
     }
-    free(times);
+    m->source = p->quick ? SL_MACHINE_QUICK : SL_MACHINE_MEASURED;
+    struct scope s = scope_of(p, m->id.cores);
+    struct progress g = { p, 0, s.engine_from };
+    sl_probe_params inner = *p;
+    inner.progress = report;
+    inner.user = &g;
+    report(&g, "memory", 0);
+    st = reader_create(ctx, s.threads[s.n_threads - 1], NULL, buffer_bytes(), &whole);
+    if (st == SL_OK) st = measure_threads(ctx, &s, &g, whole, m);
+    if (st == SL_OK) st = measure_peaks(ctx, &s, &g, whole->pool, m);
+    g = (struct progress){ p, s.engine_from, 1 };
+    if (st == SL_OK)
+        st = probe_curves(ctx, &inner, s.threads, s.n_threads, whole->buf, whole->bytes, s.engine_s,
+                          m);
     sl_probe_reader_destroy(&whole);
-    if (st == SL_OK) st = sl_machine_check(ctx, &m);
-    if (st == SL_OK) *ret = m;
+    if (st == SL_OK) st = sl_machine_check(ctx, m);
+    if (st == SL_OK) *ret = *m;
+    free(m);
     return st;
 }

@@ -1,8 +1,10 @@
 /* offload/sl_probe.h - measures this machine: DRAM reads by threads, instruction peaks, barriers;
- * and its disk.
+ * the engine's own stages; and its disk.
  * The loops are written in assembly: compilers insert register copies that hide up to 40 % of an
  * int8 peak, and a bound must not depend on who compiled it. Bests are reported, since whatever
- * else the machine does only takes away; barriers are medians, since they are costs.
+ * else the machine does only takes away. Barriers are medians, since they are costs; and so are the
+ * engine's curves, since forecasts are made of them: of visits that are spread over the whole
+ * time.
  * Owns its buffers and threads while it runs. Must not print. Threads: one probe at a time.
  * Units: bytes/s, operations/s, seconds. Tested by tests/t_probe.c. */
 #ifndef SL_PROBE_H
@@ -11,8 +13,16 @@
 #include "perfmodel/sl_machine.h"
 
 typedef struct sl_probe_params {
-    bool quick;                 /* about 2 s instead of some 15 */
+    bool quick;                 /* about 3 s instead of some 40; few types, few points */
     uint32_t max_threads;       /* 0: physical cores of the process */
+    /* Types whose products are measured; NULL: all that the engine multiplies by (quick: four). */
+    const sl_type *types;
+    uint32_t n_types;
+    /* Thread counts, ascending, SL_MACHINE_COSTS at most, max_threads then 0; NULL: for products 1
+     * and the most, for reads some between too. */
+    const uint32_t *threads;
+    uint32_t n_threads;
+    double seconds;             /* 0: as above; else about so long in all, 3 at least */
     /* may be NULL; share done, 0 to 1 */
     void (*progress)(void *user, const char *what, double share);
     void *user;
@@ -21,7 +31,10 @@ typedef struct sl_probe_params {
 /* What this machine is, without measuring. Errors: SL_E_NOMEM. */
 SL_API SL_NODISCARD sl_status sl_probe_identify(sl_ctx *ctx, sl_machine_id *ret);
 
-/* Errors: SL_E_ARG (more threads than the machine has), SL_E_NOMEM, SL_E_DEVICE (no threads). */
+/* All but the disk, and what it and the CPU leave each other. Takes memory of eight times the last
+ * cache level, 256 MiB at least, and some 70 MiB for each thread count. Errors: SL_E_ARG (more
+ * threads than the machine has, a type that the engine does not multiply by, threads out of order,
+ * too many of either), SL_E_NOMEM, SL_E_DEVICE (no threads). */
 SL_API SL_NODISCARD sl_status sl_probe_run(sl_ctx *ctx, const sl_probe_params *p, sl_machine *ret);
 
 typedef struct sl_probe_disk_params {

@@ -1,5 +1,7 @@
 /* tests/t_probe.c - a quick probe of this machine gives numbers that machines have, in plausible
  * relation to each other. Other load only lowers them, so the lower limits are generous. */
+#include <math.h>
+
 #include "offload/sl_probe.h"
 #include "tests/t.h"
 
@@ -11,6 +13,54 @@ static void count_reports(void *user, const char *what, double share)
     (void)user;
     T_CHECK(what[0] && share >= 0 && share <= 1, "%s at %g", what, share);
     reports++;
+}
+
+/* Each type at 1 and all threads; more rows are never served slower, one row not faster than RAM
+ * could send its weights several times over. */
+static void check_curves(const sl_machine *m, uint32_t n_types, uint32_t n_points)
+{
+    uint32_t n_threads = m->id.cores > 1 ? 2 : 1;
+    T_CHECK(m->n_gemms == n_types * n_threads && m->n_costs == n_threads, "%u curves, %u costs",
+            m->n_gemms, m->n_costs);
+    for (uint32_t i = 0; i < m->n_gemms; i++) {
+        const sl_machine_gemm *g = &m->gemm[i];
+        const sl_type_info *t = sl_type_get(g->type);
+        double bytes_s = g->at[0].ops_s * t->block_bytes / t->block_elems;
+        T_CHECK(g->threads == (i % n_threads ? m->id.cores : 1), "%u threads", g->threads);
+        T_CHECK(g->n >= n_points && g->at[0].rows == 1, "%s: %u points", t->name, g->n);
+        T_CHECK(bytes_s < 8 * m->dram_read[m->n_dram - 1].value, "%s: %g bytes/s", t->name,
+                bytes_s);
+        T_CHECK(g->at[g->n - 1].ops_s > 0.5 * g->at[0].ops_s, "%s: %g of 1 row, %g of %u", t->name,
+                g->at[0].ops_s, g->at[g->n - 1].ops_s, g->at[g->n - 1].rows);
+    }
+    for (uint32_t i = 0; i < m->n_costs; i++)
+        T_CHECK(m->cost[i].stage_s < 0.05 && m->cost[i].elem_s < 1e-6,
+                "%g s a stage, %g an element", m->cost[i].stage_s, m->cost[i].elem_s);
+}
+
+/* Chosen types and thread counts, in a given time. */
+static void check_chosen(void)
+{
+    static const sl_type types[] = { SL_F32, SL_Q4_K }, none[] = { SL_F64 };
+    static const uint32_t one[] = { 1 }, back[] = { 1, 1 };
+    sl_machine m = { .n_dram = 77 };
+    sl_probe_params p = { .types = types, .n_types = 2, .threads = one, .n_threads = 1,
+                          .seconds = 3 };
+    T_NEED(sl_probe_run(ctx, &p, &m) == SL_OK, "%s", sl_error(ctx));
+    T_CHECK(m.source == SL_MACHINE_MEASURED && m.n_dram == 1 && m.n_gemms == 2 && m.n_costs == 1
+                && m.gemm[0].type == SL_F32 && m.gemm[1].type == SL_Q4_K && m.gemm[1].n == 8,
+            "%u counts, %u curves", m.n_dram, m.n_gemms);
+    const sl_probe_params bad[] = {
+        { .types = none, .n_types = 1 }, { .types = types }, { .types = types, .n_types = 33 },
+        { .threads = back, .n_threads = 2 }, { .threads = one },
+        { .threads = one, .n_threads = 1, .max_threads = 1 }, { .seconds = 1 }, { .seconds = NAN },
+        { .quick = true, .max_threads = SL_MACHINE_MAX_THREADS },
+    };
+    for (size_t i = 0; i < SL_LEN(bad); i++) {
+        m = (sl_machine){ .n_dram = 77 };
+        T_CHECK(sl_probe_run(ctx, &bad[i], &m) == SL_E_ARG && m.n_dram == 77 && sl_error(ctx)[0],
+                "%zu: %s", i, sl_error(ctx));
+    }
 }
 
 static void check_machine(void)
@@ -41,6 +91,7 @@ static void check_machine(void)
                     && m.peak_all[i] < 1.3 * m.id.cores * m.peak_core[i],
                 "%s: %g of one, %g of all", sl_peak_name(k), m.peak_core[i], m.peak_all[i]);
     }
+    check_curves(&m, 4, 2);
     /* One instruction does the work of three, or twice as wide: never slower by much. */
     if (sl_probe_has(SL_PEAK_I8_VNNI512))
         T_CHECK(m.peak_core[SL_PEAK_I8_VNNI512] > 0.9 * m.peak_core[SL_PEAK_I8_AVX2],
@@ -61,9 +112,7 @@ static void check_parts(void)
     sl_probe_reader_destroy(&r);
     T_CHECK(!r, "destroyed");
     sl_probe_reader_destroy(&r);
-    sl_machine m = { .n_dram = 77 };
-    sl_probe_params p = { .quick = true, .max_threads = SL_MACHINE_MAX_THREADS };
-    T_CHECK(sl_probe_run(ctx, &p, &m) == SL_E_ARG && m.n_dram == 77, "%s", sl_error(ctx));
+    check_chosen();
     sl_mem_report mem;
     sl_mem_get(ctx, &mem);
     T_CHECK(mem.total == 0, "%llu bytes are left", (unsigned long long)mem.total);

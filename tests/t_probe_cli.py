@@ -55,6 +55,13 @@ def check_probe(tmp):
     refused('a damaged file', sluice('probe', '--show', env=cache), 1, 'line 1')
     refused('a folder that cannot be', sluice('probe', '--quick', '-o', '/proc/x/machine.json'), 1, '/proc/x')
     refused('no threads', sluice('probe', '-t', '0'), 2, '--threads')
+    for types, word in (('Q4_K,Q9_X', 'Q9_X'), ('', '""'), ('Q4_K,', '""'), ('F64', 'F64'), ('Q4_K,' * 24 + 'Q4_K', '24')):
+        refused('bad types', sluice('probe', '--types', types, '-o', tmp + '/m.json'), 1, '--types', word)
+    refused('types with nothing to measure', sluice('probe', '--show', '--types', 'Q4_K'), 2, '--types')
+    r = sluice('probe', '--types', 'q6_k,F32', '-t', '1', '-m', SLUICE, '-o', tmp + '/m.json')
+    check(r.returncode in (0, 1) and (r.returncode == 1 or 'Q6_K' in r.stdout and 'Q4_K' not in r.stdout),
+          'chosen types: ' + r.stderr)
+    os.path.exists(tmp + '/m.json') and os.remove(tmp + '/m.json')
     refused('a model that is too small', sluice('probe', '--quick', '-m', 'meson.build', '-o', tmp + '/m.json'), 1,
             'meson.build', '4 MiB')
     refused('too many threads', sluice('probe', '--quick', '-t', '4096', '-o', tmp + '/m.json'), 1, '4096')

@@ -8,10 +8,12 @@
 #include "tools/machine_file.h"
 
 struct args {
-    const char *out, *model;
+    const char *out, *model, *types;
     uint32_t n_threads;
     bool quick, json, show;
 };
+
+enum { MAX_TYPES = 24 };
 
 #define AT(field) offsetof(struct args, field)
 static const cli_option options[] = {
@@ -20,7 +22,10 @@ static const cli_option options[] = {
     { "-m,--model", CLI_STR, "FILE",
       "measure the disk on this file, which is only read (default: on a new one of 1 GiB, with\n"
       "--quick 256 MiB, beside the result)", AT(model), 0, 0 },
-    { "--quick", CLI_FLAG, NULL, "about 3 s instead of 25; for a first forecast", AT(quick), 0, 0 },
+    { "--quick", CLI_FLAG, NULL, "about 4 s instead of 55; for a first forecast", AT(quick), 0, 0 },
+    { "--types", CLI_STR, "TYPE,...",
+      "measure products of these types of weights only, and all of it in about 10 s: for a forecast\n"
+      "of a model that is made of them (Q4_K,Q6_K,F32)", AT(types), 0, 0 },
     { "-t,--threads", CLI_U32, "N", "measure up to so many threads (default: physical cores)",
       AT(n_threads), 1, SL_MACHINE_MAX_THREADS },
     { "--json", CLI_FLAG, NULL, "print the file's text instead of the table", AT(json), 0, 0 },
@@ -32,9 +37,10 @@ static const cli_option options[] = {
 
 static const char *const about =
     "Measures what this machine can do at most: memory reads by threads, 8-bit and float32 arithmetic,\n"
-    "the cost of a barrier, and what the disk gives past the page cache. Forecasts and the shares that\n"
-    "`bench` prints stand on these numbers. Best values are kept (of the disk, medians), so other load\n"
-    "costs accuracy only where it never pauses.";
+    "the cost of a barrier, and what the disk gives past the page cache; and what the engine makes of\n"
+    "it: products by type of weights and rows, attention, fixed costs. Forecasts and the shares that\n"
+    "`bench` prints stand on these numbers. Of limits the best values are kept, of the engine and the\n"
+    "disk medians, so other load costs accuracy only where it never pauses.";
 
 static double of_cores(const sl_machine *m, int peak)
 {
@@ -90,10 +96,48 @@ static void print_disk(const sl_machine_disk *d, const sl_machine *m)
                best * 1e-9, depth, bytes >> 10);
 }
 
+/* "Q4_K 40.1 GB/s 71 | 213 | 317": bytes of weights at one row, multiply-adds at 1, 8, 64. */
+static void print_gemms(const sl_machine *m)
+{
+    static const uint32_t rows[] = { 1, 8, 64 };
+    if (!m->n_gemms) return;
+    printf("\n%-10s %7s %14s %8s %23s\n%-10s %7s %14s %8s", "products", "", "weights, 1 row",
+           "of DRAM", "GMAC/s by rows", "", "threads", "GB/s", "");
+    for (size_t k = 0; k < SL_LEN(rows); k++) printf(" %7" PRIu32, rows[k]);
+    putchar('\n');
+    for (uint32_t i = 0; i < m->n_gemms; i++) {
+        const sl_machine_gemm *g = &m->gemm[i];
+        const sl_type_info *t = sl_type_get(g->type);
+        double bytes_s = g->at[0].ops_s * t->block_bytes / t->block_elems;
+        bool again = i && g[-1].type == g->type;
+        printf("%-10s %7" PRIu32 " %14.1f %6.0f %%", again ? "" : t->name, g->threads,
+               bytes_s * 1e-9, 100 * bytes_s / sl_machine_dram_s(m, g->threads));
+        for (size_t k = 0; k < SL_LEN(rows); k++) {
+            double s = sl_machine_gemm_seconds(m, g->type, g->threads, 1e9, rows[k]);
+            printf(" %7.1f", rows[k] / s);
+        }
+        putchar('\n');
+    }
+}
+
+static void print_costs(const sl_machine *m)
+{
+    if (!m->n_costs) return;
+    printf("\n%-18s %12s %16s %16s %18s\n", "stages, threads", "fixed us", "ns per 1000 x",
+           "decode GFLOP/s", "prompt GFLOP/s");
+    for (uint32_t i = 0; i < m->n_costs; i++) {
+        const sl_machine_cost *c = &m->cost[i];
+        printf("%-18" PRIu32 " %12.2f %16.0f %16.1f %18.1f\n", c->threads, c->stage_s * 1e6,
+               c->elem_s * 1e12, c->decode_flops_s * 1e-9, c->prefill_flops_s * 1e-9);
+    }
+}
+
 static int print_result(const sl_machine *m, bool as_json)
 {
     if (!as_json) {
         print_table(m);
+        print_gemms(m);
+        print_costs(m);
         print_disk(&m->disk, m);
         return cli_end_stdout(CLI_DONE);
     }
@@ -127,14 +171,37 @@ static char *folder_of(const char *path)
     return !slash ? strdup(".") : slash == path ? strdup("/") : strndup(path, slash - path);
 }
 
+/* "Q4_K,Q6_K": false, and one line, where a name is no type, or none that can be multiplied by. */
+static bool read_types(const char *list, sl_type *ret, uint32_t *ret_n)
+{
+    char name[16];
+    for (const char *at = list;; at++) {
+        size_t n = strcspn(at, ",");
+        snprintf(name, sizeof name, "%.*s", (int)SL_MIN(n, sizeof name - 1), at);
+        if (*ret_n == MAX_TYPES || !sl_type_from_name(name, &ret[*ret_n])
+            || !sl_type_get(ret[*ret_n])->matmul) {
+            if (*ret_n == MAX_TYPES) cli_fail("--types: %d at most", MAX_TYPES);
+            else cli_fail("--types: the engine multiplies by no type \"%s\"", name);
+            return false;
+        }
+        ++*ret_n;
+        at += n;
+        if (!*at) return true;
+    }
+}
+
 static int probe(const struct args *a, sl_ctx *ctx, const char *path)
 {
     bool tty = isatty(2);
     sl_machine m;
+    sl_type types[MAX_TYPES];
     sl_probe_params p = {
         .quick = a->quick, .max_threads = a->n_threads, .progress = progress, .user = &tty
     };
     double start_s = cli_now_s();
+    if (a->types && !read_types(a->types, types, &p.n_types)) return CLI_FAILED;
+    if (a->types) p.types = types;
+    if (a->types && !a->quick) p.seconds = 6;
     if (cli_make_parents(ctx, path) != SL_OK) return cli_fail_ctx(ctx);     /* before the work */
     sl_status st = sl_probe_run(ctx, &p, &m);
     char *folder = st == SL_OK ? folder_of(path) : NULL;
@@ -157,12 +224,13 @@ int cmd_probe(int argc, char **argv)
 {
     struct args a = { 0 };
     cli_group groups[] = { { "Options", options, SL_LEN(options), &a, 0 } };
-    cli_spec spec = { "probe", "[-m MODEL] [-o FILE] [--quick] [--json]", about, groups,
-                      SL_LEN(groups), 0 };
+    cli_spec spec = { "probe", "[-m MODEL] [-o FILE] [--quick] [--types LIST] [--json]", about,
+                      groups, SL_LEN(groups), 0 };
     int code;
     if (!cli_parse(&spec, argc, argv, NULL, NULL, &code)) return code;
-    if (a.show && a.quick)
-        return cli_usage_error(&spec, "--show measures nothing: --quick has no place");
+    if (a.show && (a.quick || a.types))
+        return cli_usage_error(&spec, "--show measures nothing: %s has no place",
+                               a.quick ? "--quick" : "--types");
     char *path = a.out ? strdup(a.out) : cli_machine_path();
     sl_ctx *ctx = path ? cli_ctx(false) : NULL;
     code = !ctx ? CLI_FAILED : a.show ? show(&a, ctx, path) : probe(&a, ctx, path);
