@@ -3,6 +3,7 @@
  * for each size of pass of the prompt; what grows with the position is summed in closed form. */
 #include "perfmodel/sl_bound.h"
 #include "perfmodel/sl_forecast.h"
+#include "perfmodel/work.h"
 
 #include <assert.h>
 #include <math.h>
@@ -40,47 +41,14 @@ struct env {
     sl_disk_use disk;
 };
 
-/* The cores at work: `s` in all, of which they wait for memory in dram_s, multiply in cpu_s (these
- * overlap: neither is more than s). */
-struct work { double s, dram_s, cpu_s, bytes; };
-
-static void add(struct work *to, const struct work *w, double times)
+static work product(const struct env *e, const sl_part *parts, uint32_t n, double bytes,
+                    double rows)
 {
-    to->s += times * w->s;
-    to->dram_s += times * w->dram_s;
-    to->cpu_s += times * w->cpu_s;
-    to->bytes += times * w->bytes;
-}
-
-/* Work of s seconds that takes memory and arithmetic so long each at their own best: the slower one
- * is busy for all of it, since it is what the kernel waits for. */
-static struct work work_of(double s, double memory_s, double arithmetic_s, double bytes)
-{
-    struct work w = { .s = fmax(s, memory_s), .bytes = bytes };
-    w.dram_s = memory_s >= arithmetic_s ? w.s : memory_s;
-    w.cpu_s = memory_s >= arithmetic_s ? fmin(arithmetic_s, w.s) : w.s;
-    return w;
-}
-
-#define MANY_ROWS 65536.0       /* weights come for free beside so many */
-
-/* Matrices of some types with `rows` rows each; bytes is what is read of them. */
-static struct work product(const struct env *e, const sl_part *parts, uint32_t n, double bytes,
-                           double rows)
-{
-    double s = 0, arithmetic = 0;
-    for (uint32_t i = 0; i < n && parts[i].elems; i++) {
-        double elems = (double)parts[i].elems;
-        s += sl_machine_gemm_seconds(e->m, parts[i].type, e->threads, elems, rows);
-        arithmetic +=
-            sl_machine_gemm_seconds(e->m, parts[i].type, e->threads, elems, MANY_ROWS)
-            / MANY_ROWS * rows;
-    }
-    return work_of(s, bytes / e->dram, arithmetic, bytes);
+    return work_product(e->m, e->threads, e->dram, parts, n, bytes, rows);
 }
 
 /* One row, or a prompt's, at so many positions together; n_read of them lie in RAM already. */
-static struct work attention(const struct env *e, const sl_step *s, double attended, double n_read,
+static work attention(const struct env *e, const sl_step *s, double attended, double n_read,
                              double rows, bool prompt)
 {
     double rate = prompt ? e->cost.prefill_flops_s : e->cost.decode_flops_s;
@@ -102,8 +70,8 @@ static uint32_t layer_steps(const struct env *e, const sl_layer_shape *l, sl_ste
 
 /* A layer in a pass of some rows, attention apart. */
 struct layer {
-    struct work apart;          /* projections and router */
-    struct work experts;        /* all of them, and the shared one; a dense FFN */
+    work apart;          /* projections and router */
+    work experts;        /* all of them, and the shared one; a dense FFN */
     double n_experts;           /* distinct ones that the router chose */
     const sl_step *attend;
     uint32_t n_stages;
@@ -118,7 +86,7 @@ static void layer_set(const struct env *e, const sl_layer_shape *l, double rows,
     for (uint32_t i = 0; i < n; i++) {
         const sl_step *s = &ret->steps[i];
         double bytes = (double)s->bytes;
-        struct work w = { .s = 0 };
+        work w = { .s = 0 };
         switch (s->kind) {
         case SL_STEP_QKV: w = product(e, l->qkv, SL_SHAPE_TYPES, bytes, rows); break;
         case SL_STEP_POST: w = product(e, l->post, SL_SHAPE_TYPES, bytes, rows); break;
@@ -127,24 +95,24 @@ static void layer_set(const struct env *e, const sl_layer_shape *l, double rows,
         case SL_STEP_EXPERTS: ret->experts = product(e, l->ffn, SL_SHAPE_TYPES, bytes, rows); break;
         case SL_STEP_EMBED: case SL_STEP_HEAD: break;
         }
-        add(&ret->apart, &w, 1);
+        work_add(&ret->apart, &w, 1);
     }
     if (!l->n_expert) return;
     ret->n_experts = rows > 1 ? sl_miss_distinct(e->in->miss, l->n_expert, l->n_used, rows)
                               : l->n_used;
-    struct work one = product(e, l->expert, SL_SHAPE_TYPES, (double)l->expert_bytes,
+    work one = product(e, l->expert, SL_SHAPE_TYPES, (double)l->expert_bytes,
                               rows * l->n_used / ret->n_experts);
-    add(&ret->experts, &one, ret->n_experts);
+    work_add(&ret->experts, &one, ret->n_experts);
 }
 
 /* The rows' tokens in the table. */
-static struct work embed(const struct env *e, double rows)
+static work embed(const struct env *e, double rows)
 {
     double bytes = rows * (double)e->shape->embed_bytes / e->shape->n_vocab;
     return work_of(0, bytes / e->dram, 0, bytes);
 }
 
-static struct work head(const struct env *e)
+static work head(const struct env *e)
 {
     const sl_shape *s = e->shape;
     return product(e, &s->head, 1, (double)(s->head_bytes ? s->head_bytes : s->embed_bytes), 1);
@@ -168,30 +136,21 @@ static double dense_streamed(const struct env *e)
 
 /* ---- a phase's seconds, from what its parts take ---- */
 
-static void phase_end(const struct env *e, const struct work *w, double s, double reading_s,
+static void phase_end(const struct env *e, const work *w, double s, double reading_s,
                       double disk_bytes, double sync_s, double n_tokens, sl_phase *ret)
 {
     *ret = (sl_phase){ .disk_bytes = disk_bytes };
     double best = e->disk_best > 0 ? disk_bytes / e->disk_best : 0;
     ret->busy_s[SL_RES_DISK] = fmax(reading_s, best);
     /* what the disk writes goes through the memory too */
-    ret->busy_s[SL_RES_DRAM] = fmax(w->dram_s, (w->bytes + disk_bytes) / e->dram_all);
-    ret->busy_s[SL_RES_CPU] = w->cpu_s;
+    ret->busy_s[SL_RES_DRAM] = fmax(w->memory_s, (w->bytes + disk_bytes) / e->dram_all);
+    ret->busy_s[SL_RES_CPU] = w->arithmetic_s;
     ret->busy_s[SL_RES_SYNC] = sync_s;
     ret->seconds = fmax(s, w->s);
     for (int r = 0; r < SL_N_RESOURCES; r++) ret->seconds = fmax(ret->seconds, ret->busy_s[r]);
     ret->wait_s = ret->seconds - w->s;
     ret->tok_per_s = ret->seconds > 0 ? n_tokens / ret->seconds : 0;
-    ret->next = SL_RES_DRAM;
-    for (int r = 1; r < SL_N_RESOURCES; r++) {
-        sl_resource a = (sl_resource)r;
-        if (ret->busy_s[a] > ret->busy_s[ret->binding]) {
-            ret->next = ret->binding;
-            ret->binding = a;
-        } else if (ret->busy_s[a] > ret->busy_s[ret->next]) {
-            ret->next = a;
-        }
-    }
+    busiest(ret->busy_s, &ret->binding, &ret->next);
 }
 
 /* ---- tokens one after another ---- */
@@ -242,7 +201,7 @@ static struct turn layer_turn(const struct env *e, const sl_layer_shape *l, doub
 static void decode(const struct env *e, sl_forecast *ret)
 {
     const sl_load *load = &e->in->load;
-    struct work all = head(e), row = embed(e, 1);
+    work all = head(e), row = embed(e, 1);
     double s = 0, reading = 0, disk = dense_streamed(e), used = 0, missed = 0, n_stages = 2;
     double n = load->n_gen ? load->n_gen : 1;
     struct layer l;
@@ -252,12 +211,12 @@ static void decode(const struct env *e, sl_forecast *ret)
         if (!same_layer(e->shape, i)) {
             layer_set(e, ls, 1, &l);
             double attended = sl_bound_attended(load->n_prompt, (uint32_t)n, ls->window) / n;
-            struct work att = attention(e, l.attend, attended, attended - 1, 1, false);
-            add(&l.apart, &att, 1);
+            work att = attention(e, l.attend, attended, attended - 1, 1, false);
+            work_add(&l.apart, &att, 1);
             t = layer_turn(e, ls, l.experts.s);
         }
-        add(&all, &l.apart, 1);
-        add(&all, &l.experts, 1);
+        work_add(&all, &l.apart, 1);
+        work_add(&all, &l.experts, 1);
         s += t.s - l.experts.s;
         reading += t.reading_s;
         disk += t.n_missing * (double)ls->expert_bytes;
@@ -265,9 +224,9 @@ static void decode(const struct env *e, sl_forecast *ret)
         used += ls->n_used;
         n_stages += l.n_stages;
     }
-    struct work phase = { .s = 0 };
-    add(&all, &row, 1);
-    add(&phase, &all, load->n_gen);
+    work phase = { .s = 0 };
+    work_add(&all, &row, 1);
+    work_add(&phase, &all, load->n_gen);
     phase_end(e, &phase, load->n_gen * (all.s + s), load->n_gen * reading, load->n_gen * disk,
               load->n_gen * n_stages * e->cost.stage_s, load->n_gen, &ret->decode);
     ret->hit_rate = used > 0 ? fmax(1 - missed / used, 0) : 1;
@@ -293,7 +252,7 @@ static struct wanted wanted_bytes(const struct env *e, const double *n, const do
 }
 
 /* One pass of so many rows: adds `times` of them. */
-static struct wanted prompt_pass(const struct env *e, uint32_t rows, double times, struct work *all,
+static struct wanted prompt_pass(const struct env *e, uint32_t rows, double times, work *all,
                                  double *n_stages)
 {
     double n[SL_SLOT_CLASSES] = { 0 }, bytes[SL_SLOT_CLASSES] = { 0 };
@@ -301,8 +260,8 @@ static struct wanted prompt_pass(const struct env *e, uint32_t rows, double time
     for (uint32_t i = 0; i < e->shape->n_layer; i++) {
         const sl_layer_shape *ls = &e->shape->layers[i];
         if (!same_layer(e->shape, i)) layer_set(e, ls, rows, &l);
-        add(all, &l.apart, times);
-        add(all, &l.experts, times);
+        work_add(all, &l.apart, times);
+        work_add(all, &l.experts, times);
         *n_stages += times * l.n_stages;
         if (e->plan->weights != SL_WEIGHTS_STREAMED || !ls->n_expert) continue;
         uint32_t c = sl_plan_class(e->plan, ls);
@@ -310,17 +269,17 @@ static struct wanted prompt_pass(const struct env *e, uint32_t rows, double time
         bytes[c] += l.n_experts * (double)ls->expert_bytes;
     }
     *n_stages += times;
-    struct work tokens = embed(e, rows);
-    add(all, &tokens, times);
+    work tokens = embed(e, rows);
+    work_add(all, &tokens, times);
     return wanted_bytes(e, n, bytes);
 }
 
 /* Of all passes: rows over rows of the same prompt, keys and values of earlier passes read anew by
  * each. */
-static void prompt_attention(const struct env *e, struct work *all)
+static void prompt_attention(const struct env *e, work *all)
 {
     uint32_t n = e->in->load.n_prompt, step = e->plan->max_rows;
-    struct work att = { .s = 0 };
+    work att = { .s = 0 };
     sl_step steps[LAYER_STEPS];
     for (uint32_t i = 0; i < e->shape->n_layer; i++) {
         const sl_layer_shape *l = &e->shape->layers[i];
@@ -333,7 +292,7 @@ static void prompt_attention(const struct env *e, struct work *all)
             assert(k < n_steps);
             att = attention(e, &steps[k], sl_bound_attended(0, n, l->window), earlier, n, true);
         }
-        add(all, &att, 1);
+        work_add(all, &att, 1);
     }
 }
 
@@ -342,7 +301,7 @@ static void prompt(const struct env *e, sl_forecast *ret)
     uint32_t n = e->in->load.n_prompt, rows = SL_MIN(n, e->plan->max_rows);
     double n_full = floor((double)n / rows), n_stages = 1;
     uint32_t rest = n - (uint32_t)n_full * rows;
-    struct work all = head(e);
+    work all = head(e);
     /* the first pass finds its slots empty */
     struct wanted w = prompt_pass(e, rows, n_full, &all, &n_stages);
     double disk = w.all + (n_full - 1) * w.beyond_slots + n_full * dense_streamed(e);

@@ -1,0 +1,65 @@
+/* perfmodel/work.c - what products cost, and which half of the unit they keep busy. */
+#include "perfmodel/work.h"
+
+#include <math.h>
+
+#define MANY_ROWS 65536.0       /* weights come for free beside so many */
+
+void work_add(work *to, const work *w, double times)
+{
+    to->s += times * w->s;
+    to->memory_s += times * w->memory_s;
+    to->arithmetic_s += times * w->arithmetic_s;
+    to->bytes += times * w->bytes;
+}
+
+work work_of(double s, double memory_s, double arithmetic_s, double bytes)
+{
+    bool memory = memory_s >= arithmetic_s;
+    work w = { .s = fmax(s, memory_s), .bytes = bytes };
+    w.memory_s = memory ? w.s : memory_s;
+    w.arithmetic_s = memory ? arithmetic_s : w.s;
+    return w;
+}
+
+work work_product(const sl_machine *m, uint32_t threads, double bytes_s, const sl_part *parts,
+                  uint32_t n, double bytes, double rows)
+{
+    double s = 0, arithmetic = 0;
+    for (uint32_t i = 0; i < n && parts[i].elems; i++) {
+        double elems = (double)parts[i].elems;
+        s += sl_machine_gemm_seconds(m, parts[i].type, threads, elems, rows);
+        arithmetic += rows / MANY_ROWS
+                    * sl_machine_gemm_seconds(m, parts[i].type, threads, elems, MANY_ROWS);
+    }
+    return work_of(s, bytes / bytes_s, fmin(arithmetic, s), bytes);
+}
+
+work work_product_gpu(const sl_machine_gpu *g, const sl_part *parts, uint32_t n, double bytes,
+                      double rows)
+{
+    double s = 0, arithmetic = 0;
+    for (uint32_t i = 0; i < n && parts[i].elems; i++) {
+        double elems = (double)parts[i].elems;
+        s += sl_machine_gpu_gemm_seconds(g, parts[i].type, elems, rows);
+        arithmetic += rows / MANY_ROWS
+                    * sl_machine_gpu_gemm_seconds(g, parts[i].type, elems, MANY_ROWS);
+    }
+    double memory = g->vram_bytes_s > 0 ? bytes / g->vram_bytes_s : 0;
+    return work_of(s, memory, fmin(arithmetic, s), bytes);
+}
+
+void busiest(const double busy_s[SL_N_RESOURCES], sl_resource *ret_first, sl_resource *ret_next)
+{
+    int first = 0, next = 1;
+    for (int r = 1; r < SL_N_RESOURCES; r++) {
+        if (busy_s[r] > busy_s[first]) {
+            next = first;
+            first = r;
+        } else if (busy_s[r] > busy_s[next]) {
+            next = r;
+        }
+    }
+    *ret_first = (sl_resource)first;
+    *ret_next = (sl_resource)next;
+}
