@@ -155,13 +155,15 @@ static void phase_end(const struct env *e, const work *w, double s, double readi
 
 /* ---- tokens one after another ---- */
 
-/* Both at once, each keeping so much of its speed while the other runs, until one is done; or in
- * turn where that is better. */
-static double together(const struct env *e, double cpu_s, double disk_s)
+/* Both at once, each keeping so much of its speed while the other runs (the cores of the part of
+ * their time that memory takes), until one is done; or in turn where that is better. */
+static double together(const struct env *e, const work *cpu, double disk_s)
 {
-    double a = cpu_s / e->cpu_keeps, b = disk_s / e->disk_keeps;
-    double s = a <= b ? disk_s + a * (1 - e->disk_keeps) : cpu_s + b * (1 - e->cpu_keeps);
-    return fmin(s, cpu_s + disk_s);
+    double memory = cpu->s > 0 ? fmin(cpu->bytes / e->dram / cpu->s, 1) : 0;
+    double cpu_keeps = 1 / (1 + memory * (1 / e->cpu_keeps - 1));
+    double a = cpu->s / cpu_keeps, b = disk_s / e->disk_keeps;
+    double s = a <= b ? disk_s + a * (1 - e->disk_keeps) : cpu->s + b * (1 - cpu_keeps);
+    return fmin(s, cpu->s + disk_s);
 }
 
 /* Probabilities that so many of a layer's experts are missing. */
@@ -181,17 +183,18 @@ static void missing(const struct env *e, const sl_layer_shape *l, double p[SL_MA
 
 /* A layer's turn with its experts: computing all of them and reading those that miss overlap. */
 struct turn { double s, reading_s, n_missing; };
-static struct turn layer_turn(const struct env *e, const sl_layer_shape *l, double experts_s)
+static struct turn layer_turn(const struct env *e, const sl_layer_shape *l,
+                              const work *experts)
 {
     if (e->plan->weights != SL_WEIGHTS_STREAMED || !l->n_expert)
-        return (struct turn){ .s = experts_s };
+        return (struct turn){ .s = experts->s };
     double p[SL_MAX_MISSED + 1];
     struct turn t = { .s = 0 };
     missing(e, l, p);
     for (uint32_t i = 0; i <= SL_MAX_MISSED; i++) {
         if (!(p[i] > 0)) continue;
         double reading = sl_bound_read_s(l, i, &e->disk);
-        t.s += p[i] * together(e, experts_s, reading);
+        t.s += p[i] * together(e, experts, reading);
         t.reading_s += p[i] * reading;
         t.n_missing += p[i] * i;
     }
@@ -213,7 +216,7 @@ static void decode(const struct env *e, sl_forecast *ret)
             double attended = sl_bound_attended(load->n_prompt, (uint32_t)n, ls->window) / n;
             work att = attention(e, l.attend, attended, attended - 1, 1, false);
             work_add(&l.apart, &att, 1);
-            t = layer_turn(e, ls, l.experts.s);
+            t = layer_turn(e, ls, &l.experts);
         }
         work_add(&all, &l.apart, 1);
         work_add(&all, &l.experts, 1);
