@@ -226,7 +226,7 @@ bool sl_machine_same(const sl_machine_id *kept, const sl_machine_id *now, char w
     double ram = (double)now->ram_bytes / (double)SL_MAX(kept->ram_bytes, 1);
     why[0] = 0;
     if (strcmp(kept->cpu, now->cpu))
-        snprintf(why, 200, "it was measured on %.80s, this is %.80s", kept->cpu, now->cpu);
+        snprintf(why, 200, "it is of %.80s, this is %.80s", kept->cpu, now->cpu);
     else if (strcmp(kept->isa, now->isa))
         snprintf(why, 200, "instructions were \"%s\", are \"%s\"", kept->isa, now->isa);
     else if (kept->cores != now->cores || kept->hw_threads != now->hw_threads)

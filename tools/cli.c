@@ -89,37 +89,37 @@ int cli_end_stdout(int code)
     return cli_fail("writing to stdout: %s", errno ? strerror(errno) : "not all of it was written");
 }
 
-static char *join(const char *dir, size_t n_dir, const char *rest)
+char *cli_shipped(const char *rest)
 {
-    char *path = NULL;
-    if (asprintf(&path, "%.*s/%s", (int)n_dir, dir, rest) < 0) return NULL;
-    return path;
+    static const char *const beside[] = {   /* seen from the executable's folder */
+        "",                         /* unpacked side by side */
+        "../../",                   /* build/tools of the source tree */
+        "../share/sluice/",         /* installed under any prefix */
+    };
+    static const char *const fixed[] = { SL_DATA_DIR, SL_SOURCE_DIR };
+    char exe[PATH_MAX], *path = NULL;
+    ssize_t n = readlink("/proc/self/exe", exe, sizeof exe - 1);
+    char *slash = n > 0 ? memrchr(exe, '/', (size_t)n) : NULL;
+    for (size_t i = 0; i < SL_LEN(beside) + SL_LEN(fixed); i++) {
+        size_t k = i - SL_LEN(beside);
+        if (i < SL_LEN(beside) && !slash) continue;
+        int len = i < SL_LEN(beside)
+                ? asprintf(&path, "%.*s/%s%s", (int)(slash - exe), exe, beside[i], rest)
+                : asprintf(&path, "%s/%s", fixed[k], rest);
+        if (len < 0) return NULL;
+        if (!access(path, R_OK)) return path;
+        free(path);
+    }
+    return NULL;
 }
 
 char *cli_bundled_model(void)
 {
-    static const char *const beside[] = {   /* seen from the executable's folder */
-        "models/" BUNDLED_NAME,                     /* unpacked side by side */
-        "../../models/" BUNDLED_NAME,               /* build/tools of the source tree */
-        "../share/sluice/models/" BUNDLED_NAME,     /* installed under any prefix */
-    };
-    static const char *const fixed[] = { SL_DATA_DIR, SL_SOURCE_DIR };
-    char exe[PATH_MAX];
-    ssize_t n = readlink("/proc/self/exe", exe, sizeof exe - 1);
-    char *slash = n > 0 ? memrchr(exe, '/', (size_t)n) : NULL;
-    for (size_t i = 0; slash && i < SL_LEN(beside); i++) {
-        char *path = join(exe, (size_t)(slash - exe), beside[i]);
-        if (path && !access(path, R_OK)) return path;
-        free(path);
-    }
-    for (size_t i = 0; i < SL_LEN(fixed); i++) {
-        char *path = join(fixed[i], strlen(fixed[i]), beside[0]);
-        if (path && !access(path, R_OK)) return path;
-        free(path);
-    }
-    cli_fail("the bundled model %s is neither beside the program nor in %s/models nor in "
-             "%s/models: give a model with -m FILE", BUNDLED_NAME, fixed[0], fixed[1]);
-    return NULL;
+    char *path = cli_shipped("models/" BUNDLED_NAME);
+    if (!path)
+        cli_fail("the bundled model %s is neither beside the program nor in %s/models nor in "
+                 "%s/models: give a model with -m FILE", BUNDLED_NAME, SL_DATA_DIR, SL_SOURCE_DIR);
+    return path;
 }
 
 char *cli_model_path(const char *model)

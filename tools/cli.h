@@ -110,6 +110,9 @@ int cli_end_stdout(int code);
 
 /* ---- files ---- */
 
+/* Where `rest` ("models/NAME", "machines") of what is shipped lies: beside the program, in the
+ * source tree it was built in, or installed; malloc'ed. NULL: nowhere, or no memory. */
+char *cli_shipped(const char *rest);
 /* The bundled model's path, malloc'ed; NULL: it was not found, and one line said where it was
  * looked for. */
 char *cli_bundled_model(void);

@@ -1,6 +1,7 @@
 /* tools/machine_file.c - the kept machine file. */
 #include "tools/machine_file.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -42,13 +43,68 @@ sl_status cli_make_parents(sl_ctx *ctx, const char *path)
     return st;
 }
 
-static int given(sl_ctx *ctx, const char *file, const sl_machine_id *now, sl_machine *ret,
+static const char ending[] = ".json";
+
+static int is_machine(const struct dirent *e)
+{
+    size_t n = strlen(e->d_name);
+    return n > sizeof ending - 1 && !strcmp(e->d_name + n - (sizeof ending - 1), ending);
+}
+
+/* "one of desktop-64gb, ...", as much of it as there is room for */
+static const char *shipped_names(char *buf, size_t size)
+{
+    char *folder = cli_shipped("machines");
+    struct dirent **e = NULL;
+    int n = folder ? scandir(folder, &e, is_machine, alphasort) : 0;
+    size_t at = 0;
+    snprintf(buf, size, "a file (no described machines are installed)");
+    for (int i = 0; i < n; i++) {
+        int len = (int)strlen(e[i]->d_name) - (int)(sizeof ending - 1);
+        if (at < size)
+            at += (size_t)snprintf(buf + at, size - at, "%s%.*s", i ? ", " : "a file, or one of ",
+                                   len, e[i]->d_name);
+        free(e[i]);
+    }
+    free(e);
+    free(folder);
+    return buf;
+}
+
+/* The path of what the user calls a machine; malloc'ed. NULL: said. */
+static char *machine_path(const char *name)
+{
+    char *rest = NULL, *path = NULL, names[1024];
+    if (strchr(name, '/') || !access(name, F_OK)) {
+        path = strdup(name);
+        if (!path) cli_fail("out of memory");
+        return path;
+    }
+    if (asprintf(&rest, "machines/%s%s", name, ending) > 0) path = cli_shipped(rest);
+    free(rest);
+    if (!path)
+        cli_fail("machine %s: there is no such file or described machine; expected %s", name,
+                 shipped_names(names, sizeof names));
+    return path;
+}
+
+int cli_machine_load(sl_ctx *ctx, const char *name, sl_machine *ret)
+{
+    char *path = machine_path(name);
+    if (!path) return CLI_FAILED;
+    sl_status st = sl_machine_load(ctx, path, ret);
+    free(path);
+    return st == SL_OK ? CLI_DONE : cli_fail_ctx(ctx);
+}
+
+static int given(sl_ctx *ctx, const char *name, const sl_machine_id *now, sl_machine *ret,
                  bool *file_fits)
 {
     char why[200];
-    if (sl_machine_load(ctx, file, ret) != SL_OK) return cli_fail_ctx(ctx);
+    int code = cli_machine_load(ctx, name, ret);
+    if (code != CLI_DONE) return code;
     bool fits = sl_machine_same(&ret->id, now, why);
-    if (!fits) cli_warn("%s describes another machine: %s", file, why);
+    if (!fits) cli_warn("%s describes another machine: %s", name, why);
     if (file_fits) *file_fits = fits;
     return CLI_DONE;
 }
@@ -63,12 +119,12 @@ bool cli_machine_kept(sl_ctx *ctx, sl_machine *ret)
     return good;
 }
 
-int cli_machine(sl_ctx *ctx, const char *file, sl_machine *ret, bool *file_fits)
+int cli_machine(sl_ctx *ctx, const char *name, sl_machine *ret, bool *file_fits)
 {
     sl_machine_id now;
     char why[200] = "";
     if (sl_probe_identify(ctx, &now) != SL_OK) return cli_fail_ctx(ctx);
-    if (file) return given(ctx, file, &now, ret, file_fits);
+    if (name) return given(ctx, name, &now, ret, file_fits);
     if (file_fits) *file_fits = true;
     char *path = cli_machine_path();
     if (!path) return CLI_FAILED;

@@ -13,10 +13,13 @@ bool cli_machine_kept(sl_ctx *ctx, sl_machine *ret);
 /* The folders of path, which may exist already. SL_E_IO with a message otherwise. */
 SL_NODISCARD sl_status cli_make_parents(sl_ctx *ctx, const char *path);
 
-/* The machine described by `file`; with NULL the kept one, and where that is missing, damaged or of
- * other hardware a quick probe of about 2 s, which is not kept; a note says so. file_fits (may be
- * NULL): a given file's hardware is this machine's; otherwise a warning was printed. Returns
- * CLI_DONE, or another code after one line. */
-int cli_machine(sl_ctx *ctx, const char *file, sl_machine *ret, bool *file_fits);
+/* The machine of a file, or of a described machine that is shipped ("desktop-64gb-rtx3060"), on
+ * whatever hardware: to plan for it. Returns CLI_DONE, or another code after one line. */
+int cli_machine_load(sl_ctx *ctx, const char *name, sl_machine *ret);
+
+/* The same for running: with NULL the kept one, and where that is missing, damaged or of other
+ * hardware a quick probe of about 2 s, which is not kept; a note says so. file_fits (may be NULL):
+ * a named machine's hardware is this one's; otherwise a warning was printed. */
+int cli_machine(sl_ctx *ctx, const char *name, sl_machine *ret, bool *file_fits);
 
 #endif
