@@ -10,7 +10,7 @@
  * the price of 5.3 rows and then 0.66 of the peak gives; matrix-vector on a CPU whose peak is low
  * against its DRAM (AVX2) about 0.4 of the peak. IQ2 and IQ3 are looked up in tables, at 3-5 GB/s
  * a core: 0.1 weights a flop of the 256-bit FP32 peak. */
-static const double dram_share = 0.82, vector_share = 0.4, tile_share = 0.66, unpack_rows = 5.3;
+static const double dram_share = 0.85, vector_share = 0.4, tile_share = 0.66, unpack_rows = 5.3;
 static const double table_share = 0.1;
 /* Float weights: prefill 0.39-0.45 of the FP32 peak, nothing to unpack. */
 static const double float_share = 0.45;
@@ -18,7 +18,7 @@ static const double float_share = 0.45;
 static const double plain_ops_s = 4e9;
 /* Attention: 0.38-0.50 of FP32 in decode, where each byte of F16 keys and values serves 8 flops
  * for 8 query heads on one; 0.63-0.68 in a prompt. */
-static const double decode_share = 0.45, prefill_share = 0.63, decode_flops_byte = 8;
+static const double decode_share = 0.45, prefill_share = 0.65, decode_flops_byte = 8;
 /* A GPU's matrix products: 60-65 % of the data sheet for MoE-Lens's A40 (its n_real against its
  * peak); tensor cores take 16 rows at a time. */
 static const double gpu_share = 0.6, gpu_vram_share = 0.8, gpu_rows = 16;
@@ -112,14 +112,19 @@ static double curve_s(const sl_machine *m, const sl_machine_gemm *g, sl_type typ
     return along(g, s, rows);
 }
 
-/* The measured type of the same kind whose weights are nearest in size. False: none. */
+/* The type itself where it was measured, otherwise the one of the same kind whose weights are
+ * nearest in size. False: none. */
 static bool stand_in(const sl_machine *m, sl_type type, sl_type *ret)
 {
-    double nearest = INFINITY;
+    double nearest = INFINITY, bytes = weight_bytes(type);
+    kind k = kind_of(type);
+    *ret = type;
+    for (uint32_t i = 0; i < m->n_gemms; i++)
+        if (m->gemm[i].type == type) return true;
     for (uint32_t i = 0; i < m->n_gemms; i++) {
         sl_type t = m->gemm[i].type;
-        double apart = fabs(log(weight_bytes(t) / weight_bytes(type)));
-        if (kind_of(t) != kind_of(type) || apart >= nearest) continue;
+        double apart = fmax(weight_bytes(t) / bytes, bytes / weight_bytes(t));
+        if (kind_of(t) != k || apart >= nearest) continue;
         nearest = apart;
         *ret = t;
     }
@@ -130,7 +135,7 @@ double sl_machine_gemm_seconds(const sl_machine *m, sl_type type, uint32_t threa
                                double n_weights, double rows)
 {
     const sl_machine_gemm *below = NULL, *above = NULL;
-    sl_type from = type;
+    sl_type from;
     threads = SL_MAX(threads, 1);
     rows = fmax(rows, 1);
     if (!stand_in(m, type, &from)) return n_weights * roofline_s(m, type, threads, rows);

@@ -92,7 +92,8 @@ typedef struct sl_machine_gpu {
     char name[96];
     uint64_t vram_bytes;
     double vram_bytes_s;        /* reads of its own memory */
-    double flops_s;             /* 16-bit matrix products with 32-bit sums, dense; flops */
+    double flops_s;             /* 16-bit matrix products with 32-bit sums, dense: what its data
+                                 * sheet says; flops */
     double h2d_bytes_s, d2h_bytes_s;                    /* from and to pinned memory */
     double h2d_pageable_bytes_s, d2h_pageable_bytes_s;
     double copy_s, launch_s;    /* latency of a copy, of a kernel's start */
