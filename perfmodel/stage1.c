@@ -317,13 +317,6 @@ static void prompt(const struct env *e, sl_forecast *ret)
     ret->ttft_s = ret->prompt.seconds;
 }
 
-static sl_grade grade(const sl_forecast_in *in)
-{
-    if (in->machine->source == SL_MACHINE_DATASHEET) return SL_GRADE_DATASHEET;
-    if (in->machine->source == SL_MACHINE_QUICK) return SL_GRADE_QUICK;
-    return in->misses || in->miss->traced ? SL_GRADE_CALIBRATED : SL_GRADE_COLD;
-}
-
 sl_forecast sl_stage1(const sl_forecast_in *in)
 {
     assert(in->load.n_prompt && in->plan->max_rows && in->miss);
@@ -343,7 +336,8 @@ sl_forecast sl_stage1(const sl_forecast_in *in)
         if (m->cost[i].corun_disk > 0) e.disk_keeps = fmin(e.cost.corun_disk, 1);
     }
     if (!sl_machine_disk_best(m, &some_bytes, &some_depth, &e.disk_best)) e.disk_best = 0;
-    sl_forecast f = { .grade = grade(in), .peak_bytes = in->plan->need_bytes };
+    sl_forecast f = { .grade = grade_of(m, in->misses || in->miss->traced),
+                      .peak_bytes = in->plan->need_bytes };
     prompt(&e, &f);
     decode(&e, &f);
     return f;

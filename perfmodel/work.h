@@ -19,6 +19,8 @@ work work_product(const sl_machine *m, uint32_t threads, double bytes_s, const s
 work work_product_gpu(const sl_machine_gpu *g, const sl_part *parts, uint32_t n, double bytes,
                       double rows);
 
+sl_grade grade_of(const sl_machine *m, bool traced);
+
 /* The busiest resource and the one behind it. */
 void busiest(const double busy_s[SL_N_RESOURCES], sl_resource *ret_first, sl_resource *ret_next);
 
