@@ -1,6 +1,8 @@
 /* perfmodel/sl_planner.h - searches plans: which decisions make this load fastest on this machine.
- * Candidates are bounded by stage 1, the best of them simulated by stage 2; ties go to the simpler
- * plan. Pure functions of numbers. Tested by tests/t_planner.c. */
+ * One knob after another, until none changes: a value whose bound (stage 1) is no better than the
+ * best simulation so far is passed over, the others are simulated (stage 2). Plans within 1 % of
+ * the best count as equal, and the one with fewer differences from the caller's wins.
+ * Pure functions of numbers. Tested by tests/t_planner.c. */
 #ifndef SL_PLANNER_H
 #define SL_PLANNER_H
 
@@ -8,8 +10,13 @@
 
 /* What the caller decided; the rest is searched. */
 typedef struct sl_planner_params {
-    sl_plan_params base;        /* budget, context, sequences, KV type: never changed */
-    bool fix_threads, fix_rows, fix_ahead, fix_reads;   /* base's values are taken as they are */
+    /* budget, context, sequences, KV type: never changed; the rest is where the search begins.
+     * n_threads 0: the machine's cores; read_depth and read_bytes: not 0 where reads are fixed */
+    sl_plan_params base;
+    bool fix_threads, fix_rows, fix_ahead, fix_reads, fix_dense;    /* base's values are kept */
+    /* base is kept where the best plan takes no less than 1 - keep of its time: forecasts err.
+     * 0.05 is a good value. */
+    double keep;
     sl_load load;               /* what the time is minimised of */
 } sl_planner_params;
 
@@ -26,18 +33,26 @@ typedef struct sl_choice {
     sl_plan_params params;      /* what sl_plan_make made the plan of */
     sl_plan plan;
     sl_forecast bound, forecast;        /* stage 1, stage 2 */
+    /* seconds of the load: of this plan, of base's, of the best that was found. The last never
+     * rises when a resource grows. */
+    double seconds, base_s, best_s;
     uint32_t n_tried, n_simulated;
-    uint32_t n_why;             /* one line each: a knob, its value, the reason */
+    uint32_t n_why;             /* one line each: a knob, its value, the next best one */
     char why[SL_PLANNER_WHY][160];
     uint32_t n_gains;
     sl_gain gains[SL_PLANNER_GAINS];
 } sl_choice;
 
-/* gains: also plan the machine with more of each. Errors: those of sl_plan_make for the smallest
- * candidate (a budget below the floor), SL_E_NOMEM. */
+/* gains: also plan the machine with more of each. Errors: those of sl_plan_make for base (a budget
+ * below the floor), SL_E_NOMEM. */
 SL_API SL_NODISCARD sl_status sl_planner_run(sl_ctx *ctx, const sl_machine *m,
                                              const sl_shape *shape, const sl_miss_model *miss,
                                              const sl_planner_params *p, bool gains,
                                              sl_choice *ret);
+
+/* The machine with `factor` times as much of a resource, factor >= 1: SL_RES_DISK (bytes/s of every
+ * measured point), SL_RES_DRAM, SL_RES_CPU. A measured product is then as fast as what binds it
+ * lets it be: its other part is the best rate of its curve (arithmetic) or DRAM's own. */
+SL_API void sl_planner_grow(sl_machine *m, sl_resource on, double factor);
 
 #endif

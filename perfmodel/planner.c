@@ -1,0 +1,453 @@
+/* perfmodel/planner.c - the search for a plan, its reasons, and what more of each resource gives.
+ * Everything is deterministic: equal numbers in, equal plan out. */
+#include "perfmodel/sl_planner.h"
+
+#include <assert.h>
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+
+enum {
+    MAX_SEEN = 160,             /* candidates of one search */
+    MAX_SIMULATED = 40,
+    MAX_VALUES = 8,             /* of a knob */
+    SWEEPS = 3
+};
+#define TIE 1.01                /* plans whose times differ by less are equal */
+
+/* Bytes in flight, and reads at least: what keeps a disk busy while experts are computed. */
+#define FLYING ((uint32_t)32 << 20)
+#define MIN_DEPTH 16u
+#define MAX_DEPTH 64u
+
+typedef enum knob { KNOB_ROWS, KNOB_THREADS, KNOB_READS, KNOB_AHEAD, KNOB_DENSE, N_KNOBS } knob;
+
+typedef struct candidate {
+    sl_plan_params params;
+    double bound_s, s;          /* of the load; s < 0: not simulated */
+    bool impossible;            /* does not fit */
+} candidate;
+
+typedef struct search {
+    sl_ctx *ctx;
+    const sl_machine *machine;
+    const sl_shape *shape;
+    const sl_miss_model *miss;
+    const sl_planner_params *p;
+    sl_plan_params base;        /* with threads filled in */
+    sl_plan base_plan;
+    candidate seen[MAX_SEEN];
+    uint32_t n_seen, n_simulated;
+    uint32_t best;              /* of those simulated */
+} search;
+
+static double load_s(const sl_forecast *f)
+{
+    return f->prompt.seconds + f->decode.seconds;
+}
+
+/* ---- knobs ---- */
+
+static bool same(const sl_plan_params *a, const sl_plan_params *b, knob k)
+{
+    switch (k) {
+    case KNOB_THREADS: return a->n_threads == b->n_threads;
+    case KNOB_ROWS: return a->max_rows == b->max_rows;
+    case KNOB_READS: return a->read_bytes == b->read_bytes && a->read_depth == b->read_depth;
+    case KNOB_AHEAD: return a->no_ahead == b->no_ahead;
+    case KNOB_DENSE: return a->max_dense_layers == b->max_dense_layers;
+    case N_KNOBS: break;
+    }
+    return true;
+}
+
+static void copy(sl_plan_params *to, const sl_plan_params *from, knob k)
+{
+    switch (k) {
+    case KNOB_THREADS: to->n_threads = from->n_threads; break;
+    case KNOB_ROWS: to->max_rows = from->max_rows; break;
+    case KNOB_READS:
+        to->read_bytes = from->read_bytes;
+        to->read_depth = from->read_depth;
+        break;
+    case KNOB_AHEAD: to->no_ahead = from->no_ahead; break;
+    case KNOB_DENSE: to->max_dense_layers = from->max_dense_layers; break;
+    case N_KNOBS: break;
+    }
+}
+
+static uint32_t differences(const sl_plan_params *a, const sl_plan_params *b)
+{
+    uint32_t n = 0;
+    for (knob k = 0; k < N_KNOBS; k++) n += !same(a, b, k);
+    return n;
+}
+
+/* Adds p to v unless an equal value of the knob is there. */
+static uint32_t add_value(sl_plan_params *v, uint32_t n, const sl_plan_params *p, knob k)
+{
+    for (uint32_t i = 0; i < n; i++)
+        if (same(&v[i], p, k)) return n;
+    assert(n < MAX_VALUES);
+    v[n] = *p;
+    return n + 1;
+}
+
+static uint32_t thread_values(const search *s, sl_plan_params p, sl_plan_params *v, uint32_t n)
+{
+    uint32_t cores = s->machine->id.cores;
+    const uint32_t want[] = { cores, cores - cores / 4, (cores + 1) / 2, (cores + 3) / 4, 1 };
+    for (size_t i = 0; i < SL_LEN(want); i++) {
+        p.n_threads = want[i];
+        n = add_value(v, n, &p, KNOB_THREADS);
+    }
+    return n;
+}
+
+/* Passes longer than the prompt or the context are none. */
+static uint32_t row_values(const search *s, sl_plan_params p, sl_plan_params *v, uint32_t n)
+{
+    uint32_t most = SL_MIN(s->p->load.n_prompt, s->base_plan.n_ctx);
+    for (uint32_t rows = 32; rows <= 2048; rows *= 2) {
+        p.max_rows = rows;
+        n = add_value(v, n, &p, KNOB_ROWS);
+        if (rows >= most) break;
+    }
+    return n;
+}
+
+static uint32_t read_values(sl_plan_params p, sl_plan_params *v, uint32_t n)
+{
+    for (uint32_t bytes = 128 << 10; bytes <= 2 << 20; bytes *= 2) {
+        p.read_bytes = bytes;
+        p.read_depth = SL_MIN(SL_MAX(FLYING / bytes, MIN_DEPTH), MAX_DEPTH);
+        n = add_value(v, n, &p, KNOB_READS);
+    }
+    return n;
+}
+
+static uint32_t dense_values(const search *s, sl_plan_params p, sl_plan_params *v, uint32_t n)
+{
+    uint32_t most = s->base_plan.n_dense_layers;
+    const uint32_t want[] = { most ? most - 1 : 0, most - most / 4, most / 2, 0 };
+    for (size_t i = 0; i < SL_LEN(want) && most; i++) {
+        p.max_dense_layers = want[i];
+        n = add_value(v, n, &p, KNOB_DENSE);
+    }
+    return n;
+}
+
+/* Values of a knob that are worth a look, the others as in p; the base's own comes first. */
+static uint32_t values(const search *s, const sl_plan_params *p, knob k,
+                       sl_plan_params v[MAX_VALUES])
+{
+    const sl_planner_params *q = s->p;
+    const bool streamed = s->base_plan.weights == SL_WEIGHTS_STREAMED;
+    const bool fixed[N_KNOBS] = { [KNOB_THREADS] = q->fix_threads, [KNOB_ROWS] = q->fix_rows,
+                                  [KNOB_READS] = q->fix_reads || !streamed,
+                                  [KNOB_AHEAD] = q->fix_ahead || !streamed,
+                                  [KNOB_DENSE] = q->fix_dense || !streamed };
+    sl_plan_params other = *p;
+    copy(&other, &s->base, k);
+    uint32_t n = add_value(v, 0, &other, k);
+    if (fixed[k]) return n;
+    switch (k) {
+    case KNOB_THREADS: return thread_values(s, other, v, n);
+    case KNOB_ROWS: return row_values(s, other, v, n);
+    case KNOB_READS: return read_values(other, v, n);
+    case KNOB_AHEAD:
+        other.no_ahead = !other.no_ahead;
+        return add_value(v, n, &other, k);
+    case KNOB_DENSE: return dense_values(s, other, v, n);
+    case N_KNOBS: break;
+    }
+    return n;
+}
+
+/* ---- candidates ---- */
+
+static sl_forecast_in input(const search *s, const sl_plan *plan)
+{
+    return (sl_forecast_in){ .machine = s->machine, .shape = s->shape, .plan = plan,
+                             .miss = s->miss, .load = s->p->load };
+}
+
+/* The candidate's place in s->seen, bounded; MAX_SEEN: no room. */
+static uint32_t bound(search *s, const sl_plan_params *params)
+{
+    for (uint32_t i = 0; i < s->n_seen; i++)
+        if (!differences(&s->seen[i].params, params)) return i;
+    if (s->n_seen == MAX_SEEN) return MAX_SEEN;
+    candidate *c = &s->seen[s->n_seen];
+    sl_plan plan;
+    *c = (candidate){ .params = *params, .s = -1 };
+    c->impossible = sl_plan_make(s->ctx, s->shape, params, &plan) != SL_OK;
+    if (!c->impossible) {
+        sl_forecast_in in = input(s, &plan);
+        sl_forecast f = sl_stage1(&in);
+        c->bound_s = load_s(&f);
+    }
+    return s->n_seen++;
+}
+
+static sl_status simulate(search *s, uint32_t i)
+{
+    candidate *c = &s->seen[i];
+    sl_plan plan;
+    sl_forecast f;
+    if (c->s >= 0) return SL_OK;
+    SL_TRY(sl_plan_make(s->ctx, s->shape, &c->params, &plan));
+    sl_forecast_in in = input(s, &plan);
+    SL_TRY(sl_sim_run(s->ctx, &in, NULL, NULL, &f));
+    c->s = load_s(&f);
+    s->n_simulated++;
+    if (c->s < s->seen[s->best].s) s->best = i;
+    return SL_OK;
+}
+
+/* Could it still be as good as the best, or equal to it? */
+static bool worth(const search *s, const candidate *c)
+{
+    return !c->impossible && c->s < 0 && c->bound_s < s->seen[s->best].s * TIE;
+}
+
+/* Simulates the values of a knob around the best candidate, those with the least bounds first. */
+static sl_status turn(search *s, knob k)
+{
+    sl_plan_params v[MAX_VALUES];
+    uint32_t at[MAX_VALUES], n = values(s, &s->seen[s->best].params, k, v), n_at = 0;
+    for (uint32_t i = 0; i < n; i++) {
+        uint32_t c = bound(s, &v[i]), to = n_at;
+        if (c == MAX_SEEN) break;
+        while (to && s->seen[at[to - 1]].bound_s > s->seen[c].bound_s) to--;
+        memmove(&at[to + 1], &at[to], (n_at - to) * sizeof *at);
+        at[to] = c;
+        n_at++;
+    }
+    for (uint32_t i = 0; i < n_at; i++)
+        if (worth(s, &s->seen[at[i]]) && s->n_simulated < MAX_SIMULATED)
+            SL_TRY(simulate(s, at[i]));
+    return SL_OK;
+}
+
+/* Of candidates that are as good as the best the one with the fewest differences from the base;
+ * the base itself where the best gains too little. */
+static uint32_t pick(const search *s)
+{
+    double best_s = s->seen[s->best].s;
+    uint32_t at = s->best, least = differences(&s->seen[at].params, &s->base);
+    if (best_s >= s->seen[0].s * (1 - s->p->keep)) return 0;
+    for (uint32_t i = 0; i < s->n_seen; i++) {
+        const candidate *c = &s->seen[i];
+        uint32_t n = differences(&c->params, &s->base);
+        if (c->s < 0 || c->s > best_s * TIE) continue;
+        if (n > least || (n == least && c->s >= s->seen[at].s)) continue;
+        at = i;
+        least = n;
+    }
+    return at;
+}
+
+/* From the best candidate back to the base, one knob at a time, as long as that costs nothing. */
+static sl_status simplify(search *s)
+{
+    sl_plan_params p = s->seen[s->best].params;
+    for (knob k = 0; k < N_KNOBS; k++) {
+        sl_plan_params q = p;
+        if (same(&p, &s->base, k)) continue;
+        copy(&q, &s->base, k);
+        uint32_t i = bound(s, &q);
+        if (i == MAX_SEEN || s->seen[i].impossible) continue;
+        if (worth(s, &s->seen[i])) SL_TRY(simulate(s, i));
+        if (s->seen[i].s >= 0 && s->seen[i].s <= s->seen[s->best].s * TIE) p = q;
+    }
+    return SL_OK;
+}
+
+static sl_status run_search(search *s)
+{
+    SL_TRY(sl_plan_make(s->ctx, s->shape, &s->base, &s->base_plan));
+    s->n_seen = s->n_simulated = s->best = 0;
+    bound(s, &s->base);
+    SL_TRY(simulate(s, 0));
+    for (uint32_t i = 0, before = UINT32_MAX; i < SWEEPS && before != s->best; i++) {
+        before = s->best;
+        for (knob k = 0; k < N_KNOBS; k++) SL_TRY(turn(s, k));
+    }
+    return simplify(s);
+}
+
+/* ---- reasons ---- */
+
+enum { TEXT = 44 };            /* bytes of a knob's value */
+
+static void describe(const search *s, const sl_plan_params *p, knob k, char text[TEXT])
+{
+    switch (k) {
+    case KNOB_THREADS:
+        snprintf(text, TEXT, "%u thread%s", p->n_threads, p->n_threads == 1 ? "" : "s");
+        return;
+    case KNOB_ROWS: snprintf(text, TEXT, "%u prompt tokens a pass", p->max_rows); return;
+    case KNOB_READS:
+        snprintf(text, TEXT, "%u reads of %u KiB in flight", p->read_depth, p->read_bytes >> 10);
+        return;
+    case KNOB_AHEAD: snprintf(text, TEXT, "%s", p->no_ahead ? "no lookahead" : "lookahead"); return;
+    case KNOB_DENSE: {
+        uint32_t n = SL_MIN(p->max_dense_layers, s->base_plan.n_dense_layers);
+        snprintf(text, TEXT, "dense weights of %u layers in RAM", n);
+        return;
+    }
+    case N_KNOBS: break;
+    }
+    text[0] = 0;
+}
+
+/* One line for each knob that had a choice: its value, and the best other one. */
+static void explain(search *s, uint32_t chosen, sl_choice *ret)
+{
+    const candidate *c = &s->seen[chosen];
+    ret->n_why = 0;
+    for (knob k = 0; k < N_KNOBS; k++) {
+        sl_plan_params v[MAX_VALUES];
+        uint32_t n = values(s, &c->params, k, v), other = MAX_SEEN;
+        double least = INFINITY;
+        for (uint32_t i = 0; i < n; i++) {
+            uint32_t at = same(&v[i], &c->params, k) ? MAX_SEEN : bound(s, &v[i]);
+            if (at == MAX_SEEN || s->seen[at].impossible) continue;
+            double t = s->seen[at].s >= 0 ? s->seen[at].s : s->seen[at].bound_s;
+            if (t < least) least = t, other = at;
+        }
+        if (other == MAX_SEEN) continue;
+        char value[TEXT], instead[TEXT], more[64];
+        double percent = 100 * (least / c->s - 1);
+        const char *at_least = s->seen[other].s >= 0 ? "" : "at least ";
+        describe(s, &c->params, k, value);
+        describe(s, &s->seen[other].params, k, instead);
+        if (fabs(percent) < 1) snprintf(more, sizeof more, "would be as quick");
+        else
+            snprintf(more, sizeof more, "would take %s%.0f %% %s", at_least, fabs(percent),
+                     percent > 0 ? "longer" : "less: too little to trust");
+        snprintf(ret->why[ret->n_why++], sizeof ret->why[0], "%s: %s %s", value, instead, more);
+    }
+}
+
+/* ---- more of everything ---- */
+
+/* What binds a product of so many rows: the weights' way from RAM, or the best rate of its curve.
+ * The part that grows gets faster, the other stays a floor. */
+static void grow_gemm(const sl_machine *m, sl_machine_gemm *g, sl_resource on, double factor)
+{
+    const sl_type_info *t = sl_type_get(g->type);
+    double best = 0, bytes = (double)t->block_bytes / t->block_elems;
+    for (uint32_t i = 0; i < g->n; i++) best = fmax(best, g->at[i].ops_s);
+    for (uint32_t i = 0; i < g->n; i++) {
+        sl_machine_gemm_point *p = &g->at[i];
+        double most = on == SL_RES_DRAM ? best
+                                        : p->rows * sl_machine_dram_s(m, g->threads) / bytes;
+        p->ops_s = fmax(p->ops_s, fmin(p->ops_s * factor, most));
+    }
+}
+
+void sl_planner_grow(sl_machine *m, sl_resource on, double factor)
+{
+    assert(factor >= 1);
+    if (on == SL_RES_DISK)
+        for (uint32_t i = 0; i < m->disk.n_curves; i++)
+            for (uint32_t k = 0; k < m->disk.curve[i].n; k++)
+                m->disk.curve[i].at[k].bytes_s *= factor;
+    if (on != SL_RES_DRAM && on != SL_RES_CPU) return;
+    for (uint32_t i = 0; i < m->n_gemms; i++) grow_gemm(m, &m->gemm[i], on, factor);
+    for (uint32_t i = 0; i < m->n_costs; i++) {
+        sl_machine_cost *c = &m->cost[i];
+        if (on == SL_RES_DRAM) c->decode_flops_s *= factor;
+        else c->prefill_flops_s *= factor, c->elem_s /= factor;
+    }
+    for (uint32_t i = 0; i < m->n_dram && on == SL_RES_DRAM; i++) m->dram_read[i].value *= factor;
+    for (int i = 0; i < SL_N_PEAKS && on == SL_RES_CPU; i++) {
+        m->peak_core[i] *= factor;
+        m->peak_all[i] *= factor;
+    }
+}
+
+/* The load's phases under the best plan of a machine or budget that has more. */
+static sl_status add_gain(const search *from, const sl_plan_params *start, const sl_forecast *now,
+                          const sl_machine *m, uint64_t more_ram, sl_resource on, const char *what,
+                          sl_choice *ret)
+{
+    search s;
+    sl_planner_params p = *from->p;
+    sl_plan plan;
+    sl_forecast f;
+    p.base = *start;
+    p.base.ram_bytes += more_ram;
+    s.ctx = from->ctx;
+    s.machine = m;
+    s.shape = from->shape;
+    s.miss = from->miss;
+    s.p = &p;
+    s.base = p.base;
+    SL_TRY(run_search(&s));
+    SL_TRY(sl_plan_make(s.ctx, s.shape, &s.seen[s.best].params, &plan));
+    sl_forecast_in in = input(&s, &plan);
+    SL_TRY(sl_sim_run(s.ctx, &in, NULL, NULL, &f));
+    sl_gain *g = &ret->gains[ret->n_gains++];
+    *g = (sl_gain){ .on = on };
+    snprintf(g->what, sizeof g->what, "%s", what);
+    if (now->prompt.seconds > 0) g->prompt_tok_per_s = f.prompt.tok_per_s - now->prompt.tok_per_s;
+    if (now->decode.seconds > 0) g->decode_tok_per_s = f.decode.tok_per_s - now->decode.tok_per_s;
+    return SL_OK;
+}
+
+static sl_status add_gains(const search *s, sl_choice *ret)
+{
+    const sl_plan_params *start = &s->seen[s->best].params;
+    const bool streamed = s->base_plan.weights == SL_WEIGHTS_STREAMED;
+    sl_machine m;
+    sl_plan plan;
+    sl_forecast now;
+    uint32_t bytes, depth;
+    double best;
+    SL_TRY(sl_plan_make(s->ctx, s->shape, start, &plan));
+    sl_forecast_in in = input(s, &plan);
+    SL_TRY(sl_sim_run(s->ctx, &in, NULL, NULL, &now));
+    if (streamed && start->ram_bytes)
+        SL_TRY(add_gain(s, start, &now, s->machine, (uint64_t)4 << 30, SL_RES_DISK, "+4 GiB RAM",
+                        ret));
+    if (streamed && sl_machine_disk_best(s->machine, &bytes, &depth, &best)) {
+        m = *s->machine;
+        sl_planner_grow(&m, SL_RES_DISK, (best + 1e9) / best);
+        SL_TRY(add_gain(s, start, &now, &m, 0, SL_RES_DISK, "+1 GB/s disk", ret));
+    }
+    m = *s->machine;
+    best = sl_machine_dram_s(&m, m.id.cores);
+    sl_planner_grow(&m, SL_RES_DRAM, (best + 1e10) / best);
+    SL_TRY(add_gain(s, start, &now, &m, 0, SL_RES_DRAM, "+10 GB/s DRAM", ret));
+    m = *s->machine;
+    sl_planner_grow(&m, SL_RES_CPU, 2);
+    return add_gain(s, start, &now, &m, 0, SL_RES_CPU, "twice the arithmetic", ret);
+}
+
+sl_status sl_planner_run(sl_ctx *ctx, const sl_machine *m, const sl_shape *shape,
+                         const sl_miss_model *miss, const sl_planner_params *p, bool gains,
+                         sl_choice *ret)
+{
+    assert(ctx && m && shape && miss && p && ret && p->load.n_prompt);
+    search s = { .ctx = ctx, .machine = m, .shape = shape, .miss = miss, .p = p, .base = p->base };
+    if (!s.base.n_threads) s.base.n_threads = m->id.cores;
+    if (!s.base.read_bytes) s.base.read_bytes = 512 << 10;
+    if (!s.base.read_depth) s.base.read_depth = MAX_DEPTH;
+    SL_TRY(run_search(&s));
+    uint32_t at = pick(&s);
+    sl_choice c = { .params = s.seen[at].params, .seconds = s.seen[at].s, .base_s = s.seen[0].s,
+                    .best_s = s.seen[s.best].s };
+    SL_TRY(sl_plan_make(ctx, shape, &c.params, &c.plan));
+    sl_forecast_in in = input(&s, &c.plan);
+    c.bound = sl_stage1(&in);
+    SL_TRY(sl_sim_run(ctx, &in, NULL, NULL, &c.forecast));
+    explain(&s, at, &c);
+    c.n_tried = s.n_seen;
+    c.n_simulated = s.n_simulated;
+    if (gains) SL_TRY(add_gains(&s, &c));
+    *ret = c;
+    return SL_OK;
+}
