@@ -213,6 +213,10 @@ static int chat(struct chat *c)
              e.decode_s > 0 ? (double)n_decoded / e.decode_s : 0,
              cli_bytes(cli_peak_rss(), rss),
              c->s->budget_bytes ? cli_bytes(c->s->budget_bytes, budget) : "an unknown amount");
+    if (c->s->has_forecast && e.decode_s > 0 && n_decoded)
+        cli_note("the forecast was %.1f tok/s: off by %s", c->s->forecast.decode.tok_per_s,
+                 cli_forecast_error(c->s->forecast.decode.tok_per_s, (double)n_decoded / e.decode_s,
+                                    rss));
     return code;
 }
 
@@ -231,7 +235,9 @@ int cmd_chat(int argc, char **argv)
     if (!a.n) return cli_usage_error(&spec, "-n 0: an answer needs a token");
     cli_sampler_warn(&groups[1]);
     cli_session s;
-    code = cli_session_open(&engine, &groups[2], 1, &s);
+    const sl_load turn = { 128, a.n < 0 ? 256 : (uint32_t)SL_MIN(a.n, 4096) };  /* a typical one */
+    code = cli_session_model(&engine, &s);
+    if (code == CLI_DONE) code = cli_session_start(&engine, &groups[2], 1, &turn, &s);
     if (code == CLI_DONE) {
         struct chat c = { .s = &s, .a = &a, .sampler = &sampler, .interactive = isatty(0) };
         code = chat(&c);

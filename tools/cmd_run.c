@@ -88,17 +88,30 @@ static int fit_context(const cli_session *s, const struct args *a, sl_request *r
 static int print_json(const cli_session *s, const cli_gen *g, int code)
 {
     json_t *obj = json_object();
-    if (obj && cli_gen_json(g, obj) && cli_session_json(s, obj)) return cli_print_json(obj, code);
+    if (obj && cli_gen_json(g, obj) && cli_session_json(s, obj)
+        && (!s->has_forecast || cli_predicted_json(&s->forecast, obj)))
+        return cli_print_json(obj, code);
     json_decref(obj);
     return cli_fail("the result is no valid JSON, or memory ran out");
 }
 
+/* The planner is told how much is to be read and written; a text without end counts as one of 256
+ * tokens. */
+static int start(cli_session *s, const struct args *a, const cli_engine_args *engine,
+                 const cli_group *group, uint32_t n_prompt)
+{
+    sl_load load = { n_prompt, a->n < 0 ? 256 : (uint32_t)a->n };
+    return cli_session_start(engine, group, 1, &load, s);
+}
+
 static int run(cli_session *s, const struct args *a, const cli_sampler_args *sampler,
-               const char *text, size_t n_text)
+               const cli_engine_args *engine, const cli_group *group, const char *text,
+               size_t n_text)
 {
     int32_t *ids = NULL;
     cli_gen g = { .stops = &sampler->stops, .print = !a->json };
     int code = encode_prompt(s, text, n_text, &ids, &g.request.n_tokens);
+    if (code == CLI_DONE) code = start(s, a, engine, group, g.request.n_tokens);
     g.request.tokens = ids;
     g.request.sampler = sampler->p;
     g.request.ignore_eog = sampler->ignore_eog;
@@ -149,8 +162,8 @@ int cmd_run(int argc, char **argv)
     sl_ctx_destroy(&ctx);
     if (code == CLI_DONE) {
         cli_session s;
-        code = cli_session_open(&engine, &groups[2], 1, &s);
-        if (code == CLI_DONE) code = run(&s, &a, &sampler, text, n_text);
+        code = cli_session_model(&engine, &s);
+        if (code == CLI_DONE) code = run(&s, &a, &sampler, &engine, &groups[2], text, n_text);
         code = cli_session_close(&s, code);
     }
     free(text);

@@ -196,6 +196,19 @@ static bool one_reader(void)
         && out.st_ino == err.st_ino;
 }
 
+/* What was predicted, and how far that was off. */
+static void forecast_footer(const sl_forecast *f, const cli_gen *g)
+{
+    char error[24], decode[80] = "", prompt[80] = "";
+    if (g->decode_tok_per_s > 0 && f->decode.tok_per_s > 0)
+        snprintf(decode, sizeof decode, ", generation %.1f tok/s: %s", f->decode.tok_per_s,
+                 cli_forecast_error(f->decode.tok_per_s, g->decode_tok_per_s, error));
+    if (g->prompt_tok_per_s > 0 && f->prompt.tok_per_s > 0)
+        snprintf(prompt, sizeof prompt, "prompt %.1f tok/s: %s", f->prompt.tok_per_s,
+                 cli_forecast_error(f->prompt.tok_per_s, g->prompt_tok_per_s, error));
+    if (*prompt) cli_note("forecast (%s): %s%s", sl_grade_name(f->grade), prompt, decode);
+}
+
 void cli_footer(const cli_session *s, const cli_gen *g)
 {
     char a[24], b[24], line[256] = "";
@@ -228,6 +241,7 @@ void cli_footer(const cli_session *s, const cli_gen *g)
                  cli_bytes((uint64_t)g->bytes_per_token, a));
     cli_note("%speak memory %s of %s", line, cli_bytes(cli_peak_rss(), a),
              s->budget_bytes ? cli_bytes(s->budget_bytes, b) : "an unknown amount");
+    if (s->has_forecast) forecast_footer(&s->forecast, g);
     if (!s->verbose) return;
     sl_mem_report r;
     sl_mem_get(s->ctx, &r);

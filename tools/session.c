@@ -9,8 +9,9 @@
 
 #include "kernels/sl_kernels.h"
 #include "offload/sl_device.h"
-#include "offload/sl_store.h"
 #include "offload/sl_ecache.h"
+#include "offload/sl_probe.h"
+#include "offload/sl_store.h"
 #include "runtime/base/sl_pool.h"
 #include "tools/machine_file.h"
 
@@ -39,6 +40,9 @@ static const cli_option engine_options[] = {
       "requests to the disk at a time (default: by the machine file, see `sluice probe`)",
       AT(read_depth), 1, 4096 },
     { "--read-size", CLI_BYTES, "SIZE", "of a request (default: the same)", AT(read_bytes), 0, 0 },
+    { "--plan", CLI_STR, "FILE",
+      "a plan that `sluice plan -o` saved; other flags go before it", AT(plan), 0, 0 },
+    { "--force", CLI_FLAG, NULL, "take a plan that was made for other hardware", AT(force), 0, 0 },
     { "--device", CLI_CHOICE, "auto|cpu", "what computes (default: auto)", AT(device), 0, 0 },
     { "--isa", CLI_STR, "NAME",
       "at most these instructions: c, avx2, avxvnni, avx512, avx512vnni (default: all of the CPU's)",
@@ -169,49 +173,6 @@ int cli_check_threads(uint32_t n)
     return code;
 }
 
-/* Choices of -ctk and -ctv. */
-static const sl_type kv_types[] = { SL_F16, SL_F32, SL_BF16, SL_Q8_0 };
-
-static const char *kv_name(sl_type type)
-{
-    return type == SL_F16 ? "f16" : type == SL_F32 ? "f32" : type == SL_BF16 ? "bf16" : "q8_0";
-}
-
-/* --ram is a promise on all that the process has resident; without it, what is available less a
- * margin for everybody else. */
-static void set_budget(const cli_engine_args *a, cli_session *s, sl_plan_params *p)
-{
-    const uint64_t own = 28u << 20;     /* stacks, the C library's heap */
-    /* Page tables take 1/512, whatever the size of pages (with huge ones the kernel keeps a table
-     * in reserve for each); a ring that knows its buffers page by page as much again. */
-    const uint64_t tables = a->ram_bytes / 256;
-    uint64_t available = cli_available_bytes();
-    s->budget_bytes = a->ram_bytes ? a->ram_bytes : available - available / 16;
-    p->ram_bytes = s->budget_bytes;
-    p->ram_hard = a->ram_bytes != 0;
-    p->process_bytes = own + tables + (a->ram_bytes ? cli_held_bytes() : 0);
-}
-
-/* How the disk is read best: from the flags, the kept machine file, or as most disks like it. While
- * experts are computed nothing is sent, so what keeps the disk busy for some ms is asked for. */
-static bool set_reading(const cli_engine_args *a, sl_ctx *ctx, sl_plan_params *p)
-{
-    enum { BYTES = 512 << 10, FLYING = 32 << 20, LEAST = 16, ALIGN = 4096, MOST = 64 << 20 };
-    sl_machine m;
-    uint32_t bytes, depth;
-    double best_s;
-    if (a->read_bytes > MOST || a->read_bytes % ALIGN) {
-        cli_fail("--read-size: expected a multiple of 4K, at most 64M");
-        return false;
-    }
-    if (!cli_machine_kept(ctx, &m) || !sl_machine_disk_best(&m, &bytes, &depth, &best_s))
-        bytes = BYTES, depth = LEAST;
-    p->read_bytes = a->read_bytes ? (uint32_t)a->read_bytes : bytes;
-    depth = SL_MIN(SL_MAX(depth, FLYING / p->read_bytes), SL_STORE_MAX_DEPTH);
-    p->read_depth = a->read_depth ? a->read_depth : SL_MAX(depth, LEAST);
-    return true;
-}
-
 /* Whether OpenBLAS is to be used: warns where that has no effect. */
 static bool want_blas(const cli_engine_args *a, const sl_shape *s)
 {
@@ -231,54 +192,156 @@ static bool want_blas(const cli_engine_args *a, const sl_shape *s)
     return found;
 }
 
-/* The plan's parameters from the flags and the model; another code after one line. */
-static int make_plan(const cli_engine_args *a, const cli_group *g, uint32_t cpu_mask,
-                     uint32_t n_seq, cli_session *s, sl_plan *ret_plan)
+/* Which experts keep their slots. CLI_DONE, or CLI_USAGE after one line. */
+static int parse_policy(const char *name, uint32_t *ret)
 {
-    const sl_shape *shape = sl_model_shape(s->model);
-    sl_plan_params p = sl_plan_defaults();
-    p.n_ctx = a->n_ctx;
-    if (a->n_ctx == CLI_CTX_DEFAULT)
-        p.n_ctx = shape->n_ctx_train ? SL_MIN(shape->n_ctx_train, a->ctx_cap) : a->ctx_cap;
-    p.n_seq = n_seq;
-    p.max_rows = a->max_rows;
-    p.n_threads = a->n_threads;
-    bool both = cli_given(g, "-ctk") && cli_given(g, "-ctv");
-    if (both && a->kv_k != a->kv_v)
-        return cli_fail("-ctk and -ctv differ: the K and V caches have one type");
-    p.kv_type = kv_types[cli_given(g, "-ctk") ? a->kv_k : a->kv_v];
     sl_policy policy = SL_POLICY_DEFAULT;
     /* static takes a table of what is popular, which nobody has here */
-    if (a->policy && (!sl_policy_parse(a->policy, &policy) || policy == SL_POLICY_STATIC)) {
+    if (name && (!sl_policy_parse(name, &policy) || policy == SL_POLICY_STATIC)) {
         char names[160] = "";
         for (int i = 0; i < SL_N_POLICIES; i++)
             if (i != SL_POLICY_STATIC)
                 snprintf(names + strlen(names), sizeof names - strlen(names), "%s%s",
                          *names ? ", " : "", sl_policy_name((sl_policy)i));
-        cli_fail("--policy %s: expected one of %s", a->policy, names);
+        cli_fail("--policy %s: expected one of %s", name, names);
         return CLI_USAGE;
     }
-    p.policy = policy;
-    p.no_ahead = a->lookahead == 1;
-    if (!set_reading(a, s->ctx, &p)) return CLI_USAGE;
-    set_budget(a, s, &p);
-    p.cpu_mask = cpu_mask;
-    p.float_acts = a->activations != 0;
-    p.blas = want_blas(a, shape);
-    if (sl_plan_make(s->ctx, shape, &p, ret_plan) != SL_OK) return cli_fail_ctx(s->ctx);
-    if (ret_plan->n_ctx > shape->n_ctx_train && shape->n_ctx_train)
-        cli_warn("a context of %" PRIu32 " is beyond the %" PRIu32
-                 " positions the model was made for", ret_plan->n_ctx, shape->n_ctx_train);
+    *ret = policy;
+    return CLI_DONE;
+}
+
+/* A saved plan's decisions, which the flags that were given override. */
+static int take_plan(const cli_engine_args *a, const cli_group *g, sl_ctx *ctx,
+                     const sl_shape *shape, uint64_t available, sl_plan_params *p)
+{
+    cli_plan_file f;
+    sl_machine_id now;
+    if (cli_plan_load(ctx, a->plan, &f) != SL_OK) return cli_fail_ctx(ctx);
+    if (f.shape_id != sl_plan_shape_id(shape))
+        return cli_fail("%s was made for another model: %s, of shape %016" PRIx64
+                        "; this one's is %016" PRIx64, a->plan, f.model, f.shape_id,
+                        sl_plan_shape_id(shape));
+    if (sl_probe_identify(ctx, &now) != SL_OK) return cli_fail_ctx(ctx);
+    if (strcmp(f.cpu, now.cpu)) {
+        if (!a->force)
+            return cli_fail("%s was made for %s, this is %s: --force uses it all the same", a->plan,
+                            f.cpu, now.cpu);
+        cli_warn("%s was made for %s, this is %s", a->plan, f.cpu, now.cpu);
+    }
+    uint64_t ram = cli_given(g, "--ram") ? a->ram_bytes : f.params.ram_bytes;
+    cli_set_budget(ram, available, p);
+    p->n_ctx = f.params.n_ctx;
+    p->n_threads = f.params.n_threads;
+    p->max_rows = f.params.max_rows;
+    p->kv_type = f.params.kv_type;
+    p->policy = f.params.policy;
+    p->no_ahead = f.params.no_ahead;
+    p->read_bytes = f.params.read_bytes;
+    p->read_depth = f.params.read_depth;
+    p->max_dense_layers = f.params.max_dense_layers;
+    return CLI_DONE;
+}
+
+/* What the flags say themselves. */
+static int take_flags(const cli_engine_args *a, const cli_group *g, sl_plan_params *p)
+{
+    enum { ALIGN = 4096 };
+    if (a->read_bytes > SL_STORE_MAX_REQUEST || a->read_bytes % ALIGN) {
+        cli_fail("--read-size: expected a multiple of 4K, at most 64M");
+        return CLI_USAGE;
+    }
+    bool both = cli_given(g, "-ctk") && cli_given(g, "-ctv");
+    if (both && a->kv_k != a->kv_v)
+        return cli_fail("-ctk and -ctv differ: the K and V caches have one type");
+    if (cli_given(g, "-ctk") || cli_given(g, "-ctv"))
+        p->kv_type = cli_kv_type(cli_given(g, "-ctk") ? a->kv_k : a->kv_v);
+    if (cli_given(g, "--ctx-size")) p->n_ctx = a->n_ctx;
+    if (cli_given(g, "--threads")) p->n_threads = a->n_threads;
+    if (cli_given(g, "--batch-size")) p->max_rows = a->max_rows;
+    if (cli_given(g, "--lookahead")) p->no_ahead = a->lookahead == 1;
+    if (cli_given(g, "--read-depth")) p->read_depth = a->read_depth;
+    if (cli_given(g, "--read-size")) p->read_bytes = (uint32_t)a->read_bytes;
+    p->float_acts = a->activations != 0;
+    return a->policy ? parse_policy(a->policy, &p->policy) : CLI_DONE;
+}
+
+int cli_planner_params(const cli_engine_args *a, const cli_group *g, sl_ctx *ctx,
+                       const sl_shape *shape, const sl_machine *m, uint64_t available_bytes,
+                       uint32_t n_seq, sl_planner_params *ret)
+{
+    sl_planner_params q = { .base = sl_plan_defaults(), .keep = 0.05 };
+    sl_plan_params *p = &q.base;
+    int code = CLI_DONE;
+    p->n_ctx = a->n_ctx;
+    if (a->n_ctx == CLI_CTX_DEFAULT)
+        p->n_ctx = shape->n_ctx_train ? SL_MIN(shape->n_ctx_train, a->ctx_cap) : a->ctx_cap;
+    p->n_seq = n_seq;
+    p->max_rows = a->max_rows;
+    p->n_threads = a->n_threads;
+    p->policy = SL_POLICY_DEFAULT;
+    cli_set_budget(a->ram_bytes, available_bytes, p);
+    cli_set_reads(m, p);
+    if (a->plan) code = take_plan(a, g, ctx, shape, available_bytes, p);
+    if (code == CLI_DONE) code = take_flags(a, g, p);
+    q.fix_threads = a->plan || a->n_threads;
+    q.fix_rows = a->plan || cli_given(g, "--batch-size");
+    q.fix_ahead = a->plan || cli_given(g, "--lookahead");
+    q.fix_reads = a->plan || cli_given(g, "--read-depth") || cli_given(g, "--read-size");
+    q.fix_dense = a->plan != NULL;
+    *ret = q;
+    return code;
+}
+
+/* Warns of flags that this plan has no use for. */
+static void warn_of_plan(const cli_group *g, const sl_shape *shape, const sl_plan *plan)
+{
     static const char *const streamed_only[] = { "--policy", "--lookahead", "--read-depth",
                                                 "--read-size" };
-    for (size_t i = 0; ret_plan->weights != SL_WEIGHTS_STREAMED && i < SL_LEN(streamed_only); i++)
+    if (plan->n_ctx > shape->n_ctx_train && shape->n_ctx_train)
+        cli_warn("a context of %" PRIu32 " is beyond the %" PRIu32
+                 " positions the model was made for", plan->n_ctx, shape->n_ctx_train);
+    for (size_t i = 0; plan->weights != SL_WEIGHTS_STREAMED && i < SL_LEN(streamed_only); i++)
         if (cli_given(g, streamed_only[i]))
             cli_warn("%s has no effect: all weights fit in RAM", streamed_only[i]);
+}
+
+/* The planner's choice for the load where this machine is known; the flags and defaults
+ * otherwise. */
+static int make_plan(const cli_engine_args *a, const cli_group *g, uint32_t n_seq,
+                     const sl_load *load, cli_session *s, sl_plan *ret_plan)
+{
+    const sl_shape *shape = sl_model_shape(s->model);
+    sl_planner_params q;
+    sl_machine m;
+    /* measured were the kernels that run by default */
+    if (a->isa || a->activations || a->blas) load = NULL;
+    bool known = load ? cli_machine_for_run(s->ctx, s->path, shape->total_bytes, &m)
+                      : cli_machine_kept(s->ctx, &m);
+    int code = cli_planner_params(a, g, s->ctx, shape, known ? &m : NULL, cli_available_bytes(),
+                                  n_seq, &q);
+    if (code != CLI_DONE) return code;
+    q.base.cpu_mask = s->cpu_mask;
+    q.base.blas = want_blas(a, shape);
+    s->budget_bytes = q.base.ram_bytes;
+    if (load && known) {
+        sl_choice c;
+        sl_miss_model miss;
+        q.load = *load;
+        code = cli_miss_model(s->ctx, shape, NULL, &miss);
+        if (code != CLI_DONE) return code;
+        if (sl_planner_run(s->ctx, &m, shape, &miss, &q, false, &c) != SL_OK)
+            return cli_fail_ctx(s->ctx);
+        *ret_plan = c.plan;
+        s->forecast = c.forecast;
+        s->has_forecast = true;
+    } else if (sl_plan_make(s->ctx, shape, &q.base, ret_plan) != SL_OK) return cli_fail_ctx(s->ctx);
+    warn_of_plan(g, shape, ret_plan);
     return CLI_DONE;
 }
 
 static void banner(const cli_session *s)
 {
+    char line[160];
     const sl_plan *p = sl_engine_plan(s->engine);
     sl_kernels k;
     sl_kernels_init(&k, sl_cpu_detect() & p->cpu_mask);
@@ -286,20 +349,21 @@ static void banner(const cli_session *s)
     cli_note("%s (%s, %s): %s; %" PRIu32 " thread%s, %s; context %" PRIu32 ", KV %s %s",
              sl_model_name(s->model), sl_model_arch(s->model), cli_bytes(p->weights_bytes, w),
              p->mode, p->n_threads, p->n_threads == 1 ? "" : "s", k.isa, p->n_ctx,
-             kv_name(p->kv_type), cli_bytes(p->kv_bytes, kv));
+             cli_kv_name(p->kv_type), cli_bytes(p->kv_bytes, kv));
     if (p->blas)
         cli_note("OpenBLAS for prompts: the same bits whatever the batch and chunks are not "
                  "promised");
-    if (p->weights != SL_WEIGHTS_STREAMED) return;
     uint32_t slots = 0, experts = 0;
     for (uint32_t c = 0; c < p->n_classes; c++) {
         slots += p->cls[c].n_slots;
         experts += p->cls[c].n_experts;
     }
-    cli_note("memory for %" PRIu32 " of %" PRIu32 " experts (%s), %s of dense weights%s; %s", slots,
-             experts, cli_bytes(p->slots_bytes, w), cli_bytes(p->dense_bytes, kv),
-             p->section_bytes ? ", the rest of them streamed" : "",
-             sl_engine_store_mode(s->engine));
+    if (p->weights == SL_WEIGHTS_STREAMED)
+        cli_note("memory for %" PRIu32 " of %" PRIu32 " experts (%s), %s of dense weights%s; %s",
+                 slots, experts, cli_bytes(p->slots_bytes, w), cli_bytes(p->dense_bytes, kv),
+                 p->section_bytes ? ", the rest of them streamed" : "",
+                 sl_engine_store_mode(s->engine));
+    if (s->has_forecast) cli_note("%s", cli_forecast_line(&s->forecast, line));
 }
 
 /* Reading weights, on a terminal, where it takes longer than a moment. */
@@ -334,13 +398,12 @@ static sl_status open_engine(cli_session *s, const sl_plan *plan)
     return st;
 }
 
-int cli_session_open(const cli_engine_args *a, const cli_group *g, uint32_t n_seq, cli_session *ret)
+int cli_session_model(const cli_engine_args *a, cli_session *ret)
 {
     cli_session *s = ret;
     *s = (cli_session){ .verbose = a->verbose };
     double start = cli_now_s();
-    uint32_t mask;
-    int code = cli_isa_mask(a->isa, &mask);
+    int code = cli_isa_mask(a->isa, &s->cpu_mask);
     if (code == CLI_DONE) code = cli_check_threads(a->n_threads);
     if (code != CLI_DONE) return code;
     s->ctx = cli_ctx(a->verbose);
@@ -354,15 +417,29 @@ int cli_session_open(const cli_engine_args *a, const cli_group *g, uint32_t n_se
     s->vocab = sl_model_vocab(s->model);
     if (!s->vocab && !a->no_text)
         return cli_fail("%s has no tokenizer: text cannot be made into tokens", s->path);
+    s->load_s = cli_now_s() - start;
+    return CLI_DONE;
+}
+
+int cli_session_start(const cli_engine_args *a, const cli_group *g, uint32_t n_seq,
+                      const sl_load *load, cli_session *s)
+{
+    double start = cli_now_s();
     sl_plan plan;
-    code = make_plan(a, g, mask, n_seq, s, &plan);
+    int code = make_plan(a, g, n_seq, load, s, &plan);
     if (code != CLI_DONE) return code;
     if (open_engine(s, &plan) != SL_OK) return cli_fail_ctx(s->ctx);
     s->n_ctx = sl_engine_plan(s->engine)->n_ctx;
     if (a->trace && open_trace(s, a->trace) != SL_OK) return cli_fail_ctx(s->ctx);
-    s->load_s = cli_now_s() - start;
+    s->load_s += cli_now_s() - start;
     if (!a->no_banner) banner(s);
     return CLI_DONE;
+}
+
+int cli_session_open(const cli_engine_args *a, const cli_group *g, uint32_t n_seq, cli_session *ret)
+{
+    int code = cli_session_model(a, ret);
+    return code == CLI_DONE ? cli_session_start(a, g, n_seq, NULL, ret) : code;
 }
 
 int cli_encode_open(cli_session *s, const char *text, size_t n, bool first, int32_t **ret_ids,

@@ -9,6 +9,7 @@
 #include "runtime/sl_chat.h"
 #include "runtime/sluice.h"
 #include "tools/cli.h"
+#include "tools/forecast.h"
 #include "tools/stop.h"
 
 /* ---- flags ---- */
@@ -29,6 +30,8 @@ typedef struct cli_engine_args {
     uint32_t lookahead;         /* choices: 0 auto, 1 off */
     uint32_t read_depth;        /* requests in flight; 0: what the machine file says */
     uint64_t read_bytes;        /* of a request; 0: the same */
+    const char *plan;           /* --plan FILE: what no other flag says is taken from there */
+    bool force;                 /* the same for a plan of other hardware */
     bool verbose;
     bool no_text;               /* a model without a tokenizer will do */
     bool no_banner;
@@ -44,6 +47,13 @@ int cli_check_threads(uint32_t n);
 
 cli_engine_args cli_engine_defaults(void);
 cli_group cli_engine_group(cli_engine_args *a);     /* "Model and machine" */
+
+/* What the flags decide, and what is left to the planner. g: the group of a. available_bytes: what
+ * --ram auto shares out; m (may be NULL): how its disk is read. load is left to the caller.
+ * CLI_DONE, or another code after one line. */
+int cli_planner_params(const cli_engine_args *a, const cli_group *g, sl_ctx *ctx,
+                       const sl_shape *shape, const sl_machine *m, uint64_t available_bytes,
+                       uint32_t n_seq, sl_planner_params *ret);
 
 typedef struct cli_sampler_args {
     sl_sampler_params p;
@@ -66,13 +76,22 @@ typedef struct cli_session {
     sl_engine *engine;
     sl_trace_writer *trace;
     uint32_t n_ctx;
+    uint32_t cpu_mask;          /* --isa */
     uint64_t budget_bytes;      /* --ram, or what is available */
     double load_s;
     bool verbose;
+    bool has_forecast;
+    sl_forecast forecast;       /* of the load that it was started for */
 } cli_session;
 
-/* Opens model and engine, and prints the banner. n_seq sequences. Returns CLI_DONE, or another code
- * after one line; close it in either case. g: the group of a, for warnings. */
+/* Opens the model: header and vocabulary. Returns CLI_DONE, or another code after one line; close
+ * the session in either case. */
+int cli_session_model(const cli_engine_args *a, cli_session *ret);
+/* Plans for a load and opens the engine, prints banner and forecast. n_seq sequences; g: the group
+ * of a, for warnings. load NULL: the flags and defaults are the plan, and there is no forecast. */
+int cli_session_start(const cli_engine_args *a, const cli_group *g, uint32_t n_seq,
+                      const sl_load *load, cli_session *s);
+/* Both, without a load. */
 int cli_session_open(const cli_engine_args *a, const cli_group *g, uint32_t n_seq,
                      cli_session *ret);
 /* Returns code, or CLI_FAILED after one line when the trace could not be written whole. */

@@ -1,0 +1,166 @@
+/* tools/cmd_plan.c - `sluice plan`: what a model would take on a machine, and how fast it would be,
+ * from its header alone. */
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "offload/sl_probe.h"
+#include "tools/machine_file.h"
+#include "tools/plan_text.h"
+#include "tools/session.h"
+
+struct args {
+    const char *quant, *machine, *trace, *out;
+    uint32_t n_prompt, n_gen;
+    uint64_t vram_bytes;
+    bool json, llama_cpp;
+};
+
+#define AT(field) offsetof(struct args, field)
+static const cli_option options[] = {
+    { "--quant", CLI_STR, "TYPE",
+      "of a preset or config.json: what the weights are to be, such as Q4_K_M or Q8_0", AT(quant),
+      0, 0 },
+    { "--machine", CLI_STR, "FILE|NAME",
+      "another machine: a file of `sluice probe`, or a described one (default: this one)",
+      AT(machine), 0, 0 },
+    { "-p,--n-prompt", CLI_U32, "N", "tokens of the prompt (default: 512)", AT(n_prompt), 1,
+      1 << 24 },
+    { "-n,--n-gen", CLI_U32, "N", "tokens written after it (default: 128)", AT(n_gen), 0, 1 << 24 },
+    { "--trace", CLI_STR, "FILE",
+      "how the model routes, recorded by `sluice run --trace-routing FILE`: a better forecast",
+      AT(trace), 0, 0 },
+    { "--json", CLI_FLAG, NULL, "one JSON object on stdout", AT(json), 0, 0 },
+    { "-o,--output", CLI_STR, "FILE", "save the plan, for `sluice run --plan FILE`", AT(out), 0,
+      0 },
+    { "--llama-cpp", CLI_FLAG, NULL, "print the flags that place the model so in llama.cpp",
+      AT(llama_cpp), 0, 0 },
+    { "--vram", CLI_BYTES, "SIZE", "memory of the GPU for --llama-cpp (default: the machine's)",
+      AT(vram_bytes), 0, 0 },
+};
+#undef AT
+
+static const char *const about =
+    "Says before a download, from a model's header, a preset's name (`sluice synth --list`) or a\n"
+    "Hugging Face config.json, how fast the model would be on this machine or another one: where every\n"
+    "byte would lie, the forecast beside the bound that physics sets, what limits it, and what more of\n"
+    "each part would give. No weight is read and nothing is run.";
+
+/* What this process could have; of another machine: its memory but for what the system takes. */
+static uint64_t available(const sl_machine *m, bool here)
+{
+    uint64_t system = SL_MIN(m->id.ram_bytes / 8, (uint64_t)2 << 30);
+    return here ? cli_available_bytes() : m->id.ram_bytes - system;
+}
+
+/* The options that decide something, as they were given. */
+static char *command_line(int argc, char **argv, const sl_source *src)
+{
+    static const char *const keep[] = { "-c", "--ctx-size", "-t", "--threads", "-b", "--batch-size",
+                                        "-ctk", "--cache-type-k", "-ctv", "--cache-type-v", "--ram",
+                                        "--policy", "--lookahead", "--read-depth", "--read-size" };
+    char *line = NULL;
+    size_t n = 0;
+    FILE *out = open_memstream(&line, &n);
+    if (!out) return NULL;
+    fprintf(out, "sluice run -m %s", src->kind == SL_SOURCE_GGUF ? src->path : "MODEL.gguf");
+    for (int i = 1; i < argc; i++)
+        for (size_t k = 0; k < SL_LEN(keep); k++) {
+            size_t len = strlen(keep[k]);
+            if (!strcmp(argv[i], keep[k]) && i + 1 < argc)
+                fprintf(out, " %s %s", argv[i], argv[i + 1]);
+            else if (!strncmp(argv[i], keep[k], len) && argv[i][len] == '=' && len > 2)
+                fprintf(out, " %s", argv[i]);
+        }
+    fprintf(out, " -p \"...\"");
+    if (!fclose(out)) return line;
+    free(line);
+    return NULL;
+}
+
+static int show(const struct args *a, sl_ctx *ctx, const plan_view *v)
+{
+    json_t *obj = a->json || a->out ? plan_json(v) : NULL;
+    if ((a->json || a->out) && !obj)
+        return cli_fail("the plan is no valid JSON, or memory ran out");
+    if (a->out) {
+        if (sl_json_save(ctx, json_incref(obj), a->out) != SL_OK) {
+            json_decref(obj);
+            return cli_fail_ctx(ctx);
+        }
+        cli_note("plan kept in %s: `sluice run --plan %s`", a->out, a->out);
+    }
+    if (a->json) return cli_print_json(obj, CLI_DONE);
+    json_decref(obj);
+    if (a->llama_cpp) plan_print_llama_cpp(v);
+    else plan_print(v);
+    return cli_end_stdout(CLI_DONE);
+}
+
+static int plan(const struct args *a, const cli_engine_args *e, const cli_group *g, sl_ctx *ctx,
+                const sl_source *src, char *command)
+{
+    sl_machine m;
+    sl_miss_model miss;
+    sl_planner_params q;
+    sl_choice choice;
+    plan_view v = { .src = src, .machine = &m, .vram_bytes = a->vram_bytes, .command = command,
+                    .load = { a->n_prompt, a->n_gen }, .choice = &choice };
+    int code = cli_machine(ctx, a->machine, &m, &v.here);
+    if (code == CLI_DONE) code = cli_miss_model(ctx, src->shape, a->trace, &miss);
+    if (code == CLI_DONE)
+        code = cli_planner_params(e, g, ctx, src->shape, &m, available(&m, v.here), 1, &q);
+    if (code != CLI_DONE) return code;
+    uint64_t n_ctx = q.base.n_ctx ? q.base.n_ctx : src->shape->n_ctx_train;
+    if ((uint64_t)a->n_prompt + a->n_gen > n_ctx) {
+        if (cli_given(g, "--ctx-size"))
+            return cli_fail("%" PRIu32 " tokens of a prompt and %" PRIu32
+                            " written do not fit a context of %" PRIu64 ": raise it with -c",
+                            a->n_prompt, a->n_gen, n_ctx);
+        q.base.n_ctx = a->n_prompt + a->n_gen;
+    }
+    q.load = v.load;
+    if (sl_planner_run(ctx, &m, src->shape, &miss, &q, !a->llama_cpp, &choice) != SL_OK)
+        return cli_fail_ctx(ctx);
+    return show(a, ctx, &v);
+}
+
+/* Options of running that no forecast knows of. */
+static void warn(const cli_group *g)
+{
+    static const char *const none[] = { "--isa", "--activations", "--blas", "--trace-routing",
+                                        "--device", "--verbose" };
+    for (size_t i = 0; i < SL_LEN(none); i++)
+        if (cli_given(g, none[i])) cli_warn("%s has no effect on a plan", none[i]);
+}
+
+int cmd_plan(int argc, char **argv)
+{
+    struct args a = { .n_prompt = 512, .n_gen = 128 };
+    cli_engine_args engine = cli_engine_defaults();
+    cli_group groups[] = {
+        { "Plan", options, SL_LEN(options), &a, 0 },
+        cli_engine_group(&engine),
+    };
+    cli_spec spec = { "plan", "-m MODEL.gguf|PRESET|config.json [--machine FILE|NAME] [options]",
+                      about, groups, SL_LEN(groups), 0 };
+    sl_source *src = NULL;
+    char *command = NULL;
+    int code;
+    if (!cli_parse(&spec, argc, argv, NULL, NULL, &code)) return code;
+    if (a.json && a.llama_cpp)
+        return cli_usage_error(&spec, "--json and --llama-cpp exclude each other");
+    if (engine.plan) return cli_usage_error(&spec, "--plan is for running; -o saves one");
+    warn(&groups[1]);
+    sl_ctx *ctx = cli_ctx(false);
+    char *path = ctx ? cli_model_path(engine.model) : NULL;
+    code = path ? CLI_DONE : CLI_FAILED;
+    if (path && sl_source_open(ctx, path, a.quant, &src) != SL_OK) code = cli_fail_ctx(ctx);
+    if (src && !(command = command_line(argc, argv, src))) code = cli_fail("out of memory");
+    if (code == CLI_DONE) code = plan(&a, &engine, &groups[1], ctx, src, command);
+    sl_source_close(&src);
+    sl_ctx_destroy(&ctx);
+    free(path);
+    free(command);
+    return code;
+}

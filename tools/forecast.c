@@ -1,0 +1,163 @@
+/* tools/forecast.c - forecasts as text and JSON, and what they are made of. */
+#include "tools/forecast.h"
+
+#include <inttypes.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "offload/sl_probe.h"
+#include "offload/sl_store.h"
+#include "tools/machine_file.h"
+#include "tools/session.h"
+
+void cli_set_budget(uint64_t ram_bytes, uint64_t available, sl_plan_params *p)
+{
+    const uint64_t own = 28u << 20;     /* stacks, the C library's heap */
+    /* Page tables take 1/512, whatever the size of pages (with huge ones the kernel keeps a table
+     * in reserve for each); a ring that knows its buffers page by page as much again. */
+    const uint64_t tables = ram_bytes / 256;
+    p->ram_bytes = ram_bytes ? ram_bytes : available - available / 16;
+    p->ram_hard = ram_bytes != 0;
+    p->process_bytes = own + tables + (ram_bytes ? cli_held_bytes() : 0);
+}
+
+void cli_set_reads(const sl_machine *m, sl_plan_params *p)
+{
+    /* While experts are computed nothing is sent, so what keeps the disk busy for some ms is asked
+     * for. */
+    enum { BYTES = 512 << 10, FLYING = 32 << 20, LEAST = 16 };
+    uint32_t bytes, depth;
+    double best_s;
+    if (!m || !sl_machine_disk_best(m, &bytes, &depth, &best_s)) bytes = BYTES, depth = LEAST;
+    p->read_bytes = bytes;
+    p->read_depth = SL_MIN(SL_MAX(SL_MAX(depth, FLYING / bytes), LEAST), SL_STORE_MAX_DEPTH);
+}
+
+/* Keeps a quick result where nothing is kept yet. */
+static void keep_quick(sl_ctx *ctx, const sl_machine *m)
+{
+    char *path = cli_machine_path();
+    if (path && access(path, F_OK) && cli_make_parents(ctx, path) == SL_OK
+        && sl_machine_save(ctx, m, path) == SL_OK)
+        cli_note("kept in %s", path);
+    free(path);
+}
+
+bool cli_machine_for_run(sl_ctx *ctx, const char *model, uint64_t weights_bytes, sl_machine *ret)
+{
+    const uint64_t small = (uint64_t)1 << 30;   /* opens in less than a probe takes */
+    if (cli_machine_kept(ctx, ret)) return true;
+    if (weights_bytes < small || !(getenv("HOME") || getenv("XDG_CACHE_HOME"))) return false;
+    cli_note("measuring this machine for 3 s, for a forecast; `sluice probe` does it thoroughly");
+    if (sl_probe_run(ctx, &(sl_probe_params){ .quick = true }, ret) != SL_OK) return false;
+    sl_probe_disk_params dp = { .quick = true, .file = model };
+    if (sl_probe_disk(ctx, &dp, &ret->disk) != SL_OK) ret->disk.n_curves = 0;
+    keep_quick(ctx, ret);
+    return true;
+}
+
+int cli_miss_model(sl_ctx *ctx, const sl_shape *shape, const char *trace, sl_miss_model *ret)
+{
+    uint32_t n_expert = 0, n_used = 0;
+    (void)ctx;
+    for (uint32_t l = 0; l < shape->n_layer; l++)
+        if (shape->layers[l].n_expert > n_expert) {
+            n_expert = shape->layers[l].n_expert;
+            n_used = shape->layers[l].n_used;
+        }
+    if (trace) return cli_fail("--trace: not yet");
+    *ret = sl_miss_default(n_expert, n_used);
+    return CLI_DONE;
+}
+
+/* ---- text ---- */
+
+const char *cli_grade_text(sl_grade g)
+{
+    switch (g) {
+    case SL_GRADE_DATASHEET: return "from data sheets: nobody measured this machine";
+    case SL_GRADE_QUICK: return "this machine was measured for 3 s; typical routing is assumed";
+    case SL_GRADE_COLD: return "this machine was measured; typical routing is assumed";
+    case SL_GRADE_CALIBRATED: return "this machine was measured, and this model's routing is known";
+    }
+    return "";
+}
+
+const char *cli_grade_raise(sl_grade g)
+{
+    switch (g) {
+    case SL_GRADE_DATASHEET: return "run `sluice probe` on that machine";
+    case SL_GRADE_QUICK: return "run `sluice probe` (under a minute)";
+    case SL_GRADE_COLD:
+        return "record the model's routing with `sluice run --trace-routing FILE`, and give it "
+               "with --trace FILE";
+    case SL_GRADE_CALIBRATED: break;
+    }
+    return NULL;
+}
+
+char *cli_forecast_line(const sl_forecast *f, char buf[160])
+{
+    char decode[96] = "", prompt[48] = "";
+    if (f->decode.seconds > 0)
+        snprintf(decode, sizeof decode, " %.1f tok/s (%s), limited by %s", f->decode.tok_per_s,
+                 sl_grade_name(f->grade), sl_resource_name(f->decode.binding));
+    if (f->prompt.seconds > 0)
+        snprintf(prompt, sizeof prompt, "%s prompt %.0f tok/s", *decode ? ";" : "",
+                 f->prompt.tok_per_s);
+    snprintf(buf, 160, "forecast%s%s", decode, prompt);
+    return buf;
+}
+
+char *cli_forecast_error(double predicted, double measured, char buf[24])
+{
+    snprintf(buf, 24, "%+.1f %%", 100 * (predicted / measured - 1));
+    return buf;
+}
+
+/* ---- JSON ---- */
+
+static json_t *phase_json(const sl_phase *p)
+{
+    json_t *busy = json_object();
+    int bad = !busy;
+    for (int r = 0; r < SL_N_RESOURCES && busy; r++)
+        if (p->busy_s[r] > 0)
+            bad |= json_object_set_new(busy, sl_resource_name((sl_resource)r),
+                                       json_real(p->busy_s[r]));
+    if (bad) {
+        json_decref(busy);
+        return NULL;
+    }
+    return json_pack("{s:f, s:f, s:f, s:f, s:s, s:s, s:o}", "seconds", p->seconds, "tok_per_s",
+                     p->tok_per_s, "wait_s", p->wait_s, "disk_bytes", p->disk_bytes, "binding",
+                     sl_resource_name(p->binding), "next", sl_resource_name(p->next), "busy_s",
+                     busy);
+}
+
+json_t *cli_forecast_json(const sl_forecast *f)
+{
+    json_t *prompt = phase_json(&f->prompt), *decode = phase_json(&f->decode);
+    /* o takes both over, also when it fails */
+    return json_pack("{s:s, s:f, s:f, s:f, s:f, s:f, s:f, s:I, s:o, s:o}", "grade",
+                     sl_grade_name(f->grade), "prompt_tok_per_s", f->prompt.tok_per_s,
+                     "decode_tok_per_s", f->decode.tok_per_s, "ttft_s", f->ttft_s, "hit_rate",
+                     f->hit_rate, "disk_bytes_per_token", f->disk_bytes_per_token, "stall_share",
+                     f->stall_share, "peak_rss_bytes", (json_int_t)f->peak_bytes, "prompt", prompt,
+                     "decode", decode);
+}
+
+bool cli_predicted_json(const sl_forecast *f, json_t *obj)
+{
+    int bad = json_object_set_new(obj, "forecast_grade", json_string(sl_grade_name(f->grade)));
+    if (f->prompt.tok_per_s > 0)
+        bad |= json_object_set_new(obj, "predicted_prompt_tok_per_s",
+                                   json_real(f->prompt.tok_per_s));
+    if (f->decode.tok_per_s > 0)
+        bad |= json_object_set_new(obj, "predicted_decode_tok_per_s",
+                                   json_real(f->decode.tok_per_s));
+    bad |= json_object_set_new(obj, "predicted_ttft_s", json_real(f->ttft_s));
+    return !bad;
+}

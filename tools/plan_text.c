@@ -1,0 +1,296 @@
+/* tools/plan_text.c - a plan and its forecast for a person, and as JSON. */
+#include "tools/plan_text.h"
+
+#include <inttypes.h>
+#include <math.h>
+#include <string.h>
+
+/* ---- the model ---- */
+
+/* Bytes that one token computes with. The embedding is a row. */
+static uint64_t active_bytes(const sl_shape *s)
+{
+    uint64_t bytes = s->head_bytes ? s->head_bytes : s->embed_bytes;
+    for (uint32_t i = 0; i < s->n_layer; i++) {
+        const sl_layer_shape *l = &s->layers[i];
+        bytes += l->qkv_bytes + l->post_bytes + l->router_bytes + l->ffn_bytes
+               + l->n_used * l->expert_bytes;
+    }
+    return bytes;
+}
+
+/* Experts of the layer that has most; used [1]: of these a token uses. */
+static uint32_t experts(const sl_shape *s, uint32_t *ret_used)
+{
+    uint32_t most = *ret_used = 0;
+    for (uint32_t i = 0; i < s->n_layer; i++) {
+        if (s->layers[i].n_expert <= most) continue;
+        most = s->layers[i].n_expert;
+        *ret_used = s->layers[i].n_used;
+    }
+    return most;
+}
+
+static uint64_t all_experts(const sl_shape *s)
+{
+    uint64_t n = 0;
+    for (uint32_t i = 0; i < s->n_layer; i++) n += s->layers[i].n_expert;
+    return n;
+}
+
+static uint64_t slots(const sl_plan *p)
+{
+    uint64_t n = 0;
+    for (uint32_t c = 0; c < p->n_classes; c++) n += p->cls[c].n_slots;
+    return n;
+}
+
+static void print_model(const plan_view *v)
+{
+    const sl_shape *s = v->src->shape;
+    char size[24], used[24];
+    uint32_t n_used, n = experts(s, &n_used);
+    printf("%s (%s%s%s): %s\n", v->src->title, v->src->arch, *v->src->quant ? ", " : "",
+           v->src->quant, cli_bytes(s->total_bytes, size));
+    printf("  %.1f billion weights; each token computes with %.1f billion of them, %s\n",
+           (double)s->n_params * 1e-9, (double)v->src->active_params * 1e-9,
+           cli_bytes(active_bytes(s), used));
+    if (n)
+        printf("  %" PRIu32 " layers; of the %" PRIu32 " experts of a layer a token uses %" PRIu32
+               "\n", s->n_layer, n, n_used);
+    else printf("  %" PRIu32 " layers, no experts: every token needs all weights\n", s->n_layer);
+}
+
+static void print_machine(const plan_view *v)
+{
+    const sl_machine *m = v->machine;
+    char ram[24], vram[24];
+    uint32_t bytes, depth;
+    double best;
+    printf("\n%s: %s, %" PRIu32 " cores, %s of RAM read at %.1f GB/s",
+           v->here ? "This machine" : "Machine", m->id.cpu, m->id.cores,
+           cli_bytes(m->id.ram_bytes, ram), sl_machine_dram_s(m, m->id.cores) * 1e-9);
+    if (sl_machine_disk_best(m, &bytes, &depth, &best))
+        printf(", disk read at %.2f GB/s\n", best * 1e-9);
+    else printf(", disk not measured\n");
+    for (uint32_t i = 0; i < m->n_gpus; i++)
+        printf("  %s, %s: sluice does not run on GPUs yet\n", m->gpu[i].name,
+               cli_bytes(m->gpu[i].vram_bytes, vram));
+}
+
+/* ---- where the bytes lie ---- */
+
+static void row(const char *what, uint64_t bytes, const char *where)
+{
+    char size[24];
+    printf("  %-34s %10s%s%s\n", what, cli_bytes(bytes, size), *where ? "  " : "", where);
+}
+
+static void print_places(const plan_view *v)
+{
+    const sl_plan *p = &v->choice->plan;
+    const sl_plan_params *q = &v->choice->params;
+    char text[160], size[24];
+    uint64_t n = slots(p), all = all_experts(v->src->shape);
+    uint64_t weights = p->dense_bytes + p->slots_bytes;
+    printf("\nWhere the bytes lie, of a budget of %s:\n",
+           q->ram_bytes ? cli_bytes(q->ram_bytes, size) : "any size");
+    if (p->weights == SL_WEIGHTS_MAPPED) {
+        weights = v->src->shape->total_bytes;
+        row("weights", weights, "in the system's file cache, mapped");
+    } else {
+        text[0] = 0;
+        if (p->n_dense_layers < v->src->shape->n_layer)
+            snprintf(text, sizeof text, "of %" PRIu32 " of %" PRIu32
+                     " layers; the others' are read from disk for each token", p->n_dense_layers,
+                     v->src->shape->n_layer);
+        row(all ? "weights that every token needs" : "weights",
+            p->dense_bytes + p->section_bytes * 2, text);
+    }
+    if (all && p->weights != SL_WEIGHTS_MAPPED) {
+        snprintf(text, sizeof text, "all %" PRIu64, all);
+        if (p->weights == SL_WEIGHTS_STREAMED)
+            snprintf(text, sizeof text, "%" PRIu64 " of %" PRIu64 " (%.0f %%); the others are read "
+                     "from disk when a token needs them", n, all, 100.0 * (double)n / (double)all);
+        row("experts", p->slots_bytes, text);
+    }
+    snprintf(text, sizeof text, "keys and values (%s)", cli_kv_name(p->kv_type));
+    char context[64];
+    snprintf(context, sizeof context, "a context of %" PRIu32 " tokens", p->n_ctx);
+    row(text, p->kv_bytes, context);
+    uint64_t known = weights + p->section_bytes * 2 + p->kv_bytes + p->scratch_bytes;
+    row("buffers of a pass", p->scratch_bytes, "");
+    row("the program, tables", p->need_bytes - SL_MIN(known, p->need_bytes), "");
+    row("together", p->need_bytes, "");
+}
+
+/* ---- how fast ---- */
+
+static void rates(const char *what, double forecast, double bound, const char *unit, int digits)
+{
+    printf("  %-34s %8.*f %-6s %8.*f %s\n", what, digits, forecast, unit, digits, bound, unit);
+}
+
+static int digits(double v)
+{
+    return v >= 100 ? 0 : v >= 10 ? 1 : 2;
+}
+
+/* What is read before the first token. */
+static uint64_t start_bytes(const plan_view *v)
+{
+    const sl_plan *p = &v->choice->plan;
+    return p->weights == SL_WEIGHTS_STREAMED ? p->dense_bytes : v->src->shape->total_bytes;
+}
+
+static double start_s(const plan_view *v)
+{
+    uint32_t bytes, depth;
+    double best;
+    if (!sl_machine_disk_best(v->machine, &bytes, &depth, &best)) return 0;
+    return (double)start_bytes(v) / best;
+}
+
+static void print_forecast(const plan_view *v)
+{
+    const sl_forecast *f = &v->choice->forecast, *b = &v->choice->bound;
+    char what[80], size[24];
+    printf("\n%-36s %10s    %13s\n", "How fast", "forecast", "at most");
+    snprintf(what, sizeof what, "reading a prompt of %" PRIu32 " token%s", v->load.n_prompt,
+             v->load.n_prompt == 1 ? "" : "s");
+    rates(what, f->prompt.tok_per_s, b->prompt.tok_per_s, "tok/s", digits(f->prompt.tok_per_s));
+    snprintf(what, sizeof what, "then writing %" PRIu32 " token%s", v->load.n_gen,
+             v->load.n_gen == 1 ? "" : "s");
+    if (v->load.n_gen)
+        rates(what, f->decode.tok_per_s, b->decode.tok_per_s, "tok/s", digits(f->decode.tok_per_s));
+    rates("first token after", f->ttft_s, b->ttft_s, "s", digits(f->ttft_s));
+    if (start_s(v) > 0)
+        printf("  %-34s %8.1f s, %s from disk\n", "loading before that, the first time", start_s(v),
+               cli_bytes(start_bytes(v), size));
+    printf("Grade: %s (%s).\n", sl_grade_name(f->grade), cli_grade_text(f->grade));
+    const char *raise = cli_grade_raise(f->grade);
+    bool moe = all_experts(v->src->shape) && v->choice->plan.weights == SL_WEIGHTS_STREAMED;
+    if (raise && (f->grade != SL_GRADE_COLD || moe)) printf("Better: %s.\n", raise);
+}
+
+static void print_limit(const char *what, const sl_phase *p)
+{
+    if (!(p->seconds > 0)) return;
+    printf("%s is limited by %s (busy %.0f %% of the time), then by %s (%.0f %%).\n", what,
+           sl_resource_name(p->binding), 100 * p->busy_s[p->binding] / p->seconds,
+           sl_resource_name(p->next), 100 * p->busy_s[p->next] / p->seconds);
+}
+
+static void print_gains(const sl_choice *c)
+{
+    if (!c->n_gains) return;
+    printf("\nWhat more would give:\n");
+    for (uint32_t i = 0; i < c->n_gains; i++) {
+        const sl_gain *g = &c->gains[i];
+        double write = g->decode_tok_per_s, read = g->prompt_tok_per_s;
+        double a = 100 * write / fmax(c->forecast.decode.tok_per_s, 1e-9);
+        double b = 100 * read / fmax(c->forecast.prompt.tok_per_s, 1e-9);
+        printf("  %-22s", g->what);
+        if (a < 1 && b < 1) printf(" next to nothing");
+        if (a >= 1) printf(" writing %+.*f tok/s (%+.0f %%)", digits(write), write, a);
+        if (b >= 1)
+            printf("%s prompt %+.*f tok/s (%+.0f %%)", a >= 1 ? "," : "", digits(read), read, b);
+        putchar('\n');
+    }
+}
+
+void plan_print(const plan_view *v)
+{
+    const sl_choice *c = v->choice;
+    const sl_forecast *f = &c->forecast;
+    char size[24];
+    print_model(v);
+    print_machine(v);
+    print_places(v);
+    print_forecast(v);
+    putchar('\n');
+    print_limit("Writing", &f->decode);
+    if (c->plan.weights == SL_WEIGHTS_STREAMED && v->load.n_gen)
+        printf("  %.0f %% of the experts that tokens want are in RAM; %s are read from disk for "
+               "each token.\n", 100 * f->hit_rate, cli_bytes((uint64_t)f->disk_bytes_per_token, size));
+    print_limit("Reading the prompt", &f->prompt);
+    print_gains(c);
+    printf("\nChosen by forecast (%" PRIu32 " plans compared):\n", c->n_tried);
+    for (uint32_t i = 0; i < c->n_why; i++) printf("  %s\n", c->why[i]);
+    if (v->src->runs) printf("\nRun it:\n  %s\n", v->command);
+    else printf("\nsluice cannot run this model yet (%s); this is what it would take.\n",
+                v->src->why_not);
+}
+
+/* ---- JSON ---- */
+
+static json_t *model_json(const plan_view *v)
+{
+    char id[20];
+    snprintf(id, sizeof id, "%016" PRIx64, sl_plan_shape_id(v->src->shape));
+    return json_pack("{s:s, s:s, s:s, s:I, s:I, s:I, s:I, s:s, s:b}", "name", v->src->title, "arch",
+                     v->src->arch, "quant", v->src->quant, "bytes",
+                     (json_int_t)v->src->shape->total_bytes, "weights",
+                     (json_int_t)v->src->shape->n_params, "active_weights",
+                     (json_int_t)v->src->active_params, "active_bytes",
+                     (json_int_t)active_bytes(v->src->shape), "shape", id, "runs",
+                     v->src->runs);
+}
+
+static json_t *machine_json(const plan_view *v)
+{
+    const sl_machine *m = v->machine;
+    uint32_t bytes, depth;
+    double best;
+    if (!sl_machine_disk_best(m, &bytes, &depth, &best)) best = 0;
+    return json_pack("{s:s, s:I, s:I, s:s, s:b, s:f, s:f}", "cpu", m->id.cpu, "cores",
+                     (json_int_t)m->id.cores, "ram_bytes", (json_int_t)m->id.ram_bytes, "source",
+                     sl_machine_source_name(m->source), "here", v->here, "dram_bytes_per_s",
+                     sl_machine_dram_s(m, m->id.cores), "disk_bytes_per_s", best);
+}
+
+static json_t *placement_json(const plan_view *v)
+{
+    const sl_plan *p = &v->choice->plan;
+    static const char *const places[] = { "resident", "mapped", "streamed" };
+    return json_pack("{s:s, s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I}", "mode",
+                     p->mode, "weights", places[p->weights], "budget_bytes",
+                     (json_int_t)p->ram_bytes, "need_bytes", (json_int_t)p->need_bytes,
+                     "dense_bytes", (json_int_t)p->dense_bytes, "dense_layers", (json_int_t)p->n_dense_layers,
+                     "experts_bytes", (json_int_t)p->slots_bytes, "experts_in_ram",
+                     (json_int_t)slots(p), "experts", (json_int_t)all_experts(v->src->shape),
+                     "kv_bytes", (json_int_t)p->kv_bytes, "scratch_bytes",
+                     (json_int_t)p->scratch_bytes, "load_bytes", (json_int_t)start_bytes(v));
+}
+
+static json_t *gains_json(const sl_choice *c)
+{
+    json_t *list = json_array();
+    for (uint32_t i = 0; i < c->n_gains; i++) {
+        const sl_gain *g = &c->gains[i];
+        json_array_append_new(list, json_pack("{s:s, s:s, s:f, s:f}", "what", g->what, "on",
+                                              sl_resource_name(g->on), "prompt_tok_per_s",
+                                              g->prompt_tok_per_s, "decode_tok_per_s",
+                                              g->decode_tok_per_s));
+    }
+    return list;
+}
+
+json_t *plan_json(const plan_view *v)
+{
+    const sl_choice *c = v->choice;
+    json_t *why = json_array();
+    for (uint32_t i = 0; i < c->n_why; i++) json_array_append_new(why, json_string(c->why[i]));
+    json_t *root = json_pack(
+        "{s:i, s:o, s:o, s:{s:I, s:I}, s:o, s:o, s:o, s:o, s:o, s:o, s:s}", "sluice_plan", 1,
+        "model", model_json(v), "machine", machine_json(v), "load", "n_prompt",
+        (json_int_t)v->load.n_prompt, "n_gen", (json_int_t)v->load.n_gen, "params",
+        cli_plan_params_json(&c->params), "placement", placement_json(v), "forecast",
+        cli_forecast_json(&c->forecast), "bound", cli_forecast_json(&c->bound), "why", why, "gains",
+        gains_json(c), "command", v->command);
+    if (root && start_s(v) > 0 && json_object_set_new(root, "load_s", json_real(start_s(v)))) {
+        json_decref(root);
+        root = NULL;
+    }
+    return root;
+}

@@ -1,0 +1,25 @@
+/* tools/plan_text.h - a plan and its forecast as `sluice plan` shows them: text for a person, one
+ * JSON object, and the flags that ask llama.cpp for the same.
+ * Owns nothing. Threads: the main thread. Tested by tests/t_plan_cli.py. */
+#ifndef PLAN_TEXT_H
+#define PLAN_TEXT_H
+
+#include "runtime/sl_source.h"
+#include "tools/forecast.h"
+
+typedef struct plan_view {
+    const sl_source *src;
+    const sl_machine *machine;
+    bool here;                  /* it is this machine */
+    uint64_t vram_bytes;        /* --vram; 0: the machine's */
+    sl_load load;
+    const sl_choice *choice;
+    const char *command;        /* the line that runs it */
+} plan_view;
+
+void plan_print(const plan_view *v);
+/* What `sluice run --plan` reads, too. NULL: no memory, or text that is not UTF-8. */
+json_t *plan_json(const plan_view *v);
+void plan_print_llama_cpp(const plan_view *v);
+
+#endif
