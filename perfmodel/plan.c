@@ -8,6 +8,7 @@
 #define MIN_ROWS 32u            /* of a pass: fewer are not tried to make a plan fit */
 #define MIN_SLOTS 2u            /* of a class: one is computed while the next is read */
 #define STORED_ROWS 16u
+#define DRAW_BYTES 10u          /* of a sampler's room, for each id (runtime/sl_sampler.h) */
 
 sl_plan_params sl_plan_defaults(void)
 {
@@ -58,7 +59,8 @@ static sl_status check_params(sl_ctx *ctx, const sl_shape *s, const sl_plan_para
 /* What a plan takes whatever the weights do. */
 static uint64_t fixed_bytes(const sl_shape *s, const sl_plan_params *p, const sl_plan *plan)
 {
-    return plan->kv_bytes + plan->scratch_bytes + s->vector_bytes + p->process_bytes;
+    return plan->kv_bytes + plan->scratch_bytes + plan->tables_bytes + s->vector_bytes
+           + p->process_bytes;
 }
 
 static uint64_t dense_room(const sl_shape *s, const sl_plan *plan, uint32_t n_layers)
@@ -296,7 +298,9 @@ static sl_status size_caches(sl_ctx *ctx, const sl_shape *s, const sl_plan_param
                        plan->n_ctx, p->n_seq);
     plan->n_kv_blocks = (uint32_t)n_blocks;
     plan->scratch_bytes = plan->max_rows * s->row_scratch_bytes
-                        + (uint64_t)plan->max_logits * s->n_vocab * sizeof(float);
+                        + (uint64_t)plan->max_logits * s->n_vocab * sizeof(float)
+                        + DRAW_BYTES * (uint64_t)s->n_vocab;
+    plan->tables_bytes = (uint64_t)plan->n_seq * plan->n_ctx * sizeof(int32_t);
     return SL_OK;
 }
 

@@ -80,7 +80,8 @@ typedef struct sl_plan {
     uint32_t kv_block_rows; /* SL_KV_BLOCK_ROWS */
     uint32_t n_kv_blocks;   /* of every layer: n_seq sequences of n_ctx positions fit */
     uint64_t kv_bytes;      /* all blocks of all layers */
-    uint64_t scratch_bytes; /* activations and logits of a pass */
+    uint64_t scratch_bytes; /* activations and logits of a pass, room to draw from them */
+    uint64_t tables_bytes;  /* tokens of all sequences */
     uint64_t weights_bytes; /* of the model */
     uint64_t ram_bytes;     /* the budget it was made for; 0: none */
     uint32_t cpu_mask;      /* as in the params */

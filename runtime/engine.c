@@ -66,6 +66,7 @@ static sl_status open_seqs(sl_engine *e)
         return sl_fail(e->ctx, SL_E_NOMEM, "tables of %u sequences", e->plan.n_seq);
     SL_TRY(sl_mem_alloc(e->ctx, SL_ACC_TABLES, n_tokens * sizeof *e->token_store, &p));
     e->token_store = p;
+    SL_TRY(sl_sampler_room_create(e->ctx, e->weights.n_vocab, &e->room));
     for (uint64_t s = 0; s < n_seq; s++) e->seqs[s].tokens = e->token_store + s * e->plan.n_ctx;
     return SL_OK;
 }
@@ -128,6 +129,7 @@ void sl_engine_close(sl_engine **engine)
     sl_device_destroy(&e->dev);
     sl_pool_destroy(&e->pool);
     for (uint32_t s = 0; e->seqs && s < e->plan.n_seq; s++) sl_sampler_destroy(&e->seqs[s].sampler);
+    sl_sampler_room_destroy(&e->room);
     sl_mem_free(e->ctx, e->token_store);
     weights_fini(&e->loaded);
     free(e->seqs);
@@ -355,7 +357,7 @@ static void draw_or_finish(sl_engine *e, seq *s, const float *logits)
         finish(e, s, SL_DONE_PROMPT);
         return;
     }
-    int32_t id = sl_sampler_draw(s->sampler, logits, s->ignore_eog ? e->eog : NULL,
+    int32_t id = sl_sampler_draw(s->sampler, e->room, logits, s->ignore_eog ? e->eog : NULL,
                                  s->ignore_eog ? e->n_eog : 0);
     sl_sampler_accept(s->sampler, id);
     emit(e, (sl_engine_event){ .kind = SL_EV_TOKEN, .seq = s->id, .pos = s->n_known, .token = id });

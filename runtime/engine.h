@@ -67,6 +67,7 @@ struct sl_engine {
     seq *seqs;                  /* [n_seq] */
     int32_t *token_store;       /* [n_seq][n_ctx] */
     uint32_t *order;            /* [n_seq] scratch: slots by order of submission */
+    sl_sampler_room *room;
     int32_t *eog;               /* ids that end generation */
     uint32_t n_eog;
     sl_engine_event *events;

@@ -4,9 +4,8 @@
  * a whole vocabulary. exp is computed here with operations that IEEE 754 defines exactly, so that a
  * seed gives the same tokens on every machine.
  * Invariants:
- *   I1  count[id] says how often id stands in the ring of the last tokens
- *   I2  banned[] is all zero between draws
- *   I3  cand has room for top_k entries, or for the vocabulary when top_k is 0 */
+ *   I1  the ring holds the last n_ring tokens that were accepted
+ *   I2  banned[] and seen[] of a room are all zero between draws */
 #include "runtime/sl_sampler.h"
 
 #include <assert.h>
@@ -21,14 +20,18 @@ struct cand {
     int32_t id;
 };
 
+struct sl_sampler_room {
+    sl_ctx *ctx;
+    uint32_t n_vocab;
+    struct cand *cand;              /* [n_vocab] */
+    unsigned char *banned, *seen;   /* [n_vocab] */
+};
+
 struct sl_sampler {
     sl_ctx *ctx;
     sl_sampler_params p;
-    uint32_t n_vocab, n_keep;       /* entries of cand */
-    struct cand *cand;
-    unsigned char *banned;          /* [n_vocab] */
-    uint16_t *count;                /* [n_vocab]; NULL: no penalty */
-    int32_t *ring;                  /* [repeat_last_n] */
+    uint32_t n_vocab, n_keep;       /* candidates; 0: greedy */
+    int32_t *ring;                  /* [repeat_last_n]; NULL: no penalty */
     uint32_t n_ring, ring_at;
     uint64_t rng[4];
 };
@@ -109,21 +112,22 @@ static void heapify(struct cand *h, uint32_t n, bool last)
 }
 
 /* An id's logit after bans and penalty; false when it cannot be drawn (NaN, -inf, banned). */
-static bool adjusted(const sl_sampler *s, const float *logits, uint32_t id, float *ret)
+static bool adjusted(const sl_sampler *s, const sl_sampler_room *room, const float *logits,
+                     uint32_t id, float *ret)
 {
     float v = logits[id];
-    if (s->count && s->count[id]) v = v > 0 ? v / s->p.repeat_penalty : v * s->p.repeat_penalty;
-    if (!(v > -INFINITY) || s->banned[id]) return false;
+    if (room->seen[id]) v = v > 0 ? v / s->p.repeat_penalty : v * s->p.repeat_penalty;
+    if (!(v > -INFINITY) || room->banned[id]) return false;
     *ret = v < FLT_MAX ? v : FLT_MAX;       /* +inf would make every difference NaN */
     return true;
 }
 
-static int32_t draw_greedy(const sl_sampler *s, const float *logits)
+static int32_t draw_greedy(const sl_sampler *s, const sl_sampler_room *room, const float *logits)
 {
     struct cand best = { .logit = -INFINITY, .id = -1 };
     for (uint32_t id = 0; id < s->n_vocab; id++) {
         float v;
-        if (adjusted(s, logits, id, &v) && (best.id < 0 || v > best.logit))
+        if (adjusted(s, room, logits, id, &v) && (best.id < 0 || v > best.logit))
             best = (struct cand){ v, (int32_t)id };
     }
     return best.id;
@@ -131,13 +135,13 @@ static int32_t draw_greedy(const sl_sampler *s, const float *logits)
 
 /* Fills cand with the n_keep first ids of the order, in no particular order; returns their
  * number. */
-static uint32_t select_top_k(sl_sampler *s, const float *logits)
+static uint32_t select_top_k(const sl_sampler *s, const sl_sampler_room *room, const float *logits)
 {
-    struct cand *h = s->cand;
+    struct cand *h = room->cand;
     uint32_t n = 0;
     for (uint32_t id = 0; id < s->n_vocab; id++) {
         struct cand c = { .id = (int32_t)id };
-        if (!adjusted(s, logits, id, &c.logit)) continue;
+        if (!adjusted(s, room, logits, id, &c.logit)) continue;
         if (n < s->n_keep) {
             h[n++] = c;
             if (n == s->n_keep && n < s->n_vocab) heapify(h, n, true);
@@ -151,9 +155,8 @@ static uint32_t select_top_k(sl_sampler *s, const float *logits)
 
 /* Keeps candidates in the order until their share of the mass reaches top_p, one at least; the kept
  * ones stand in front of cand afterwards. */
-static uint32_t keep_top_p(sl_sampler *s, uint32_t n, float max)
+static uint32_t keep_top_p(const sl_sampler *s, struct cand *h, uint32_t n, float max)
 {
-    struct cand *h = s->cand;
     double sum = 0, mass = 0;
     for (uint32_t i = 0; i < n; i++) sum += exp_neg((double)h[i].logit - max);
     heapify(h, n, false);
@@ -170,32 +173,32 @@ static uint32_t keep_top_p(sl_sampler *s, uint32_t n, float max)
     return n - rest;
 }
 
-static uint32_t keep_min_p(sl_sampler *s, uint32_t n, float max)
+static uint32_t keep_min_p(const sl_sampler *s, struct cand *h, uint32_t n, float max)
 {
     uint32_t kept = 0;
     for (uint32_t i = 0; i < n; i++)
-        if (exp_neg((double)s->cand[i].logit - max) >= (double)s->p.min_p)
-            s->cand[kept++] = s->cand[i];
+        if (exp_neg((double)h[i].logit - max) >= (double)s->p.min_p) h[kept++] = h[i];
     return kept;
 }
 
-static int32_t draw_random(sl_sampler *s, const float *logits)
+static int32_t draw_random(sl_sampler *s, const sl_sampler_room *room, const float *logits)
 {
-    uint32_t n = select_top_k(s, logits);
+    struct cand *h = room->cand;
+    uint32_t n = select_top_k(s, room, logits);
     if (!n) return -1;
     float max = -INFINITY;
-    for (uint32_t i = 0; i < n; i++) max = SL_MAX(max, s->cand[i].logit);
-    if (s->p.top_p < 1) n = keep_top_p(s, n, max);
-    if (s->p.min_p > 0) n = keep_min_p(s, n, max);
+    for (uint32_t i = 0; i < n; i++) max = SL_MAX(max, h[i].logit);
+    if (s->p.top_p < 1) n = keep_top_p(s, h, n, max);
+    if (s->p.min_p > 0) n = keep_min_p(s, h, n, max);
     assert(n);                      /* the highest logit passes both */
 
     double sum = 0, at = (double)(next_random(s->rng) >> 11) * 0x1p-53;
-    for (uint32_t i = 0; i < n; i++) sum += exp_neg(((double)s->cand[i].logit - max) / s->p.temp);
+    for (uint32_t i = 0; i < n; i++) sum += exp_neg(((double)h[i].logit - max) / s->p.temp);
     at *= sum;
     int32_t last = -1;
     for (uint32_t i = 0; i < n; i++) {
-        double w = exp_neg(((double)s->cand[i].logit - max) / s->p.temp);
-        if (w > 0) last = s->cand[i].id;
+        double w = exp_neg(((double)h[i].logit - max) / s->p.temp);
+        if (w > 0) last = h[i].id;
         if (at < w) return last;
         at -= w;
     }
@@ -240,67 +243,81 @@ sl_status sl_sampler_create(sl_ctx *ctx, const sl_sampler_params *p, uint32_t n_
     uint64_t seed = p->seed;
     for (int i = 0; i < 4; i++) s->rng[i] = splitmix64(&seed);
 
-    sl_status st = sl_mem_alloc(ctx, SL_ACC_SCRATCH, n_vocab, &mem);
-    if (st != SL_OK) goto fail;
-    s->banned = mem;
-    if (s->n_keep) {
-        st = sl_mem_alloc(ctx, SL_ACC_SCRATCH, s->n_keep * sizeof *s->cand, &mem);
-        if (st != SL_OK) goto fail;
-        s->cand = mem;
-    }
     if (p->repeat_penalty != 1 && p->repeat_last_n) {
-        st = sl_mem_alloc(ctx, SL_ACC_SCRATCH, p->repeat_last_n * sizeof *s->ring, &mem);
-        if (st != SL_OK) goto fail;
+        sl_status st =
+            sl_mem_alloc(ctx, SL_ACC_SCRATCH, p->repeat_last_n * sizeof *s->ring, &mem);
+        if (st != SL_OK) {
+            sl_sampler_destroy(&s);
+            return st;
+        }
         s->ring = mem;
-        st = sl_mem_alloc(ctx, SL_ACC_SCRATCH, n_vocab * sizeof *s->count, &mem);
-        if (st != SL_OK) goto fail;
-        s->count = mem;
     }
     *ret = s;
     return SL_OK;
-fail:
-    sl_sampler_destroy(&s);
-    return st;
 }
 
 void sl_sampler_destroy(sl_sampler **ps)
 {
     sl_sampler *s = *ps;
     if (!s) return;
-    sl_mem_free(s->ctx, s->count);
     sl_mem_free(s->ctx, s->ring);
-    sl_mem_free(s->ctx, s->cand);
-    sl_mem_free(s->ctx, s->banned);
     sl_mem_free(s->ctx, s);
     *ps = NULL;
 }
 
+sl_status sl_sampler_room_create(sl_ctx *ctx, uint32_t n_vocab, sl_sampler_room **ret)
+{
+    assert(ctx && ret);
+    void *mem = NULL;
+    size_t n = n_vocab;
+    SL_TRY(sl_mem_alloc(ctx, SL_ACC_SCRATCH,
+                        sizeof(sl_sampler_room) + n * (sizeof(struct cand) + 2), &mem));
+    sl_sampler_room *r = mem;
+    *r = (sl_sampler_room){ .ctx = ctx, .n_vocab = n_vocab };
+    r->cand = (struct cand *)(void *)(r + 1);
+    r->banned = (unsigned char *)(r->cand + n);
+    r->seen = r->banned + n;
+    *ret = r;
+    return SL_OK;
+}
+
+void sl_sampler_room_destroy(sl_sampler_room **r)
+{
+    if (*r) sl_mem_free((*r)->ctx, *r);
+    *r = NULL;
+}
+
 void sl_sampler_accept(sl_sampler *s, int32_t token)
 {
-    if (!s->count || token < 0 || (uint32_t)token >= s->n_vocab) return;
-    if (s->n_ring == s->p.repeat_last_n) s->count[s->ring[s->ring_at]]--;
-    else s->n_ring++;
+    if (!s->ring || token < 0 || (uint32_t)token >= s->n_vocab) return;
+    if (s->n_ring < s->p.repeat_last_n) s->n_ring++;
     s->ring[s->ring_at] = token;
-    s->count[token]++;
     s->ring_at = (s->ring_at + 1) % s->p.repeat_last_n;
 }
 
 /* What is left when no id has a finite logit: the lowest one that is not banned, or else 0. */
-static int32_t fallback(const sl_sampler *s)
+static int32_t fallback(const sl_sampler *s, const sl_sampler_room *room)
 {
-    const unsigned char *at = memchr(s->banned, 0, s->n_vocab);
-    return at ? (int32_t)(at - s->banned) : 0;
+    const unsigned char *at = memchr(room->banned, 0, s->n_vocab);
+    return at ? (int32_t)(at - room->banned) : 0;
 }
 
-int32_t sl_sampler_draw(sl_sampler *s, const float *logits, const int32_t *banned,
-                        uint32_t n_banned)
+/* Marks the banned ids and those that the penalty is for, or takes the marks away. */
+static void mark(const sl_sampler *s, sl_sampler_room *room, const int32_t *banned,
+                 uint32_t n_banned, unsigned char value)
 {
-    assert(s && logits);
     for (uint32_t i = 0; i < n_banned; i++)
-        if (banned[i] >= 0 && (uint32_t)banned[i] < s->n_vocab) s->banned[banned[i]] = 1;
-    int32_t id = s->p.temp <= 0 ? draw_greedy(s, logits) : draw_random(s, logits);
-    if (id < 0) id = fallback(s);
-    for (uint32_t i = 0; i < n_banned; i++)
-        if (banned[i] >= 0 && (uint32_t)banned[i] < s->n_vocab) s->banned[banned[i]] = 0;
+        if (banned[i] >= 0 && (uint32_t)banned[i] < s->n_vocab) room->banned[banned[i]] = value;
+    for (uint32_t i = 0; i < s->n_ring; i++) room->seen[s->ring[i]] = value;
+}
+
+int32_t sl_sampler_draw(sl_sampler *s, sl_sampler_room *room, const float *logits,
+                        const int32_t *banned, uint32_t n_banned)
+{
+    assert(s && logits && room->n_vocab >= s->n_vocab);
+    mark(s, room, banned, n_banned, 1);
+    int32_t id = s->p.temp <= 0 ? draw_greedy(s, room, logits) : draw_random(s, room, logits);
+    if (id < 0) id = fallback(s, room);
+    mark(s, room, banned, n_banned, 0);
     return id;
 }

@@ -67,7 +67,7 @@ static void plan_counts_by_hand(void **state)
     assert_int_equal(plan.kv_bytes, 12 * 32 * (16 + 8 + 24) * 2);
     assert_int_equal(plan.max_rows, 300);               /* 512 would never be filled */
     assert_int_equal(plan.max_logits, 16);
-    assert_int_equal(plan.scratch_bytes, 300 * 40 + 16 * 10 * 4);
+    assert_int_equal(plan.scratch_bytes, 300 * 40 + 16 * 10 * 4 + 10 * 10);
     p.kv_type = SL_F32;
     p.n_ctx = 32;
     p.n_seq = 1;
@@ -116,8 +116,9 @@ static void plan_refuses(void **state)
 }
 
 /* Everything but weights, for 100 positions and 100 rows: keys and values, activations, logits of
- * 16 rows, vectors. */
-enum { FIXED = 4 * 32 * 48 * 2 + 100 * 40 + 16 * 10 * 4 + 64, DENSE = 8192 + 10 * 8192,
+ * 16 rows, room to draw, tokens, vectors. */
+enum { FIXED = 4 * 32 * 48 * 2 + 100 * 40 + 16 * 10 * 4 + 10 * 10 + 100 * 4 + 64,
+       DENSE = 8192 + 10 * 8192,
        SLOT = 3 * 8192, CACHE = 4 * 4 * 4, OUTS = 16 * 3 * (8 + 2) * 4 };
 
 static void weights_stay_where_they_fit(void **state)
@@ -176,7 +177,7 @@ static void weights_are_streamed(void **state)
     more.n_layer = 4;
     more.layers = l;
     sl_plan_params q = p;
-    q.ram_bytes = 4 * 32 * 96 * 2 + 100 * 40 + 16 * 10 * 4 + 64 + 3 * CACHE + OUTS + 8192
+    q.ram_bytes = FIXED + 4 * 32 * 48 * 2 + 3 * CACHE + OUTS + 8192
                 + (6 + 2 * 4) * 8192 + 2 * SLOT;
     assert_int_equal(sl_plan_make(*state, &more, &q, &plan), SL_OK);
     assert_int_equal(plan.n_dense_layers, 1);

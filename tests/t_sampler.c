@@ -5,6 +5,9 @@
 #include "runtime/sl_sampler.h"
 #include "tests/t.h"
 
+enum { N_VOCAB = 8192 };
+static sl_sampler_room *room;
+
 static sl_sampler_params plain(void)    /* draws from the softmax itself */
 {
     return (sl_sampler_params){ .temp = 1, .top_k = 0, .top_p = 1, .min_p = 0, .repeat_penalty = 1,
@@ -21,7 +24,7 @@ static sl_sampler *make(sl_ctx *ctx, sl_sampler_params p, uint32_t n)
 static int32_t once(sl_ctx *ctx, sl_sampler_params p, const float *logits, uint32_t n)
 {
     sl_sampler *s = make(ctx, p, n);
-    int32_t id = sl_sampler_draw(s, logits, NULL, 0);
+    int32_t id = sl_sampler_draw(s, room, logits, NULL, 0);
     sl_sampler_destroy(&s);
     T_CHECK(!s, "destroy clears the handle");
     return id;
@@ -38,7 +41,7 @@ static void check_draws(const char *what, sl_ctx *ctx, sl_sampler_params p, cons
     sl_sampler *s = make(ctx, p, n);
     unsigned count[16] = { 0 };
     for (int i = 0; i < DRAWS; i++) {
-        int32_t id = sl_sampler_draw(s, logits, NULL, 0);
+        int32_t id = sl_sampler_draw(s, room, logits, NULL, 0);
         T_NEED(id >= 0 && (uint32_t)id < n, "%s: id %d", what, id);
         count[id]++;
     }
@@ -129,7 +132,7 @@ static void against_sort(sl_ctx *ctx)
         q.temp = 100;   /* nearly even, so that every one is drawn */
         sl_sampler *s = make(ctx, q, N);
         for (int i = 0; i < 20 * N; i++) {
-            int32_t id = sl_sampler_draw(s, l, NULL, 0);
+            int32_t id = sl_sampler_draw(s, room, l, NULL, 0);
             T_CHECK(may[id], "round %d top_k %u top_p %g: id %d is beyond the %u kept", round,
                     q.top_k,
                     (double)q.top_p, id, keep);
@@ -188,15 +191,15 @@ static void bans(sl_ctx *ctx)
         q.temp = g ? 0 : 1;
         sl_sampler *s = make(ctx, q, 4);
         for (int i = 0; i < 200; i++)
-            T_CHECK(sl_sampler_draw(s, l, ban, 4) != 1, "banned id drawn");
+            T_CHECK(sl_sampler_draw(s, room, l, ban, 4) != 1, "banned id drawn");
         for (int i = 0; i < 50; i++)
-            T_CHECK(sl_sampler_draw(s, l, but2, 3) == 2, "all but 2 are banned");
-        T_CHECK(sl_sampler_draw(s, l, all, 4) == 0, "all banned");
+            T_CHECK(sl_sampler_draw(s, room, l, but2, 3) == 2, "all but 2 are banned");
+        T_CHECK(sl_sampler_draw(s, room, l, all, 4) == 0, "all banned");
         float nan[4] = { NAN, NAN, NAN, NAN };
-        T_CHECK(sl_sampler_draw(s, nan, ban, 4) == 0, "NaN: the lowest that is not banned");
-        T_CHECK(sl_sampler_draw(s, nan, all, 2) == 2, "NaN: the lowest that is not banned");
+        T_CHECK(sl_sampler_draw(s, room, nan, ban, 4) == 0, "NaN: the lowest that is not banned");
+        T_CHECK(sl_sampler_draw(s, room, nan, all, 2) == 2, "NaN: the lowest that is not banned");
         int seen = 0;
-        for (int i = 0; i < 200; i++) seen += sl_sampler_draw(s, l, NULL, 0) == 1;
+        for (int i = 0; i < 200; i++) seen += sl_sampler_draw(s, room, l, NULL, 0) == 1;
         T_CHECK(seen > 50, "a ban ends with its draw: %d", seen);
         T_CHECK(l[1] == 9, "the logits are not changed");
         sl_sampler_destroy(&s);
@@ -211,34 +214,34 @@ static void penalty(sl_ctx *ctx)
     q.repeat_penalty = 2;
     q.repeat_last_n = 2;
     sl_sampler *s = make(ctx, q, 4);
-    T_CHECK(sl_sampler_draw(s, l, NULL, 0) == 0, "nothing seen");
+    T_CHECK(sl_sampler_draw(s, room, l, NULL, 0) == 0, "nothing seen");
     sl_sampler_accept(s, 0);
-    T_CHECK(sl_sampler_draw(s, l, NULL, 0) == 1, "4 / 2 is below 3");
+    T_CHECK(sl_sampler_draw(s, room, l, NULL, 0) == 1, "4 / 2 is below 3");
     sl_sampler_accept(s, 0);
-    T_CHECK(sl_sampler_draw(s, l, NULL, 0) == 1, "twice seen is penalised once");
+    T_CHECK(sl_sampler_draw(s, room, l, NULL, 0) == 1, "twice seen is penalised once");
     sl_sampler_accept(s, 1);
-    T_CHECK(sl_sampler_draw(s, l, NULL, 0) == 0, "both: 2 and 1.5");
+    T_CHECK(sl_sampler_draw(s, room, l, NULL, 0) == 0, "both: 2 and 1.5");
     sl_sampler_accept(s, -1);
     sl_sampler_accept(s, 4);
     sl_sampler_accept(s, 3);
     sl_sampler_accept(s, 3);
-    T_CHECK(sl_sampler_draw(s, l, NULL, 0) == 0, "0 and 1 left the window");
+    T_CHECK(sl_sampler_draw(s, room, l, NULL, 0) == 0, "0 and 1 left the window");
     float neg[4] = { -2, -3, -9, -9 };
     sl_sampler_accept(s, 0);
-    T_CHECK(sl_sampler_draw(s, neg, NULL, 0) == 1,
+    T_CHECK(sl_sampler_draw(s, room, neg, NULL, 0) == 1,
             "negative logits are multiplied: -4 is below -3");
     sl_sampler_destroy(&s);
 
     q.repeat_penalty = 1;
     s = make(ctx, q, 4);
     sl_sampler_accept(s, 0);
-    T_CHECK(sl_sampler_draw(s, l, NULL, 0) == 0, "penalty 1 is off");
+    T_CHECK(sl_sampler_draw(s, room, l, NULL, 0) == 0, "penalty 1 is off");
     sl_sampler_destroy(&s);
     q.repeat_penalty = 2;
     q.repeat_last_n = 0;
     s = make(ctx, q, 4);
     sl_sampler_accept(s, 0);
-    T_CHECK(sl_sampler_draw(s, l, NULL, 0) == 0, "a window of 0 is off");
+    T_CHECK(sl_sampler_draw(s, room, l, NULL, 0) == 0, "a window of 0 is off");
     sl_sampler_destroy(&s);
 }
 
@@ -259,10 +262,10 @@ static void reproducible(sl_ctx *ctx)
     sl_mem_get(ctx, &before);
     int differ = 0;
     for (int i = 0; i < DRAWN; i++) {
-        int32_t x = sl_sampler_draw(a, l, NULL, 0), y = sl_sampler_draw(b, l, NULL, 0);
+        int32_t x = sl_sampler_draw(a, room, l, NULL, 0), y = sl_sampler_draw(b, room, l, NULL, 0);
         T_CHECK(x == y, "draw %d: %d and %d", i, x, y);
         T_CHECK(x == want[i], "draw %d: %d, not the recorded %d", i, x, want[i]);
-        differ += sl_sampler_draw(c, l, NULL, 0) != x;
+        differ += sl_sampler_draw(c, room, l, NULL, 0) != x;
         sl_sampler_accept(a, x);
     }
     T_CHECK(differ > DRAWN / 2, "another seed differs: %d", differ);
@@ -272,13 +275,13 @@ static void reproducible(sl_ctx *ctx)
     sl_sampler_destroy(&b);
     sl_sampler_destroy(&c);
     sl_sampler_destroy(&c);
-    sl_mem_get(ctx, &after);
-    T_CHECK(!after.total, "%llu bytes left", (unsigned long long)after.total);
 }
 
 static void bad_params(sl_ctx *ctx)
 {
     sl_sampler_params good = plain(), bad[8];
+    sl_mem_report before, after;
+    sl_mem_get(ctx, &before);
     for (int i = 0; i < 8; i++) bad[i] = good;
     bad[0].temp = NAN;
     bad[1].temp = INFINITY;
@@ -296,16 +299,16 @@ static void bad_params(sl_ctx *ctx)
     good.repeat_penalty = 2;
     sl_status st = SL_E_NOMEM;
     for (uint64_t limit = 1; st != SL_OK && limit < 1 << 20; limit *= 2) {
-        sl_mem_set_limit(ctx, limit);
+        sl_mem_set_limit(ctx, before.total + limit);
         st = sl_sampler_create(ctx, &good, 5000, &s);
         T_CHECK(st == SL_OK || (st == SL_E_NOMEM && !s), "limit %llu", (unsigned long long)limit);
     }
     T_CHECK(st == SL_OK, "1 MiB is enough");
     sl_sampler_destroy(&s);
     sl_mem_set_limit(ctx, 0);
-    sl_mem_report r;
-    sl_mem_get(ctx, &r);
-    T_CHECK(!r.total, "%llu bytes left", (unsigned long long)r.total);
+    sl_mem_get(ctx, &after);
+    T_CHECK(after.total == before.total, "%llu bytes left",
+            (unsigned long long)(after.total - before.total));
 }
 
 int main(void)
@@ -313,6 +316,7 @@ int main(void)
     t_begin();
     sl_ctx *ctx = sl_ctx_create(NULL, NULL);
     T_NEED(ctx, "no memory");
+    T_NEED(sl_sampler_room_create(ctx, N_VOCAB, &room) == SL_OK, "%s", sl_error(ctx));
     distributions(ctx);
     against_sort(ctx);
     edges(ctx);
@@ -320,6 +324,10 @@ int main(void)
     penalty(ctx);
     reproducible(ctx);
     bad_params(ctx);
+    sl_sampler_room_destroy(&room);
+    sl_mem_report r;
+    sl_mem_get(ctx, &r);
+    T_CHECK(!r.total, "%llu bytes left", (unsigned long long)r.total);
     sl_ctx_destroy(&ctx);
     return t_end();
 }
