@@ -29,8 +29,8 @@ void probe_engine_destroy(probe_engine **e);
 
 typedef enum probe_what {
     PROBE_GEMM,                 /* `experts` on `rows` rows each */
-    PROBE_STAGE, PROBE_STAGE2,  /* a stage of one row with a little work, and with twice that */
-    PROBE_ELEM,                 /* a stage of some rows without products worth mentioning */
+    PROBE_STAGE, PROBE_STAGE3,  /* a stage of one row with a little work, and with thrice that */
+    PROBE_ELEM,                 /* norm and quantising of many rows */
     PROBE_DECODE, PROBE_PREFILL,    /* attention */
     PROBE_N_WHATS
 } probe_what;
@@ -45,10 +45,10 @@ typedef struct probe_point {
  * least. */
 SL_NODISCARD sl_status probe_engine_visit(probe_engine *e, const probe_point *p, double seconds,
                                           double *ret);
-/* Weights that each of the rows of a PROBE_GEMM is multiplied by. */
-double probe_engine_weights(void);
-/* Costs from the seconds of the points other than PROBE_GEMM. */
+/* Costs from the seconds of the points other than PROBE_GEMM; neither threads nor the co-run. */
 void probe_engine_cost(const double s[PROBE_N_WHATS], sl_machine_cost *ret);
+/* Multiply-adds/s of a PROBE_GEMM that took s, without what c says it takes beside them. */
+double probe_engine_ops_s(const sl_machine_cost *c, double s, uint32_t rows);
 
 /* ---- their curves (probe_curves.c) ---- */
 
