@@ -13,11 +13,15 @@ enum { PROBE_N_READS = 6 };     /* ways to read: 1, 2, 4 streams; without and wi
 enum { PROBE_READ_UNIT = 4096 };
 void probe_read_loop(uint32_t way, const void *p, size_t n);
 
+enum { PROBE_MIN_WEIGHTS = 64 << 20 };
+/* Bytes that no last cache holds: eight times as many, 256 MiB at least, half of free memory at
+ * most, but always PROBE_MIN_WEIGHTS. */
+size_t probe_buffer_bytes(void);
+
 /* ---- the engine's stages on noise (probe_engine.c) ---- */
 
 typedef struct probe_engine probe_engine;
 
-enum { PROBE_MIN_WEIGHTS = 64 << 20 };
 /* Pools and devices for each thread count, and noise in `weights`, which stays the caller's: at
  * least PROBE_MIN_WEIGHTS bytes, on a page, and as many as the last cache does not hold. Errors:
  * SL_E_ARG (more threads than the machine has), SL_E_NOMEM, SL_E_DEVICE. The caller owns *ret. */
@@ -41,6 +45,8 @@ typedef struct probe_point {
     uint32_t rows;              /* gemm */
 } probe_point;
 
+/* One call of the stage, behind a visit with this thread count. */
+SL_NODISCARD sl_status probe_engine_call(probe_engine *e, const probe_point *p);
 /* Seconds of one call of the stage: the mean of the calls that fit in about `seconds`, one at
  * least. */
 SL_NODISCARD sl_status probe_engine_visit(probe_engine *e, const probe_point *p, double seconds,

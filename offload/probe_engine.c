@@ -183,7 +183,7 @@ static void norm_rows(probe_engine *e, uint32_t at)
     sl_pool_run(e->pool[at], quantise_task, e, MAX_ROWS / ELEM_ROWS);
 }
 
-static sl_status call(probe_engine *e, const probe_point *p)
+sl_status probe_engine_call(probe_engine *e, const probe_point *p)
 {
     switch (p->what) {
     case PROBE_GEMM: return experts(e, p->at, p->type, p->rows);
@@ -236,7 +236,7 @@ sl_status probe_engine_visit(probe_engine *e, const probe_point *p, double secon
     SL_TRY(small_stage(e, p->at, 2 * e->threads[p->at], SMALL_DIM, 1));
     double start = now_s(), s;
     do {
-        SL_TRY(call(e, p));
+        SL_TRY(probe_engine_call(e, p));
         s = now_s() - start;
     } while (++n < MAX_CALLS && s < seconds);
     *ret = s / n;
