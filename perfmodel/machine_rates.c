@@ -5,13 +5,14 @@
 #include <math.h>
 
 /* Shares of the machine's limits that this engine's kernels reach, rounded from
- * docs/performance.md (Zen 5): matrix-vector 0.72-0.91 of DRAM's read rate; tiles of 8 / 64 / 128
- * rows 0.34-0.43 / 0.57-0.71 / 0.59-0.78 of the int8 peak, which is what unpacking a weight for
- * the price of 5.3 rows and then 0.66 of the peak gives; matrix-vector on a CPU whose peak is low
- * against its DRAM (AVX2) about 0.4 of the peak. IQ2 and IQ3 are looked up in tables, at 3-5 GB/s
- * a core: 0.1 weights a flop of the 256-bit FP32 peak. */
-static const double dram_share = 0.85, vector_share = 0.4, tile_share = 0.66, unpack_rows = 5.3;
-static const double table_share = 0.1;
+ * docs/performance.md (Zen 5): matrix-vector 0.72-0.91 of DRAM's read rate, on a CPU whose peak is
+ * low against its DRAM (AVX2) about 0.4 of the peak; tiles of 8 / 64 / 128 rows of the int8 peak
+ * 0.34-0.43 / 0.57-0.65 / 0.59-0.67 with VNNI, 0.26-0.37 / 0.57-0.71 / 0.59-0.78 with AVX2: a
+ * weight is unpacked for the price of some rows and then multiplied at a share of the peak. IQ2 and
+ * IQ3 are looked up in tables, at 3-5 GB/s a core: 0.1 weights a flop of the 256-bit FP32 peak. */
+static const double dram_share = 0.85, vector_share = 0.4, table_share = 0.1;
+static const struct { double share, unpack_rows; } tile_avx2 = { 0.78, 9 },
+                                                   tile_vnni = { 0.66, 5.3 };
 /* Float weights: prefill 0.39-0.45 of the FP32 peak, nothing to unpack. */
 static const double float_share = 0.45;
 /* A core without any of the peaks' instructions: plain C, multiply-adds/s. */
@@ -49,12 +50,18 @@ static double float_ops_s(const sl_machine *m, uint32_t threads)
     return best > 0 ? best : plain_ops_s * threads;
 }
 
-static double int_ops_s(const sl_machine *m, uint32_t threads)
+/* Seconds of one 8-bit multiply-add of `rows` rows by the best instructions there are. */
+static double multiply_s(const sl_machine *m, uint32_t threads, double rows)
 {
-    double best = 0;
-    for (int i = SL_PEAK_I8_AVX2; i <= SL_PEAK_I8_VNNI512; i++)
-        best = fmax(best, sl_machine_peak_s(m, (sl_peak)i, threads));
-    return best > 0 ? best : float_ops_s(m, threads);
+    double best = INFINITY;
+    for (int i = SL_PEAK_I8_AVX2; i <= SL_PEAK_I8_VNNI512; i++) {
+        double ops_s = sl_machine_peak_s(m, (sl_peak)i, threads);
+        bool old = i == SL_PEAK_I8_AVX2;
+        double unpacked = rows + (old ? tile_avx2.unpack_rows : tile_vnni.unpack_rows);
+        double tile = unpacked / (old ? tile_avx2.share : tile_vnni.share);
+        if (ops_s > 0) best = fmin(best, fmin(rows / vector_share, tile) / ops_s);
+    }
+    return isfinite(best) ? best : rows / (vector_share * float_ops_s(m, threads));
 }
 
 static double table_weights_s(const sl_machine *m, uint32_t threads)
@@ -70,9 +77,7 @@ static double roofline_s(const sl_machine *m, sl_type type, uint32_t threads, do
     double from_ram = weight_bytes(type) / (dram_share * sl_machine_dram_s(m, threads));
     if (kind_of(type) == KIND_FLOAT)
         return fmax(from_ram, rows / (float_share * float_ops_s(m, threads)));
-    double ops_s = int_ops_s(m, threads);
-    double multiply = fmin(rows / (vector_share * ops_s),
-                           (rows + unpack_rows) / (tile_share * ops_s));
+    double multiply = multiply_s(m, threads, rows);
     if (kind_of(type) == KIND_TABLES) multiply += 1 / table_weights_s(m, threads);
     return fmax(from_ram, multiply);
 }

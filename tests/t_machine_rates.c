@@ -40,6 +40,16 @@ static void check_roofline(void)
         double share = w * rows / sl_machine_gemm_seconds(&m, SL_Q4_K, 1, w, rows) / 536e9;
         T_CHECK(fabs(share - want) < 0.01, "%g rows: %g of the peak", rows, share);
     }
+    /* ... and with AVX2 at 36, 71 and 76 % of a quarter of it, one row at 28-33 GB/s */
+    m.peak_core[SL_PEAK_I8_AVX2] = 134e9;
+    m.peak_core[SL_PEAK_I8_VNNI512] = m.peak_all[SL_PEAK_I8_VNNI512] = 0;
+    m.peak_all[SL_PEAK_I8_AVX2] = 265e9;
+    for (int i = 0; i < 4; i++) {
+        double rows = (double[]){ 1, 8, 64, 128 }[i];
+        double want = (double[]){ 0.40, 0.40, 0.68, 0.73 }[i];
+        double share = w * rows / sl_machine_gemm_seconds(&m, SL_Q4_K, 1, w, rows) / 134e9;
+        T_CHECK(fabs(share - want) < 0.01, "AVX2, %g rows: %g of the peak", rows, share);
+    }
 }
 
 static void check_measured(void)
