@@ -46,13 +46,6 @@ static const char *const about =
     "byte would lie, the forecast beside the bound that physics sets, what limits it, and what more of\n"
     "each part would give. No weight is read and nothing is run.";
 
-/* What this process could have; of another machine: its memory but for what the system takes. */
-static uint64_t available(const sl_machine *m, bool here)
-{
-    uint64_t system = SL_MIN(m->id.ram_bytes / 8, (uint64_t)2 << 30);
-    return here ? cli_available_bytes() : m->id.ram_bytes - system;
-}
-
 /* The options that decide something, as they were given. */
 static char *command_line(int argc, char **argv, const sl_source *src)
 {
@@ -109,7 +102,7 @@ static int plan(const struct args *a, const cli_engine_args *e, const cli_group 
     int code = cli_machine(ctx, a->machine, &m, &v.here);
     if (code == CLI_DONE) code = cli_miss_model(ctx, src->shape, a->trace, &miss);
     if (code == CLI_DONE)
-        code = cli_planner_params(e, g, ctx, src->shape, &m, available(&m, v.here), 1, &q);
+        code = cli_planner_params(e, g, ctx, src->shape, &m, cli_plan_available(&m, v.here), 1, &q);
     if (code != CLI_DONE) return code;
     uint64_t n_ctx = q.base.n_ctx ? q.base.n_ctx : src->shape->n_ctx_train;
     if ((uint64_t)a->n_prompt + a->n_gen > n_ctx) {

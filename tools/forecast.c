@@ -23,6 +23,12 @@ void cli_set_budget(uint64_t ram_bytes, uint64_t available, sl_plan_params *p)
     p->process_bytes = own + tables + (ram_bytes ? cli_held_bytes() : 0);
 }
 
+uint64_t cli_plan_available(const sl_machine *m, bool here)
+{
+    uint64_t system = SL_MIN(m->id.ram_bytes / 8, (uint64_t)2 << 30);
+    return here ? cli_available_bytes() : m->id.ram_bytes - system;
+}
+
 void cli_set_reads(const sl_machine *m, sl_plan_params *p)
 {
     /* While experts are computed nothing is sent, so what keeps the disk busy for some ms is asked
@@ -53,7 +59,7 @@ bool cli_machine_for_run(sl_ctx *ctx, const char *model, uint64_t weights_bytes,
     cli_note("measuring this machine for 3 s, for a forecast; `sluice probe` does it thoroughly");
     if (sl_probe_run(ctx, &(sl_probe_params){ .quick = true }, ret) != SL_OK) return false;
     sl_probe_disk_params dp = { .quick = true, .file = model };
-    if (sl_probe_disk(ctx, &dp, ret) != SL_OK) ret->disk.n_curves = 0;
+    if (sl_probe_disk(ctx, &dp, &ret->disk) != SL_OK) ret->disk.n_curves = 0;
     keep_quick(ctx, ret);
     return true;
 }

@@ -16,6 +16,10 @@
  * available (bytes; 0: unknown) less a margin for everybody else. */
 void cli_set_budget(uint64_t ram_bytes, uint64_t available, sl_plan_params *p);
 
+/* What --ram auto shares out: on this machine (here) what is available now; on another one its
+ * memory but for what the system takes. */
+uint64_t cli_plan_available(const sl_machine *m, bool here);
+
 /* Sizes and number of the disk's reads where nothing else is said: by the machine's disk, or as
  * most disks like it. m may be NULL. */
 void cli_set_reads(const sl_machine *m, sl_plan_params *p);
