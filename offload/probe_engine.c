@@ -21,8 +21,7 @@ enum {
     MAX_ROWS = 512,             /* of a pass: a prompt whose attention is timed */
     CONTEXT = 1024,             /* positions that a decoding row attends to */
     SMALL_DIM = 16,             /* of the heads of a stage with next to nothing to do */
-    QX_GROUP = 256,
-    ELEM_ROWS = 8,              /* of a task */
+    ELEM_DIM = 4, ELEM_ROWS = 64,   /* of one that hardly multiplies */
     KV_BLOCK = 64,              /* rows */
     MAX_CALLS = 1000            /* of one visit */
 };
@@ -38,7 +37,6 @@ struct probe_engine {
     uint64_t turn;              /* matrices taken from weights so far */
     float *acts;
     sl_batch b;
-    sl_kernels k;
     uint32_t pos[MAX_ROWS], seq[MAX_ROWS], rows[MAX_ROWS], expert_id[MAX_ROWS * N_USED];
     float expert_w[MAX_ROWS];
     uint32_t blocks[CONTEXT / KV_BLOCK];
@@ -158,38 +156,13 @@ static sl_status attend(probe_engine *e, uint32_t at, uint32_t n_rows, uint32_t 
     return e->dev[at]->ops->attend(e->dev[at], &l, &kv, &e->b);
 }
 
-/* What stages do to each row beside products: norm and quantise, some rows a task. */
-static void norm_task(void *arg, uint32_t index, uint32_t thread)
-{
-    const probe_engine *e = arg;
-    sl_norm norm = norm_of(e);
-    (void)thread;
-    for (uint32_t i = index * ELEM_ROWS; i < (index + 1) * ELEM_ROWS; i++)
-        e->k.norm(&norm, e->b.x + (size_t)i * D_MODEL, e->b.h + (size_t)i * D_MODEL, D_MODEL);
-}
-
-static void quantise_task(void *arg, uint32_t index, uint32_t thread)
-{
-    const probe_engine *e = arg;
-    (void)thread;
-    for (uint32_t i = index * ELEM_ROWS; i < (index + 1) * ELEM_ROWS; i++)
-        e->k.quantise(QX_GROUP, e->b.h + (size_t)i * D_MODEL, D_MODEL,
-                      (char *)(e->b.q + (size_t)i * D_MODEL));
-}
-
-static void norm_rows(probe_engine *e, uint32_t at)
-{
-    sl_pool_run(e->pool[at], norm_task, e, MAX_ROWS / ELEM_ROWS);
-    sl_pool_run(e->pool[at], quantise_task, e, MAX_ROWS / ELEM_ROWS);
-}
-
-sl_status probe_engine_call(probe_engine *e, const probe_point *p)
+static sl_status call(probe_engine *e, const probe_point *p)
 {
     switch (p->what) {
     case PROBE_GEMM: return experts(e, p->at, p->type, p->rows);
     case PROBE_STAGE: return small_stage(e, p->at, 2 * e->threads[p->at], SMALL_DIM, 1);
-    case PROBE_STAGE3: return small_stage(e, p->at, 6 * e->threads[p->at], SMALL_DIM, 1);
-    case PROBE_ELEM: norm_rows(e, p->at); return SL_OK;
+    case PROBE_STAGE2: return small_stage(e, p->at, 4 * e->threads[p->at], SMALL_DIM, 1);
+    case PROBE_ELEM: return small_stage(e, p->at, 1, ELEM_DIM, ELEM_ROWS);
     case PROBE_DECODE: return attend(e, p->at, 1, CONTEXT - 1);
     case PROBE_PREFILL: return attend(e, p->at, MAX_ROWS, MAX_ROWS - 1);
     case PROBE_N_WHATS: break;
@@ -230,38 +203,33 @@ static void go_home(void)
 sl_status probe_engine_visit(probe_engine *e, const probe_point *p, double seconds, double *ret)
 {
     uint32_t n = 0;
-    fresh_rows(e, p->what == PROBE_GEMM ? p->rows : MAX_ROWS);
+    fresh_rows(e, p->what == PROBE_PREFILL ? MAX_ROWS : SL_MAX(p->rows, (uint32_t)ELEM_ROWS));
     go_home();
     /* wakes the threads, brings activations into caches */
     SL_TRY(small_stage(e, p->at, 2 * e->threads[p->at], SMALL_DIM, 1));
     double start = now_s(), s;
     do {
-        SL_TRY(probe_engine_call(e, p));
+        SL_TRY(call(e, p));
         s = now_s() - start;
     } while (++n < MAX_CALLS && s < seconds);
     *ret = s / n;
     return SL_OK;
 }
 
-/* ---- from times to rates ---- */
-
-double probe_engine_ops_s(const sl_machine_cost *c, double s, uint32_t rows)
+double probe_engine_weights(void)
 {
-    double beside = c->stage_s + c->elem_s * N_USED * rows * D_MODEL;
-    return 3.0 * N_USED * D_EXPERT * D_MODEL * rows / fmax(s - beside, s / 2);
+    return 3.0 * N_USED * D_EXPERT * D_MODEL;
 }
+
+/* ---- from times to rates ---- */
 
 void probe_engine_cost(const double s[PROBE_N_WHATS], sl_machine_cost *ret)
 {
     const double row = 2.0 * N_HEAD * 2 * HEAD_DIM;     /* flops of one row on one position */
-    double elem_s = s[PROBE_ELEM] / ((double)MAX_ROWS * D_MODEL);
-    double decode_s = s[PROBE_DECODE], prefill_s = s[PROBE_PREFILL];
-    ret->elem_s = elem_s;
-    ret->stage_s = fmax(1.5 * s[PROBE_STAGE] - 0.5 * s[PROBE_STAGE3] - elem_s * D_MODEL, 1e-8);
-    decode_s = fmax(decode_s - ret->stage_s - elem_s * D_MODEL, decode_s / 2);
-    prefill_s = fmax(prefill_s - ret->stage_s - elem_s * D_MODEL * MAX_ROWS, prefill_s / 2);
-    ret->decode_flops_s = row * CONTEXT / decode_s;
-    ret->prefill_flops_s = row * MAX_ROWS * (MAX_ROWS + 1) / 2 / prefill_s;
+    ret->stage_s = fmax(2 * s[PROBE_STAGE] - s[PROBE_STAGE2], 1e-8);
+    ret->elem_s = s[PROBE_ELEM] / ((double)ELEM_ROWS * D_MODEL);
+    ret->decode_flops_s = row * (CONTEXT + 64) / fmax(s[PROBE_DECODE] - ret->stage_s, 1e-9);
+    ret->prefill_flops_s = row * MAX_ROWS * (MAX_ROWS + 1) / 2 / s[PROBE_PREFILL];
 }
 
 /* ---- */
@@ -297,7 +265,6 @@ sl_status probe_engine_create(sl_ctx *ctx, const uint32_t *threads, uint32_t n_t
     e->ctx = ctx;
     e->weights = weights;
     e->bytes = bytes;
-    sl_kernels_init(&e->k, sl_cpu_detect());
     sl_device_params p = {
         .max_rows = MAX_ROWS, .cpu_mask = ~0u,
         .widths = { .d_model = D_MODEL, .q = N_HEAD * HEAD_DIM, .k = N_HEAD_KV * HEAD_DIM,

@@ -161,9 +161,8 @@ static double together(const struct env *e, const work *cpu, double disk_s)
 {
     double memory = cpu->s > 0 ? fmin(cpu->bytes / e->dram / cpu->s, 1) : 0;
     double cpu_keeps = 1 / (1 + memory * (1 / e->cpu_keeps - 1));
-    double disk_keeps = 1 - memory * (1 - e->disk_keeps);
-    double a = cpu->s / cpu_keeps, b = disk_s / disk_keeps;
-    double s = a <= b ? disk_s + a * (1 - disk_keeps) : cpu->s + b * (1 - cpu_keeps);
+    double a = cpu->s / cpu_keeps, b = disk_s / e->disk_keeps;
+    double s = a <= b ? disk_s + a * (1 - e->disk_keeps) : cpu->s + b * (1 - cpu_keeps);
     return fmin(s, cpu->s + disk_s);
 }
 

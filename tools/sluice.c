@@ -21,6 +21,7 @@ static const struct command commands[] = {
     { "inspect", cmd_inspect, "metadata, tensors and bytes per class of a model file" },
     { "plan", cmd_plan, "how fast a model would be, before a download" },
     { "probe", cmd_probe, "measure what this machine can do at most" },
+    { "report", cmd_report, "forecast, limits and measurements as one HTML page" },
     { "synth", cmd_synth, "write a model with random weights in a real shape" },
     { "bench", cmd_bench, "speed of a model or of the kernels, beside what the machine allows" },
     { NULL, NULL, NULL }

@@ -1,0 +1,234 @@
+/* tools/cmd_report.c - `sluice report`: forecast, machine and what was measured as one page that
+ * opens anywhere. The page stands ready in the program (tools/report/); its data goes between. */
+#include <errno.h>
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "offload/sl_probe.h"
+#include "runtime/sl_source.h"
+#include "tools/forecast.h"
+#include "tools/machine_file.h"
+#include "tools/report_data.h"
+#include "tools/report_page.h"
+#include "tools/session.h"
+#include "tools/validation.h"
+
+struct args {
+    const char *quant, *machine, *log, *trace, *out;
+    uint32_t n_prompt, n_gen;
+};
+
+#define AT(field) offsetof(struct args, field)
+static const cli_option options[] = {
+    { "--quant", CLI_STR, "TYPE",
+      "of a preset or config.json: what the weights are to be, such as Q4_K_M or Q8_0", AT(quant),
+      0, 0 },
+    { "--machine", CLI_STR, "FILE|NAME",
+      "another machine: a file of `sluice probe`, or a described one (default: this one)",
+      AT(machine), 0, 0 },
+    { "-p,--n-prompt", CLI_U32, "N", "tokens of the prompt (default: 512)", AT(n_prompt), 1,
+      1 << 24 },
+    { "-n,--n-gen", CLI_U32, "N", "tokens written after it (default: 128)", AT(n_gen), 0, 1 << 24 },
+    { "--trace", CLI_STR, "FILE",
+      "how the model routes, recorded by `sluice run --trace-routing FILE`: a better forecast",
+      AT(trace), 0, 0 },
+    { "--log", CLI_STR, "FILE",
+      "draw this log of `sluice verify` (default: what its own log says of the same CPU)", AT(log),
+      0, 0 },
+    { "-o,--output", CLI_STR, "FILE", "where to write, - for stdout (default: report.html)",
+      AT(out), 0, 0 },
+};
+#undef AT
+
+static const char *const about =
+    "Writes one HTML page, complete in itself: what speed to expect and what limits it, the machine's\n"
+    "curves, the model's bytes, a roofline, forecasts over memory, context and prompt chunks, the\n"
+    "timeline of a pass, what to buy, and forecasts beside measurements. Nothing of the model is run.";
+
+struct report {
+    const struct args *a;
+    const cli_engine_args *engine;
+    const cli_group *group;     /* of engine */
+    sl_ctx *ctx;
+    sl_source *source;
+    sl_machine machine;
+    bool here;                  /* it is this machine */
+    sl_miss_model miss;
+    sl_choice choice;
+    sl_load load;
+    json_t *validation;
+};
+
+/* ---- what goes in ---- */
+
+static int plan(struct report *r)
+{
+    const struct args *a = r->a;
+    const sl_shape *shape = r->source->shape;
+    sl_planner_params p;
+    int code = cli_planner_params(r->engine, r->group, r->ctx, shape, &r->machine,
+                                  cli_plan_available(&r->machine, r->here), 1, &p);
+    if (code != CLI_DONE) return code;
+    uint64_t n_ctx = p.base.n_ctx ? p.base.n_ctx : shape->n_ctx_train;
+    if ((uint64_t)a->n_prompt + a->n_gen > n_ctx) {
+        if (cli_given(r->group, "--ctx-size"))
+            return cli_fail("%" PRIu32 " tokens of a prompt and %" PRIu32
+                            " written do not fit a context of %" PRIu64 ": raise it with -c",
+                            a->n_prompt, a->n_gen, n_ctx);
+        p.base.n_ctx = a->n_prompt + a->n_gen;
+    }
+    r->load = p.load = (sl_load){ a->n_prompt, a->n_gen };
+    if (sl_planner_run(r->ctx, &r->machine, shape, &r->miss, &p, true, &r->choice) != SL_OK)
+        return cli_fail_ctx(r->ctx);
+    return CLI_DONE;
+}
+
+/* Lines of the user's own log that were measured on another CPU say nothing here. */
+static void keep_same_cpu(json_t *lines, const char *cpu)
+{
+    for (size_t i = json_array_size(lines); i-- > 0; ) {
+        const char *on = json_string_value(json_object_get(json_array_get(lines, i), "cpu"));
+        if (!on || strcmp(on, cpu)) json_array_remove(lines, i);
+    }
+}
+
+static int load_log(struct report *r)
+{
+    char *own = r->a->log ? NULL : validation_path();
+    const char *path = r->a->log ? r->a->log : own;
+    int code = CLI_DONE;
+    if (r->a->log && access(r->a->log, R_OK))
+        code = cli_fail("open %s: %s", r->a->log, strerror(errno));
+    else if (path && validation_load(r->ctx, path, &r->validation) != SL_OK)
+        code = cli_fail_ctx(r->ctx);
+    else if (own) keep_same_cpu(r->validation, r->machine.id.cpu);
+    free(own);
+    return code;
+}
+
+/* A machine that was asked for need not be this one. */
+static int machine(struct report *r)
+{
+    sl_machine_id now;
+    char why[200];
+    r->here = true;
+    if (!r->a->machine) return cli_machine(r->ctx, NULL, &r->machine, NULL);
+    int code = cli_machine_load(r->ctx, r->a->machine, &r->machine);
+    if (code == CLI_DONE && sl_probe_identify(r->ctx, &now) != SL_OK) code = cli_fail_ctx(r->ctx);
+    if (code == CLI_DONE) r->here = sl_machine_same(&r->machine.id, &now, why);
+    return code;
+}
+
+static int gather(struct report *r)
+{
+    char *path = cli_model_path(r->engine->model);
+    if (!path) return CLI_FAILED;
+    sl_status st = sl_source_open(r->ctx, path, r->a->quant, &r->source);
+    free(path);
+    if (st != SL_OK) return cli_fail_ctx(r->ctx);
+    int code = machine(r);
+    if (code == CLI_DONE) code = cli_miss_model(r->ctx, r->source->shape, r->a->trace, &r->miss);
+    if (code == CLI_DONE) code = plan(r);
+    if (code == CLI_DONE) code = load_log(r);
+    return code;
+}
+
+/* ---- what comes out ---- */
+
+/* In an HTML page only '<' could end the element that holds the data; '>' and '&' keep readers of
+ * old rules away too. In JSON these stand inside strings only. */
+static bool write_data(FILE *out, const char *json)
+{
+    for (const char *s = json; *s; ) {
+        size_t n = strcspn(s, "<>&");
+        if (fwrite(s, 1, n, out) != n) return false;
+        s += n;
+        if (*s && fprintf(out, "\\u%04x", (unsigned)*s++) < 0) return false;
+    }
+    return true;
+}
+
+static bool write_page(FILE *out, const char *json)
+{
+    return fwrite(report_head, 1, report_head_n, out) == report_head_n && write_data(out, json)
+        && fwrite(report_tail, 1, report_tail_n, out) == report_tail_n && !fflush(out);
+}
+
+/* Under a temporary name first: an old report is replaced by a whole one or not at all. */
+static int write_file(const char *path, const char *json)
+{
+    char *temporary = NULL;
+    if (asprintf(&temporary, "%s.XXXXXX", path) < 0) return cli_fail("out of memory");
+    int fd = mkstemp(temporary);
+    FILE *out = fd < 0 ? NULL : fdopen(fd, "w");
+    if (!out) {
+        int why = errno;
+        free(temporary);
+        return cli_fail("write %s: %s", path, strerror(why));
+    }
+    mode_t mask = umask(0);
+    umask(mask);
+    bool ok = write_page(out, json) && !fchmod(fd, 0666 & ~mask);
+    ok = !fclose(out) && ok && !rename(temporary, path);
+    int why = errno;
+    if (!ok) unlink(temporary);
+    free(temporary);
+    return ok ? CLI_DONE : cli_fail("write %s: %s", path, strerror(why));
+}
+
+static int write_report(struct report *r)
+{
+    const sl_source *s = r->source;
+    report_in in = {
+        .model = s->title, .arch = s->arch, .quant = s->quant, .exact = s->exact,
+        .machine = &r->machine, .shape = s->shape, .miss = &r->miss, .choice = &r->choice,
+        .load = r->load, .validation = r->validation,
+    };
+    const char *path = r->a->out ? r->a->out : "report.html";
+    json_t *data;
+    if (report_data(r->ctx, &in, &data) != SL_OK) return cli_fail_ctx(r->ctx);
+    char *json = json_dumps(data, JSON_COMPACT | JSON_ENSURE_ASCII | JSON_REAL_PRECISION(7));
+    json_decref(data);
+    if (!json) return cli_fail("out of memory");
+    int code;
+    if (!strcmp(path, "-")) {
+        code = write_page(stdout, json) ? cli_end_stdout(CLI_DONE)
+                                        : cli_fail("writing to stdout: %s", strerror(errno));
+    } else {
+        code = write_file(path, json);
+        if (code == CLI_DONE) cli_note("%s is written: open it in a browser", path);
+    }
+    free(json);
+    return code;
+}
+
+int cmd_report(int argc, char **argv)
+{
+    struct args a = { .n_prompt = 512, .n_gen = 128 };
+    cli_engine_args engine = cli_engine_defaults();
+    cli_group groups[] = {
+        { "Report", options, SL_LEN(options), &a, 0 },
+        cli_engine_group(&engine),
+    };
+    cli_spec spec = { "report", "-m MODEL.gguf|PRESET|config.json [--machine FILE|NAME] [-o FILE]",
+                      about, groups, SL_LEN(groups), 0 };
+    int code;
+    if (!cli_parse(&spec, argc, argv, NULL, NULL, &code)) return code;
+    if (engine.plan) return cli_usage_error(&spec, "--plan is for running");
+    struct report *r = calloc(1, sizeof *r);
+    if (!r) return cli_fail("out of memory");
+    r->a = &a;
+    r->engine = &engine;
+    r->group = &groups[1];
+    r->ctx = cli_ctx(false);
+    code = r->ctx ? gather(r) : CLI_FAILED;
+    if (code == CLI_DONE) code = write_report(r);
+    json_decref(r->validation);
+    sl_source_close(&r->source);
+    sl_ctx_destroy(&r->ctx);
+    free(r);
+    return code;
+}
