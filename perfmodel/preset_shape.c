@@ -10,8 +10,8 @@ static sl_status add_tensor(void *user, const sl_preset_tensor *t)
 static sl_shape_attn attn_of(const sl_preset *p, uint32_t layer)
 {
     sl_shape_attn a = { .n_head = p->n_head, .n_head_kv = p->n_head_kv, .k_dim = p->head_dim,
-                        .v_dim = p->head_dim, .n_rot = p->n_rot };
-    if (!p->full_every || (layer + 1) % p->full_every) a.window = p->window;
+                        .v_dim = p->v_dim ? p->v_dim : p->head_dim, .n_rot = p->n_rot };
+    if (sl_preset_layer(p, layer) == SL_LAYER_WINDOW) a.window = p->window;
     if (!p->kv_lora) return a;
     a.latent = true;
     a.n_head_kv = 1;
@@ -34,7 +34,7 @@ sl_status sl_preset_shape(sl_ctx *ctx, const sl_preset *p, const char *quant,
     SL_TRY(sl_preset_tensors(ctx, p, quant, 0, add_tensor, &m));
     for (uint32_t l = 0; l < p->n_layer; l++) {
         sl_shape_attn a = attn_of(p, l);
-        if (sl_preset_attends(p, l)) sl_shape_sum_attn(&m, l, &a);
+        if (sl_preset_layer(p, l) != SL_LAYER_MIXER) sl_shape_sum_attn(&m, l, &a);
     }
     *ret = sl_shape_sum_end(&m);
     return SL_OK;

@@ -121,15 +121,16 @@ static void list_gqa(lister *k)
 {
     const sl_preset *p = k->p;
     uint64_t d = p->d_model, q = (uint64_t)p->n_head * p->head_dim,
-             kv = (uint64_t)p->n_head_kv * p->head_dim;
+             kv = (uint64_t)p->n_head_kv * p->head_dim, dv = p->v_dim ? p->v_dim : p->head_dim,
+             v = p->n_head_kv * dv;
     mat(k, "attn_q", SL_ROLE_MATRIX, d, p->q_gate ? 2 * q : q, 0);
     mat(k, "attn_k", SL_ROLE_ATTN_K, d, kv, 0);
-    mat(k, "attn_v", SL_ROLE_ATTN_V, d, kv, 0);
-    mat(k, "attn_output", SL_ROLE_ATTN_O, q, d, 0);
+    mat(k, "attn_v", SL_ROLE_ATTN_V, d, v, 0);
+    mat(k, "attn_output", SL_ROLE_ATTN_O, p->n_head * dv, d, 0);
     if (p->qkv_bias) {
         vec(k, "attn_q", "bias", SL_ROLE_BIAS, q, 0);
         vec(k, "attn_k", "bias", SL_ROLE_BIAS, kv, 0);
-        vec(k, "attn_v", "bias", SL_ROLE_BIAS, kv, 0);
+        vec(k, "attn_v", "bias", SL_ROLE_BIAS, v, 0);
     }
     if (p->o_bias) vec(k, "attn_output", "bias", SL_ROLE_BIAS_SMALL, d, 0);
     if (p->qk_norm) {
@@ -162,7 +163,9 @@ static void list_mixer(lister *k)
 {
     const sl_preset *p = k->p;
     mat(k, "ssm_in", SL_ROLE_MATRIX, p->d_model, p->mixer_in, 0);
-    if (p->mixer_params) vec(k, "ssm_a", "weight", SL_ROLE_NORM, p->mixer_params, 0);
+    uint32_t rows = p->mixer_params / p->mixer_out, rest = p->mixer_params % p->mixer_out;
+    if (rows) mat(k, "ssm_x", SL_ROLE_MATRIX, p->mixer_out, rows, 0);
+    if (rest) vec(k, "ssm_a", "weight", SL_ROLE_NORM, rest, 0);
     mat(k, "ssm_out", SL_ROLE_MATRIX, p->mixer_out, p->d_model, 0);
 }
 
@@ -188,16 +191,17 @@ static void list_moe(lister *k)
     if (p->shared_gate) vec(k, "ffn_gate_inp_shexp", "weight", SL_ROLE_SHARED_GATE, d, 0);
 }
 
-static void list_layer(lister *k, uint32_t layer, uint32_t n_dense)
+static void list_layer(lister *k, uint32_t layer)
 {
     const sl_preset *p = k->p;
     k->layer = layer;
     norm(k, "attn_norm", p->d_model);
-    if (!sl_preset_attends(p, layer)) list_mixer(k);
+    if (sl_preset_layer(p, layer) == SL_LAYER_MIXER) list_mixer(k);
     else if (p->kv_lora) list_mla(k);
     else list_gqa(k);
     norm(k, p->late_norm ? "post_attention_norm" : "ffn_norm", p->d_model);
-    if (layer >= n_dense && (!p->moe_every || (layer + 1) % p->moe_every == 0)) {
+    /* Of few layers of a large model the last has experts all the same. */
+    if (sl_preset_moe(p, layer) || (p->n_expert && layer == k->n_layer - 1)) {
         list_moe(k);
         return;
     }
@@ -226,8 +230,7 @@ sl_status sl_preset_tensors(sl_ctx *ctx, const sl_preset *p, const char *quant, 
     lister k = { .ctx = ctx, .p = p, .fn = fn, .user = user,
                  .n_layer = n_layer ? n_layer : p->n_layer };
     SL_TRY(sl_preset_quant(ctx, quant, &k.type, &k.mix));
-    uint32_t n_dense = p->n_expert ? SL_MIN(p->n_dense, k.n_layer - 1) : k.n_layer;
     list_ends(&k);
-    for (uint32_t l = 0; l < k.n_layer; l++) list_layer(&k, l, n_dense);
+    for (uint32_t l = 0; l < k.n_layer; l++) list_layer(&k, l);
     return k.st;
 }

@@ -1,9 +1,9 @@
 /* perfmodel/sl_preset.h - the one table of public Mixture-of-Experts models: what their config.json
  * says, as numbers. The planner and `sluice synth` both read it, so a forecast and a synthetic file
- * of one name describe the same shape.
+ * of one name describe the same shape. runtime/sl_config.h makes such a row from any config.json.
  * Owns constants only. Must not read a clock, file or device. Threads: constant. Units: elements,
  * positions. Tested by tests/t_preset.c (parameter counts against the ones that the makers
- * publish). */
+ * publish) and tests/t_preset_shape.c (shapes against what the loader makes of synth's headers). */
 #ifndef SL_PRESET_H
 #define SL_PRESET_H
 
@@ -16,6 +16,7 @@ typedef struct sl_preset {
     uint32_t n_layer;           /* layers that predict further tokens (MTP) are not counted */
     uint32_t d_model, n_vocab, n_ctx;
     uint32_t n_head, n_head_kv, head_dim;   /* MLA: n_head only */
+    uint32_t v_dim;             /* of a head's value; 0: head_dim */
     uint32_t n_rot;             /* dimensions of a head that turn; MLA: of the shared rope key */
     uint32_t n_expert, n_used, d_expert;
     uint32_t d_shared;          /* width of all shared experts together; 0: none */
@@ -38,13 +39,14 @@ typedef struct sl_preset {
     bool late_norm;             /* the FFN's norm is called post_attention_norm */
     bool shared_gate;
     bool q_gate;                /* queries come with a gate of their size */
-    uint32_t window;            /* positions that layers see, but for each full_every-th; 0: all */
-    uint32_t full_every;        /* with a window: 2 (gpt-oss), 4; 0: every layer has the window */
-    /* Layers l with l % attn_every == attn_at attend; in the others a linear attention or a state
-     * space model of these matrices stands in its place. 0: all attend. */
-    uint32_t attn_every, attn_at;
+    /* A letter for each layer, repeated from the start when the text ends: SL_LAYER_*. NULL: all
+     * attend to all positions, or to the window where there is one. */
+    const char *layout;
+    uint32_t window;            /* positions; 0: none */
+    /* What stands in the place of attention in SL_LAYER_MIXER, as sizes: linear attention, a state
+     * space model, a convolution. */
     uint32_t mixer_in, mixer_out;       /* rows of the way in, columns of the way out */
-    uint32_t mixer_params;      /* what else it has */
+    uint32_t mixer_params;      /* weights of what else it has, rows of mixer_out about */
     uint32_t moe_every;         /* layers with (l + 1) % n == 0 have experts; 0: all */
     bool runs;                  /* the engine runs the architecture */
     float eps, rope_base;
@@ -99,11 +101,10 @@ SL_API SL_NODISCARD sl_status sl_preset_tensors(sl_ctx *ctx, const sl_preset *p,
 SL_API SL_NODISCARD sl_status sl_preset_quant(sl_ctx *ctx, const char *quant, sl_type *ret_type,
                                               bool *ret_mix);
 
-/* Whether a layer has attention over cached positions. */
-static inline bool sl_preset_attends(const sl_preset *p, uint32_t layer)
-{
-    return !p->attn_every || layer % p->attn_every == p->attn_at;
-}
+enum { SL_LAYER_FULL = 'f', SL_LAYER_WINDOW = 'w', SL_LAYER_MIXER = 'm' };
+SL_API char sl_preset_layer(const sl_preset *p, uint32_t layer);
+/* Whether a layer has experts. */
+SL_API bool sl_preset_moe(const sl_preset *p, uint32_t layer);
 
 /* The shape of a file of this model whose matrices are as `quant` says: a type ("Q4_K", norms and
  * router F32), or the mix "Q4_K_M"; the same bytes as `sluice synth --quant` writes, so that a
