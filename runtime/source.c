@@ -10,11 +10,13 @@
 #include <sys/stat.h>
 
 #include "runtime/model.h"
+#include "runtime/sl_config.h"
 
 typedef struct source {
     sl_source pub;              /* first */
     sl_shape shape;
     sl_layer_shape *layers;
+    sl_config *config;          /* of a config.json; pub.preset is in it */
     char *text[5];              /* what pub's strings point to */
     uint32_t n_text;
 } source;
@@ -131,6 +133,14 @@ static sl_status take_preset(sl_ctx *ctx, source *s, const sl_preset *p, const c
     return sl_preset_shape(ctx, p, quant, s->layers, &s->shape);
 }
 
+static sl_status read_config(sl_ctx *ctx, source *s, const char *path, const char *quant)
+{
+    s->pub.kind = SL_SOURCE_CONFIG;
+    SL_TRY(keep(ctx, s, path, &s->pub.path));
+    SL_TRY(sl_config_load(ctx, path, &s->config));
+    return take_preset(ctx, s, &s->config->preset, quant);
+}
+
 static bool ends_in(const char *s, const char *tail)
 {
     size_t n = strlen(s), m = strlen(tail);
@@ -151,6 +161,7 @@ static sl_status no_such(sl_ctx *ctx, const char *what)
 static sl_status read_what(sl_ctx *ctx, source *s, const char *what, const char *quant)
 {
     struct stat info;
+    char in_folder[4096];
     const sl_preset *p = sl_preset_find(what);
     if (p) {
         s->pub.kind = SL_SOURCE_PRESET;
@@ -161,7 +172,14 @@ static sl_status read_what(sl_ctx *ctx, source *s, const char *what, const char 
             return sl_fail(ctx, SL_E_IO, "open %s: %s", what, strerror(errno));
         return no_such(ctx, what);
     }
-    return read_gguf(ctx, s, what, quant);
+    if (S_ISDIR(info.st_mode)) {
+        if ((size_t)snprintf(in_folder, sizeof in_folder, "%s/config.json", what)
+            >= sizeof in_folder)
+            return sl_fail(ctx, SL_E_ARG, "a path of more than %zu bytes", sizeof in_folder);
+        return read_config(ctx, s, in_folder, quant);
+    }
+    return ends_in(what, ".json") ? read_config(ctx, s, what, quant)
+                                  : read_gguf(ctx, s, what, quant);
 }
 
 sl_status sl_source_open(sl_ctx *ctx, const char *what, const char *quant, sl_source **ret)
@@ -189,6 +207,7 @@ void sl_source_close(sl_source **src)
     if (!s) return;
     for (uint32_t i = 0; i < s->n_text; i++) free(s->text[i]);
     free(s->layers);
+    sl_config_free(&s->config);
     free(s);
     *src = NULL;
 }
