@@ -207,6 +207,7 @@ def data_of(path):
 
 def check_file(name, path):
     page, text, data = data_of(path)
+    check(len(page) < 1.5e6, f'{name}: {len(page)} bytes')
     check(not any(c in text for c in '<>&'), f'{name}: the data cannot end its element')
     addresses = {a for a in re.findall(r'https?://[^\s"\')]+', page) if 'chartjs.org' not in a
                  and 'github.com/kurkle/color' not in a}
@@ -266,6 +267,21 @@ def check_hostile(browser, path):
     check(browser.run("document.getElementById('checked').textContent").count(HOSTILE) > 5, 'nor from the log')
 
 
+def check_without_charts(browser, path):
+    """As a build makes it that found no chart library."""
+    page = open(path, encoding='utf-8').read()
+    start = page.index('<script>', page.index('id="data"'))
+    bare = path + '-bare.html'
+    with open(bare, 'w', encoding='utf-8') as f:
+        f.write(page[:start] + page[page.index('<script>', start + 8):])
+    said, _ = browser.open(bare, 390, 900)
+    check(not said, f'without charts: a silent console {said[:2]}')
+    check(browser.run("document.querySelectorAll('canvas').length") == 0, 'without charts: no canvas')
+    check(browser.run("[...document.querySelectorAll('table')].filter(t => t.offsetHeight > 0).length") > 12,
+          'without charts: tables')
+    check(browser.run('document.documentElement.scrollWidth') <= 390, 'without charts: nothing too wide')
+
+
 def check_refusals(tmp):
     out = os.path.join(tmp, 'none.html')
     refused('no such model', sluice('report', '-m', 'gpt-5', '-o', out), 1, 'gpt-5')
@@ -295,6 +311,7 @@ def main():
             for name, path in made.items():
                 check_page(b, name, path, 12)
             check_hostile(b, made['hostile'])
+            check_without_charts(b, made['streamed'])
             b.close()
     print(f'{len(failed)} failed')
     if failed:

@@ -6,7 +6,7 @@
 #include "perfmodel/sl_bound.h"
 #include "tools/report_data.h"
 
-enum { MAX_TYPES = 6, FINEST = 4000, N_RAM = 14 };
+enum { MAX_TYPES = 6, WINDOWS = 3000, N_RAM = 14 };
 
 /* ---- the machine ---- */
 
@@ -85,8 +85,8 @@ json_t *report_machine(const sl_machine *m, const sl_shape *shape, uint32_t thre
                                               g->vram_bytes_s, "flops_s", g->flops_s,
                                               "h2d_bytes_s", g->h2d_bytes_s));
     }
-    return json_pack("{s:o, s:s, s:o, s:i, s:i, s:I, s:I, s:o, s:o, s:o, s:o}", "name",
-                     report_text(m->id.cpu), "source", sl_machine_source_name(m->source), "isa",
+    return json_pack("{s:o, s:o, s:s, s:o, s:i, s:i, s:I, s:I, s:o, s:o, s:o, s:o}",
+                     "name", report_text(m->id.cpu), "notes", report_text(m->notes), "source", sl_machine_source_name(m->source), "isa",
                      report_text(m->id.isa), "cores", m->id.cores, "hw_threads", m->id.hw_threads,
                      "l3_bytes", (json_int_t)m->id.l3_bytes, "ram_bytes",
                      (json_int_t)m->id.ram_bytes, "dram", dram, "disk", disk_json(&m->disk),
@@ -177,23 +177,78 @@ json_t *report_roofline(const report_in *in, const sl_timeline *decode, const sl
 
 /* ---- a pass ---- */
 
-static const char *span_kind(const sl_span *s)
+enum { K_EXPERTS, K_ATTENTION, K_HEAD, K_WAIT, K_DISK, N_KINDS };
+
+/* Spans of one lane on their way into the list. Where there are more of them than a picture shows,
+ * short ones of a layer are summed over a window first, and stand in it kind by kind. */
+struct lane {
+    json_t *list;
+    double gap_s, window_s;     /* spans closer than this are one; 0: nothing is summed */
+    int kind;                   /* of the span that is open, -1: none */
+    uint32_t layer;
+    double from_s, to_s;
+    double sum_s[N_KINDS];      /* of the window that is open */
+    uint32_t sum_layer;
+    double sum_from_s, sum_to_s;    /* to 0: none is open */
+};
+
+static int span_kind(const sl_span *s)
 {
-    if (s->on == SL_RES_DISK) return "disk";
-    if (s->waiting) return "wait";
-    if (s->kind == SL_STEP_EXPERTS) return "experts";
-    return s->kind == SL_STEP_EMBED || s->kind == SL_STEP_HEAD ? "head" : "attention";
+    if (s->on == SL_RES_DISK) return K_DISK;
+    if (s->waiting) return K_WAIT;
+    if (s->kind == SL_STEP_EXPERTS) return K_EXPERTS;
+    return s->kind == SL_STEP_EMBED || s->kind == SL_STEP_HEAD ? K_HEAD : K_ATTENTION;
 }
 
-static json_t *span_json(const sl_span *s)
+static void end_span(struct lane *l)
 {
-    json_t *layer = s->layer == SL_STEP_NONE ? json_null() : json_integer(s->layer);
-    return json_pack("{s:s, s:o, s:f, s:f}", "kind", span_kind(s), "layer", layer, "from",
-                     s->from_s, "to", s->to_s);
+    json_t *layer = l->layer == SL_STEP_NONE ? json_null() : json_integer(l->layer);
+    if (l->kind >= 0)
+        json_array_append_new(l->list, json_pack("[i, o, f, f]", l->kind, layer, l->from_s,
+                                                 l->to_s));
+    l->kind = -1;
 }
 
-/* Spans of the cores and of the disk, those that touch and mean the same joined: a picture has no
- * room for more. */
+static void add_span(struct lane *l, int kind, uint32_t layer, double from_s, double to_s)
+{
+    if (l->kind == kind && l->layer == layer && from_s - l->to_s <= l->gap_s) {
+        l->to_s = fmax(l->to_s, to_s);
+        return;
+    }
+    end_span(l);
+    l->kind = kind;
+    l->layer = layer;
+    l->from_s = from_s;
+    l->to_s = to_s;
+}
+
+static void end_window(struct lane *l)
+{
+    double at = l->sum_from_s;
+    for (int k = 0; k < N_KINDS && l->sum_to_s > 0; k++) {
+        if (l->sum_s[k] > 0) add_span(l, k, l->sum_layer, at, at + l->sum_s[k]);
+        at += l->sum_s[k];
+        l->sum_s[k] = 0;
+    }
+    l->sum_to_s = 0;
+}
+
+static void add_to_lane(struct lane *l, const sl_span *s)
+{
+    bool fits = l->sum_to_s > 0 && l->sum_layer == s->layer
+             && s->to_s - l->sum_from_s <= l->window_s;
+    if (!fits) end_window(l);
+    if (s->to_s - s->from_s >= l->window_s) {
+        add_span(l, span_kind(s), s->layer, s->from_s, s->to_s);
+        return;
+    }
+    if (!fits) l->sum_from_s = s->from_s;
+    l->sum_layer = s->layer;
+    l->sum_to_s = s->to_s;
+    l->sum_s[span_kind(s)] += s->to_s - s->from_s;
+}
+
+/* [kind, layer or null, from, to] of the cores, then of the disk. */
 json_t *report_timeline(const sl_timeline *t, uint32_t rows)
 {
     uint32_t n = SL_MIN(t->n, t->cap);
@@ -201,19 +256,15 @@ json_t *report_timeline(const sl_timeline *t, uint32_t rows)
     for (uint32_t i = 0; i < n; i++) end = fmax(end, t->spans[i].to_s);
     json_t *list = json_array();
     for (int disk = 0; disk < 2; disk++) {
-        sl_span last = { .on = SL_N_RESOURCES };
+        struct lane lane = { .list = list, .gap_s = end / WINDOWS / 4, .kind = -1,
+                             .window_s = n > WINDOWS ? end / WINDOWS : 0 };
         for (uint32_t i = 0; i < n; i++) {
             const sl_span *s = &t->spans[i];
-            if ((s->on == SL_RES_DISK) != (disk != 0) || s->to_s <= s->from_s) continue;
-            if (last.on == s->on && last.layer == s->layer && span_kind(&last) == span_kind(s)
-                && s->from_s - last.to_s <= end / FINEST) {
-                last.to_s = fmax(last.to_s, s->to_s);
-                continue;
-            }
-            if (last.on != SL_N_RESOURCES) json_array_append_new(list, span_json(&last));
-            last = *s;
+            if ((s->on == SL_RES_DISK) == (disk != 0) && s->to_s > s->from_s)
+                add_to_lane(&lane, s);
         }
-        if (last.on != SL_N_RESOURCES) json_array_append_new(list, span_json(&last));
+        end_window(&lane);
+        end_span(&lane);
     }
     return json_pack("{s:i, s:f, s:i, s:o}", "rows", rows, "seconds", end, "left_out", t->n - n,
                      "spans", list);

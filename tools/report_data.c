@@ -238,7 +238,7 @@ sl_status report_data(sl_ctx *ctx, const report_in *in, json_t **ret)
     if (st == SL_OK) {
         *ret = whole(in, &decode, &prompt, sweeps);
         if (!*ret) st = sl_fail(ctx, SL_E_NOMEM, "the report's numbers");
-    }
+    } else json_decref(sweeps);
     free(decode.spans);
     free(prompt.spans);
     return st;

@@ -309,7 +309,7 @@ function machine() {
     const said = { datasheet: 'Described by data sheets', quick: 'Measured for two seconds', measured: 'Measured' };
     say('machine', `${m.name}: ${plain(m.cores)} cores, ${plain(m.hw_threads)} hardware threads, `
         + `${bytes(m.ram_bytes)} of memory, ${m.l3_bytes ? bytes(m.l3_bytes) + ' of last cache, ' : ''}`
-        + `instructions ${m.isa || 'plain C'}. ${said[m.source] || ''}.`
+        + `instructions ${m.isa || 'plain C'}. ${said[m.source] || ''}. ${m.notes ? m.notes.replace(/\.?$/, '.') : ''}`
         + (m.disk.latency_s ? ` One read of 4 KiB takes ${secs(m.disk.latency_s)}.` : ''));
     for (const u of m.gpus)
         say('machine', `${u.name}: ${bytes(u.vram_bytes)}, ${rate(u.vram_bytes_s)} from its memory, `
@@ -499,8 +499,9 @@ function lens() {
     }
 }
 
+/* The order is that of the kinds in the data. */
 const KIND = { experts: ['experts', 'cpu'], attention: ['attention and router', 'cpu2'], head: ['embedding and head', 'other'],
-               disk: ['disk reads', 'disk'], wait: ['waiting for bytes', 'wait'] };
+               wait: ['waiting for bytes', 'wait'], disk: ['disk reads', 'disk'] };
 
 /* Lanes of a pass, a column a pixel: what shares a pixel's time shares its height, so that what is
  * too short to be seen alone still counts. */
@@ -548,7 +549,9 @@ function passFigure(g, id, title, words, t, from, to) {
 }
 
 function passes() {
-    const t = D.timeline;
+    const t = {};
+    for (const [k, p] of Object.entries(D.timeline))
+        t[k] = { ...p, spans: p.spans.map(([kind, layer, from, to]) => ({ kind: Object.keys(KIND)[kind], layer, from, to })) };
     const have = ['decode', 'prompt'].filter(k => t[k] && t[k].spans.length);
     if (!have.length) return drop('passes');
     say('passes', 'What the simulation did when, in a typical pass. Reads of a layer cannot begin before its router has chosen. Where several things '
@@ -557,18 +560,18 @@ function passes() {
     const sums = [];
     for (const k of have) {
         const p = t[k], name = k === 'decode' ? 'One token' : `A pass of ${plain(p.rows)} rows of a prompt`;
-        passFigure(g, 'pass-' + k, name, `${secs(p.seconds)} in all${p.left_out ? ` (the first ${plain(p.spans.length)} steps are shown)` : ''}.`, p, 0, p.seconds);
+        passFigure(g, 'pass-' + k, name, `${secs(p.seconds)} in all${p.left_out ? ` (not all of its steps are shown)` : ''}.`, p, 0, p.seconds);
         const mid = Math.floor(D.model.n_layer / 2), three = p.spans.filter(s => s.layer !== null && s.layer >= mid && s.layer < mid + 3);
         if (D.model.n_layer > 8 && three.length)
             passFigure(g, 'zoom-' + k, `${name}: layers ${mid} to ${mid + 2}`, 'The same, enlarged.', p,
                 three.reduce((a, s) => Math.min(a, s.from), Infinity), three.reduce((a, s) => Math.max(a, s.to), 0));
         for (const q of Object.keys(KIND)) {
             const of = p.spans.filter(s => s.kind === q);
-            if (of.length) sums.push({ name, what: KIND[q][0], n: of.length, s: of.reduce((a, s) => a + s.to - s.from, 0), of: p.seconds });
+            if (of.length) sums.push({ name, what: KIND[q][0], s: of.reduce((a, s) => a + s.to - s.from, 0), of: p.seconds });
         }
     }
     $('passes').append(el('details', HAVE_CHARTS ? {} : { open: '' }, el('summary', {}, 'Numbers'), table('Where the time of a pass goes', [['pass', r => r.name],
-        ['what', r => r.what], ['spans', r => plain(r.n), 1], ['time', r => secs(r.s), 1], ['of the pass', r => pct(r.s / r.of, 1), 1]], sums)));
+        ['what', r => r.what], ['time', r => secs(r.s), 1], ['of the pass', r => pct(r.s / r.of, 1), 1]], sums)));
 }
 
 function buy() {
@@ -601,8 +604,10 @@ function checked() {
     }
     const speeds = rows.filter(r => r.name.endsWith('tok_per_s'));
     const mean = speeds.reduce((s, r) => s + Math.abs(r.error), 0) / speeds.length, worst = speeds.reduce((s, r) => Math.max(s, Math.abs(r.error)), 0);
+    const colds = speeds.filter(r => r.cold_error !== undefined);
+    const without = colds.length ? `Without the recorded routing ${pct(colds.reduce((s, r) => s + Math.abs(r.cold_error), 0) / colds.length, 1)}. ` : '';
     if (speeds.length) say('checked', `${plain(speeds.length)} speeds were predicted before they were measured: off by ${pct(mean, 1)} on average, ${pct(worst, 1)} at worst. `
-        + 'Bars through the points are the spread of repeated runs.');
+        + without + 'Bars through the points are the spread of repeated runs.');
     const g = grid('checked', 'two'), lo = Math.min(...speeds.map(r => Math.min(r.predicted, r.measured))), hi = Math.max(...speeds.map(r => Math.max(r.predicted, r.measured)));
     const groups = [['decode_tok_per_s', 'writing', 'line', 'circle'], ['prompt_tok_per_s', 'reading', 'read', 'rectRot'], ['batch_tok_per_s', 'batch', 'gpu', 'triangle']]
         .filter(q => speeds.some(r => r.name === q[0]));
