@@ -236,12 +236,12 @@ static double read_for(sl_probe_reader *r, uint32_t way, double seconds)
     return bytes / s;
 }
 
-static size_t buffer_bytes(void)
+size_t probe_buffer_bytes(void)
 {
     uint64_t want = SL_MAX(8 * last_cache_bytes(), (uint64_t)MIN_BUFFER);
     long pages = sysconf(_SC_AVPHYS_PAGES), page = sysconf(_SC_PAGESIZE);
     uint64_t room = pages > 0 ? (uint64_t)pages * (uint64_t)page / 2 : want;
-    return (size_t)(SL_MAX(SL_MIN(want, room), (uint64_t)64 << 20) >> 21 << 21);
+    return (size_t)(SL_MAX(SL_MIN(want, room), (uint64_t)PROBE_MIN_WEIGHTS) >> 21 << 21);
 }
 
 /* buf NULL: an own one. */
@@ -282,7 +282,7 @@ static void choose_way(sl_probe_reader *r, double seconds)
 
 sl_status sl_probe_reader_create(sl_ctx *ctx, uint32_t n_threads, sl_probe_reader **ret)
 {
-    SL_TRY(reader_create(ctx, n_threads, NULL, buffer_bytes(), ret));
+    SL_TRY(reader_create(ctx, n_threads, NULL, probe_buffer_bytes(), ret));
     choose_way(*ret, 0.03);
     return SL_OK;
 }
@@ -479,7 +479,7 @@ sl_status sl_probe_run(sl_ctx *ctx, const sl_probe_params *p, sl_machine *ret)
     inner.progress = report;
     inner.user = &g;
     report(&g, "memory", 0);
-    st = reader_create(ctx, s.threads[s.n_threads - 1], NULL, buffer_bytes(), &whole);
+    st = reader_create(ctx, s.threads[s.n_threads - 1], NULL, probe_buffer_bytes(), &whole);
     if (st == SL_OK) st = measure_threads(ctx, &s, &g, whole, m);
     if (st == SL_OK) st = measure_peaks(ctx, &s, &g, whole->pool, m);
     g = (struct progress){ p, s.engine_from, 1 };

@@ -13,11 +13,15 @@ enum { PROBE_N_READS = 6 };     /* ways to read: 1, 2, 4 streams; without and wi
 enum { PROBE_READ_UNIT = 4096 };
 void probe_read_loop(uint32_t way, const void *p, size_t n);
 
+enum { PROBE_MIN_WEIGHTS = 64 << 20 };
+/* Bytes that no last cache holds: eight times as many, 256 MiB at least, half of free memory at
+ * most, but always PROBE_MIN_WEIGHTS. */
+size_t probe_buffer_bytes(void);
+
 /* ---- the engine's stages on noise (probe_engine.c) ---- */
 
 typedef struct probe_engine probe_engine;
 
-enum { PROBE_MIN_WEIGHTS = 64 << 20 };
 /* Pools and devices for each thread count, and noise in `weights`, which stays the caller's: at
  * least PROBE_MIN_WEIGHTS bytes, on a page, and as many as the last cache does not hold. Errors:
  * SL_E_ARG (more threads than the machine has), SL_E_NOMEM, SL_E_DEVICE. The caller owns *ret. */
@@ -29,8 +33,8 @@ void probe_engine_destroy(probe_engine **e);
 
 typedef enum probe_what {
     PROBE_GEMM,                 /* `experts` on `rows` rows each */
-    PROBE_STAGE, PROBE_STAGE2,  /* a stage of one row with a little work, and with twice that */
-    PROBE_ELEM,                 /* a stage of some rows without products worth mentioning */
+    PROBE_STAGE, PROBE_STAGE3,  /* a stage of one row with a little work, and with thrice that */
+    PROBE_ELEM,                 /* norm and quantising of many rows */
     PROBE_DECODE, PROBE_PREFILL,    /* attention */
     PROBE_N_WHATS
 } probe_what;
@@ -41,14 +45,16 @@ typedef struct probe_point {
     uint32_t rows;              /* gemm */
 } probe_point;
 
+/* One call of the stage, behind a visit with this thread count. */
+SL_NODISCARD sl_status probe_engine_call(probe_engine *e, const probe_point *p);
 /* Seconds of one call of the stage: the mean of the calls that fit in about `seconds`, one at
  * least. */
 SL_NODISCARD sl_status probe_engine_visit(probe_engine *e, const probe_point *p, double seconds,
                                           double *ret);
-/* Weights that each of the rows of a PROBE_GEMM is multiplied by. */
-double probe_engine_weights(void);
-/* Costs from the seconds of the points other than PROBE_GEMM. */
+/* Costs from the seconds of the points other than PROBE_GEMM; neither threads nor the co-run. */
 void probe_engine_cost(const double s[PROBE_N_WHATS], sl_machine_cost *ret);
+/* Multiply-adds/s of a PROBE_GEMM that took s, without what c says it takes beside them. */
+double probe_engine_ops_s(const sl_machine_cost *c, double s, uint32_t rows);
 
 /* ---- their curves (probe_curves.c) ---- */
 

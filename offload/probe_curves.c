@@ -98,28 +98,45 @@ static sl_status visit_all(struct curves *c, double seconds)
     return SL_OK;
 }
 
+/* Medians of each round's costs: what they are differences of was measured at once. */
+static void fill_costs(const struct curves *c, uint32_t first, sl_machine_cost *ret)
+{
+    double v[4][MAX_ROUNDS];
+    for (uint32_t r = 0; r < c->n_rounds; r++) {
+        double s[PROBE_N_WHATS];
+        sl_machine_cost cost;
+        for (int what = PROBE_GEMM + 1; what < PROBE_N_WHATS; what++)
+            s[what] = c->s[first + (uint32_t)what - 1][r];
+        probe_engine_cost(s, &cost);
+        v[0][r] = cost.stage_s;
+        v[1][r] = cost.elem_s;
+        v[2][r] = cost.decode_flops_s;
+        v[3][r] = cost.prefill_flops_s;
+    }
+    *ret = (sl_machine_cost){ .threads = c->threads[c->points[first].at],
+                              .stage_s = median(v[0], c->n_rounds),
+                              .elem_s = median(v[1], c->n_rounds),
+                              .decode_flops_s = median(v[2], c->n_rounds),
+                              .prefill_flops_s = median(v[3], c->n_rounds) };
+}
+
 static void fill_in(struct curves *c, sl_machine *m)
 {
-    double cost[SL_MACHINE_COSTS][PROBE_N_WHATS] = { { 0 } };
-    uint32_t i = 0;
-    for (; i < c->n && c->points[i].what != PROBE_GEMM; i++)
-        cost[c->points[i].at][c->points[i].what] = median(c->s[i], c->n_rounds);
-    for (uint32_t at = 0; at < c->n_threads; at++) {
-        m->cost[at] = (sl_machine_cost){ .threads = c->threads[at] };
-        probe_engine_cost(cost[at], &m->cost[at]);
-    }
+    enum { PER_COUNT = PROBE_N_WHATS - 1 };
+    sl_machine_gemm *g = NULL;
     m->n_costs = c->n_threads;
     m->n_gemms = 0;
-    for (sl_machine_gemm *g = NULL; i < c->n; i++) {
+    for (uint32_t at = 0; at < c->n_threads; at++) fill_costs(c, at * PER_COUNT, &m->cost[at]);
+    for (uint32_t i = c->n_threads * PER_COUNT; i < c->n; i++) {
         const probe_point *p = &c->points[i];
         double s = median(c->s[i], c->n_rounds);
         if (!g || g->type != p->type || g->threads != c->threads[p->at]) {
             g = &m->gemm[m->n_gemms++];
             *g = (sl_machine_gemm){ .type = p->type, .threads = c->threads[p->at] };
         }
-        s = fmax(s - m->cost[p->at].stage_s, s / 2);
-        g->at[g->n++] =
-            (sl_machine_gemm_point){ p->rows, probe_engine_weights() * p->rows / s };
+        g->at[g->n++] = (sl_machine_gemm_point){
+            p->rows, probe_engine_ops_s(&m->cost[p->at], s, p->rows)
+        };
     }
 }
 

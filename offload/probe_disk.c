@@ -14,6 +14,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "offload/probe.h"
 #include "offload/sl_store.h"
 
 enum {
@@ -34,9 +35,14 @@ struct grid {
 
 static const uint32_t all_bytes[] = { 4096, 16384, 65536, 262144, 524288, 1 << 20, LARGEST };
 static const uint32_t all_depths[] = { 1, 2, 4, 8, 16, 32, MAX_IN_FLIGHT };
+static const uint32_t some_bytes[] = { 65536, 262144, 524288, 1 << 20 };
+static const uint32_t some_depths[] = { 1, 4, 16, MAX_IN_FLIGHT };
 static const uint32_t few_bytes[] = { 65536, 262144, 1 << 20 }, few_depths[] = { 1, 4, 16 };
 static const struct grid full = {
     all_bytes, all_depths, SL_LEN(all_bytes), SL_LEN(all_depths), MAX_VISITS, 0.05
+};
+static const struct grid brief = {
+    some_bytes, some_depths, SL_LEN(some_bytes), SL_LEN(some_depths), 2, 0.05
 };
 static const struct grid quick = {
     few_bytes, few_depths, SL_LEN(few_bytes), SL_LEN(few_depths), 1, 0.07
@@ -157,7 +163,7 @@ static sl_status measure_grid(sl_probe_disk_reader *b, const struct grid *g,
         if ((uint64_t)g->bytes[i] * g->depth[k] > BUFFER) continue;
         snprintf(what, sizeof what, "disk reads, %u KiB, %u in flight", g->bytes[i] >> 10,
                  g->depth[k]);
-        if (p->progress) p->progress(p->user, what, (double)c / all);
+        if (p->progress) p->progress(p->user, what, 0.9 * c / all);
         SL_TRY(visit(b, g->bytes[i], g->depth[k], g->window_s, &rate[i][k][c / n_cells]));
     }
     for (uint32_t i = 0; i < g->n_bytes; i++) {
@@ -172,6 +178,114 @@ static sl_status measure_grid(sl_probe_disk_reader *b, const struct grid *g,
     }
     d->n_curves = g->n_bytes;
     return SL_OK;
+}
+
+/* ---- beside the CPU ---- */
+
+enum { CORUN_ROUNDS = 5, CPU_VISITS = 5, MEBIBYTE = 1 << 20, CPU_DEPTH = 16 };
+
+static double cpu_s(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &t);
+    return (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
+}
+
+/* Of the whole process, since the store may have threads; nobody else works meanwhile. */
+static sl_status measure_read_cpu(sl_probe_disk_reader *b, double *ret)
+{
+    double v[CPU_VISITS], rate;
+    for (int i = 0; i < CPU_VISITS; i++) {
+        sl_store_stats before, after;
+        double start = cpu_s();
+        sl_store_get_stats(b->store, &before);
+        SL_TRY(visit(b, MEBIBYTE, CPU_DEPTH, 0.04, &rate));
+        sl_store_get_stats(b->store, &after);
+        v[i] = (cpu_s() - start) / (double)SL_MAX(after.requests - before.requests, 1u);
+    }
+    *ret = SL_MAX(median(v, CPU_VISITS), 2e-8);
+    return SL_OK;
+}
+
+struct corun {
+    sl_probe_disk_reader *b;
+    probe_engine *e;
+    probe_point point;          /* what the CPU does */
+    uint32_t bytes, depth;
+};
+
+/* Both at once, as a streamed pass has them: the thread that computes looks for what has landed
+ * and asks for more between two stages. Seconds of a stage, and the disk's bytes/s. */
+static sl_status visit_both(struct corun *c, double seconds, double *ret_stage_s, double *ret_rate)
+{
+    uint64_t slots[MAX_IN_FLIGHT], came = 0;
+    uint32_t n = c->depth, stages = 0;
+    double one, in_stages = 0, begin = now_s(), s;
+    for (uint32_t i = 0; i < n; i++) slots[i] = i;
+    do {
+        SL_TRY(start_reads(c->b, c->bytes, slots, n));
+        s = now_s();
+        SL_TRY(probe_engine_call(c->e, &c->point));
+        in_stages += now_s() - s;
+        stages++;
+        SL_TRY(end_reads(c->b, 0, slots, &n, &one));
+        came += n;
+        s = now_s() - begin;
+    } while (s < seconds);
+    *ret_stage_s = in_stages / stages;
+    *ret_rate = (double)came * c->bytes / s;
+    for (uint32_t left = c->depth - n; left; left -= n)
+        SL_TRY(end_reads(c->b, left, slots, &n, &one));
+    return SL_OK;
+}
+
+static double share_of(double *v, uint32_t n)
+{
+    return SL_MIN(SL_MAX(median(v, n), 0.01), 1);
+}
+
+/* Each alone and both together, in turn. */
+static sl_status measure_corun(struct corun *c, const sl_probe_disk_params *p, sl_machine_cost *ret)
+{
+    double cpu[CORUN_ROUNDS], disk[CORUN_ROUNDS];
+    uint32_t rounds = p->quick ? 2 : CORUN_ROUNDS;
+    for (uint32_t i = 0; i < rounds; i++) {
+        double alone_s, both_s, alone, both;
+        SL_TRY(probe_engine_visit(c->e, &c->point, 0.03, &alone_s));
+        SL_TRY(visit(c->b, c->bytes, c->depth, 0.03, &alone));
+        SL_TRY(visit_both(c, 0.06, &both_s, &both));
+        cpu[i] = alone_s / both_s;
+        disk[i] = both / alone;
+    }
+    ret->corun_cpu = share_of(cpu, rounds);
+    ret->corun_disk = share_of(disk, rounds);
+    return SL_OK;
+}
+
+/* The disk at its best, with so much in flight that it does not run dry during a stage. */
+static sl_status measure_coruns(sl_probe_disk_reader *b, const sl_probe_disk_params *p,
+                                sl_machine *m)
+{
+    const uint64_t flying = 16 << 20;
+    uint32_t threads[SL_MACHINE_COSTS];
+    size_t bytes = probe_buffer_bytes();
+    struct corun c = { .b = b };
+    double rate;
+    void *weights = NULL;
+    (void)sl_machine_disk_best(m, &c.bytes, &c.depth, &rate);
+    while ((uint64_t)c.bytes * c.depth < flying && c.depth < MAX_IN_FLIGHT) c.depth *= 2;
+    c.depth = SL_MIN(c.depth, (uint32_t)MAX_IN_FLIGHT);
+    for (uint32_t i = 0; i < m->n_costs; i++) threads[i] = m->cost[i].threads;
+    SL_TRY(sl_mem_alloc(b->ctx, SL_ACC_SCRATCH, bytes, &weights));
+    sl_status st = probe_engine_create(b->ctx, threads, m->n_costs, weights, bytes, &c.e);
+    for (uint32_t i = 0; st == SL_OK && i < m->n_costs; i++) {
+        if (p->progress) p->progress(p->user, "disk and CPU together", 0.9 + 0.1 * i / m->n_costs);
+        c.point = (probe_point){ PROBE_GEMM, i, SL_Q4_K, 1 };
+        st = measure_corun(&c, p, &m->cost[i]);
+    }
+    probe_engine_destroy(&c.e);
+    sl_mem_free(b->ctx, weights);
+    return st;
 }
 
 /* ---- the file ---- */
@@ -241,27 +355,35 @@ static sl_status open_store(sl_probe_disk_reader *b, int fd, const char *name)
 }
 
 static sl_status measure(sl_probe_disk_reader *b, const sl_probe_disk_params *p, int fd,
-                         const char *name, sl_machine_disk *d)
+                         const char *name, sl_machine *m)
 {
     SL_TRY(open_store(b, fd, name));
     b->max_s = p->quick ? 0.2 : 0.3;
-    SL_TRY(measure_latency(b, p->quick ? 0.05 : 0.5, &d->latency_s));
-    return measure_grid(b, p->quick ? &quick : &full, p, d);
+    SL_TRY(measure_latency(b, p->quick ? 0.05 : p->brief ? 0.1 : 0.5, &m->disk.latency_s));
+    SL_TRY(measure_grid(b, p->quick ? &quick : p->brief ? &brief : &full, p, &m->disk));
+    SL_TRY(measure_read_cpu(b, &m->read_cpu_s));
+    return m->n_costs ? measure_coruns(b, p, m) : SL_OK;
 }
 
-sl_status sl_probe_disk(sl_ctx *ctx, const sl_probe_disk_params *p, sl_machine_disk *ret)
+sl_status sl_probe_disk(sl_ctx *ctx, const sl_probe_disk_params *p, sl_machine *m)
 {
-    assert(ctx && p && ret && !p->file != !p->folder);
+    assert(ctx && p && m && !p->file != !p->folder);
     const char *name = p->file ? p->file : p->folder;
     sl_probe_disk_reader b = { .ctx = ctx, .state = (uint64_t)(now_s() * 1e9), .room = BUFFER };
-    sl_machine_disk d = { 0 };
+    sl_machine *now = calloc(1, sizeof *now);   /* large for a stack */
     void *buf = NULL;
     int fd = -1;
-    SL_TRY(sl_mem_alloc(ctx, SL_ACC_SCRATCH, BUFFER, &buf));
+    sl_status st = now ? SL_OK : sl_fail(ctx, SL_E_NOMEM, "machine");
+    if (st == SL_OK) st = sl_mem_alloc(ctx, SL_ACC_SCRATCH, BUFFER, &buf);
+    if (st != SL_OK) {
+        free(now);
+        return st;
+    }
+    *now = *m;
+    now->disk = (sl_machine_disk){ 0 };
     b.buf = buf;
-    snprintf(d.where, sizeof d.where, "%s", name);
+    snprintf(now->disk.where, sizeof now->disk.where, "%s", name);
     if (p->progress) p->progress(p->user, p->file ? "disk" : "test file for the disk", 0);
-    sl_status st;
     if (p->file) {
         st = open_file(ctx, name, &fd, &b.file_bytes);
     } else {
@@ -269,12 +391,13 @@ sl_status sl_probe_disk(sl_ctx *ctx, const sl_probe_disk_params *p, sl_machine_d
         st = make_file(ctx, name, b.file_bytes, b.buf, &fd);
     }
     if (st == SL_OK) {
-        st = measure(&b, p, fd, name, &d);
+        st = measure(&b, p, fd, name, now);
         close(fd);
     }
     sl_store_destroy(&b.store);
     sl_mem_free(ctx, buf);
-    if (st == SL_OK) *ret = d;
+    if (st == SL_OK) *m = *now;
+    free(now);
     return st;
 }
 

@@ -21,7 +21,9 @@ enum {
     MAX_ROWS = 512,             /* of a pass: a prompt whose attention is timed */
     CONTEXT = 1024,             /* positions that a decoding row attends to */
     SMALL_DIM = 16,             /* of the heads of a stage with next to nothing to do */
-    ELEM_DIM = 4, ELEM_ROWS = 64,   /* of one that hardly multiplies */
+    FEW_ROWS = 8,
+    QX_GROUP = 256,
+    ELEM_ROWS = 8,              /* of a task */
     KV_BLOCK = 64,              /* rows */
     MAX_CALLS = 1000            /* of one visit */
 };
@@ -37,7 +39,8 @@ struct probe_engine {
     uint64_t turn;              /* matrices taken from weights so far */
     float *acts;
     sl_batch b;
-    uint32_t pos[MAX_ROWS], seq[MAX_ROWS], rows[MAX_ROWS], expert_id[MAX_ROWS * N_USED];
+    sl_kernels k;
+    uint32_t pos[MAX_ROWS], seq[MAX_ROWS];
     float expert_w[MAX_ROWS];
     uint32_t blocks[CONTEXT / KV_BLOCK];
     float ones[D_MODEL];
@@ -107,19 +110,29 @@ static sl_norm norm_of(const probe_engine *e)
     return (sl_norm){ .kind = SL_NORM_RMS, .eps = 1e-6f, .weight = e->ones };
 }
 
-/* One call of `experts`: a layer's chosen experts, each on each of n rows. */
-static sl_status experts(probe_engine *e, uint32_t at, sl_type type, uint32_t n_rows)
+/* Rows of the pass in which experts get n of them each: one in eight of a prompt, all of a few that
+ * decode. */
+static uint32_t pass_rows(uint32_t n)
 {
+    return n < FEW_ROWS ? n : SL_MIN(n * N_USED, (uint32_t)MAX_ROWS);
+}
+
+/* One call of `experts`: some of a layer's, each on n rows. */
+static sl_status experts(probe_engine *e, uint32_t at, sl_type type, uint32_t n)
+{
+    uint32_t rows[N_USED][MAX_ROWS], all = pass_rows(n);
     sl_expert_run runs[N_USED];
     sl_layer l = { .moe = true, .residual_scale = 1, .act = { .kind = SL_ACT_SILU } };
-    e->b.n_rows = n_rows;
-    for (uint32_t i = 0; i < N_USED; i++)
+    e->b.n_rows = all;
+    for (uint32_t i = 0; i < N_USED; i++) {
+        for (uint32_t j = 0; j < n; j++) rows[i][j] = j * (all / n) + i % (all / n);
         runs[i] = (sl_expert_run){ .ffn = { .gate = matrix(e, type, D_EXPERT, D_MODEL),
                                             .up = matrix(e, type, D_EXPERT, D_MODEL),
                                             .down = matrix(e, type, D_MODEL, D_EXPERT) },
-                                   .rows = e->rows, .weights = e->expert_w, .n_rows = n_rows,
+                                   .rows = rows[i], .weights = e->expert_w, .n_rows = n,
                                    .index = i };
-    return e->dev[at]->ops->experts(e->dev[at], &l, runs, N_USED, true, &e->b);
+    }
+    return e->dev[at]->ops->experts(e->dev[at], &l, runs, N_USED, false, &e->b);
 }
 
 /* One call of `qkv` with n_head heads of dim elements, whose few weights stay in the cache. */
@@ -156,13 +169,53 @@ static sl_status attend(probe_engine *e, uint32_t at, uint32_t n_rows, uint32_t 
     return e->dev[at]->ops->attend(e->dev[at], &l, &kv, &e->b);
 }
 
-static sl_status call(probe_engine *e, const probe_point *p)
+/* What `qkv` does to each row beside products: norm, quantise, norm and turn heads. */
+static void norm_task(void *arg, uint32_t index, uint32_t thread)
+{
+    const probe_engine *e = arg;
+    sl_norm norm = norm_of(e);
+    (void)thread;
+    for (uint32_t i = index * ELEM_ROWS; i < (index + 1) * ELEM_ROWS; i++)
+        e->k.norm(&norm, e->b.x + (size_t)i * D_MODEL, e->b.h + (size_t)i * D_MODEL, D_MODEL);
+}
+
+static void quantise_task(void *arg, uint32_t index, uint32_t thread)
+{
+    const probe_engine *e = arg;
+    (void)thread;
+    for (uint32_t i = index * ELEM_ROWS; i < (index + 1) * ELEM_ROWS; i++)
+        e->k.quantise(QX_GROUP, e->b.h + (size_t)i * D_MODEL, D_MODEL,
+                      (char *)(e->b.att + (size_t)i * D_MODEL));
+}
+
+static void heads_task(void *arg, uint32_t index, uint32_t thread)
+{
+    const probe_engine *e = arg;
+    sl_norm norm = norm_of(e);
+    (void)thread;
+    for (uint32_t i = index * ELEM_ROWS; i < (index + 1) * ELEM_ROWS; i++)
+        for (uint32_t h = 0; h < N_HEAD + N_HEAD_KV; h++) {
+            float *q = h < N_HEAD ? e->b.q + ((size_t)i * N_HEAD + h) * HEAD_DIM
+                                  : e->b.k + ((size_t)i * N_HEAD_KV + h - N_HEAD) * HEAD_DIM;
+            e->k.norm(&norm, q, q, HEAD_DIM);
+            e->k.rope(SL_ROPE_HALVES, e->ones, e->ones, HEAD_DIM, q);
+        }
+}
+
+static void run_elems(probe_engine *e, uint32_t at)
+{
+    sl_pool_run(e->pool[at], norm_task, e, MAX_ROWS / ELEM_ROWS);
+    sl_pool_run(e->pool[at], quantise_task, e, MAX_ROWS / ELEM_ROWS);
+    sl_pool_run(e->pool[at], heads_task, e, MAX_ROWS / ELEM_ROWS);
+}
+
+sl_status probe_engine_call(probe_engine *e, const probe_point *p)
 {
     switch (p->what) {
     case PROBE_GEMM: return experts(e, p->at, p->type, p->rows);
     case PROBE_STAGE: return small_stage(e, p->at, 2 * e->threads[p->at], SMALL_DIM, 1);
-    case PROBE_STAGE2: return small_stage(e, p->at, 4 * e->threads[p->at], SMALL_DIM, 1);
-    case PROBE_ELEM: return small_stage(e, p->at, 1, ELEM_DIM, ELEM_ROWS);
+    case PROBE_STAGE3: return small_stage(e, p->at, 6 * e->threads[p->at], SMALL_DIM, 1);
+    case PROBE_ELEM: run_elems(e, p->at); return SL_OK;
     case PROBE_DECODE: return attend(e, p->at, 1, CONTEXT - 1);
     case PROBE_PREFILL: return attend(e, p->at, MAX_ROWS, MAX_ROWS - 1);
     case PROBE_N_WHATS: break;
@@ -203,33 +256,41 @@ static void go_home(void)
 sl_status probe_engine_visit(probe_engine *e, const probe_point *p, double seconds, double *ret)
 {
     uint32_t n = 0;
-    fresh_rows(e, p->what == PROBE_PREFILL ? MAX_ROWS : SL_MAX(p->rows, (uint32_t)ELEM_ROWS));
+    fresh_rows(e, p->what == PROBE_GEMM ? pass_rows(p->rows) : MAX_ROWS);
     go_home();
     /* wakes the threads, brings activations into caches */
     SL_TRY(small_stage(e, p->at, 2 * e->threads[p->at], SMALL_DIM, 1));
     double start = now_s(), s;
     do {
-        SL_TRY(call(e, p));
+        SL_TRY(probe_engine_call(e, p));
         s = now_s() - start;
     } while (++n < MAX_CALLS && s < seconds);
     *ret = s / n;
     return SL_OK;
 }
 
-double probe_engine_weights(void)
-{
-    return 3.0 * N_USED * D_EXPERT * D_MODEL;
-}
-
 /* ---- from times to rates ---- */
+
+double probe_engine_ops_s(const sl_machine_cost *c, double s, uint32_t rows)
+{
+    /* A layer of 64 experts quantises its rows once, these few do it as often; quantising is about
+     * a fifth of elem_s. */
+    double more = 0.2 * (pass_rows(rows) - rows);
+    double beside = c->stage_s + c->elem_s * (N_USED * rows + more) * D_MODEL;
+    return 3.0 * N_USED * D_EXPERT * D_MODEL * rows / fmax(s - beside, s / 2);
+}
 
 void probe_engine_cost(const double s[PROBE_N_WHATS], sl_machine_cost *ret)
 {
     const double row = 2.0 * N_HEAD * 2 * HEAD_DIM;     /* flops of one row on one position */
-    ret->stage_s = fmax(2 * s[PROBE_STAGE] - s[PROBE_STAGE2], 1e-8);
-    ret->elem_s = s[PROBE_ELEM] / ((double)ELEM_ROWS * D_MODEL);
-    ret->decode_flops_s = row * (CONTEXT + 64) / fmax(s[PROBE_DECODE] - ret->stage_s, 1e-9);
-    ret->prefill_flops_s = row * MAX_ROWS * (MAX_ROWS + 1) / 2 / s[PROBE_PREFILL];
+    double elem_s = s[PROBE_ELEM] / ((double)MAX_ROWS * D_MODEL);
+    double decode_s = s[PROBE_DECODE], prefill_s = s[PROBE_PREFILL];
+    ret->elem_s = elem_s;
+    ret->stage_s = fmax(1.5 * s[PROBE_STAGE] - 0.5 * s[PROBE_STAGE3] - elem_s * D_MODEL, 1e-8);
+    decode_s = fmax(decode_s - ret->stage_s - elem_s * D_MODEL, decode_s / 2);
+    prefill_s = fmax(prefill_s - ret->stage_s - elem_s * D_MODEL * MAX_ROWS, prefill_s / 2);
+    ret->decode_flops_s = row * CONTEXT / decode_s;
+    ret->prefill_flops_s = row * MAX_ROWS * (MAX_ROWS + 1) / 2 / prefill_s;
 }
 
 /* ---- */
@@ -245,10 +306,7 @@ static sl_status take_acts(probe_engine *e)
         *of[i] = at;
         at += MAX_ROWS * (i < 3 ? D_MODEL : N_HEAD * HEAD_DIM);
     }
-    for (uint32_t i = 0; i < MAX_ROWS; i++) {
-        e->rows[i] = i;
-        e->expert_w[i] = 1.0f / N_USED;
-    }
+    for (uint32_t i = 0; i < MAX_ROWS; i++) e->expert_w[i] = 1.0f / N_USED;
     for (uint32_t i = 0; i < CONTEXT / KV_BLOCK; i++) e->blocks[i] = i;
     for (uint32_t i = 0; i < D_MODEL; i++) e->ones[i] = 1;
     e->b.pos = e->pos;
@@ -265,6 +323,7 @@ sl_status probe_engine_create(sl_ctx *ctx, const uint32_t *threads, uint32_t n_t
     e->ctx = ctx;
     e->weights = weights;
     e->bytes = bytes;
+    sl_kernels_init(&e->k, sl_cpu_detect());
     sl_device_params p = {
         .max_rows = MAX_ROWS, .cpu_mask = ~0u,
         .widths = { .d_model = D_MODEL, .q = N_HEAD * HEAD_DIM, .k = N_HEAD_KV * HEAD_DIM,

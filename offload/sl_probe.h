@@ -38,7 +38,8 @@ SL_API SL_NODISCARD sl_status sl_probe_identify(sl_ctx *ctx, sl_machine_id *ret)
 SL_API SL_NODISCARD sl_status sl_probe_run(sl_ctx *ctx, const sl_probe_params *p, sl_machine *ret);
 
 typedef struct sl_probe_disk_params {
-    bool quick;                 /* about 1 s and 3 x 3 points instead of some 9 s and 7 x 7 */
+    bool quick;                 /* about 2 s and 3 x 3 points instead of some 11 s and 7 x 7 */
+    bool brief;                 /* about 4 s and 4 x 4 points */
     /* One of the two: an existing file of 4 MiB at least, which is only read; or a folder for a
      * file of noise (1 GiB; quick: 256 MiB) that has no name and is gone afterwards. A host may
      * have in its own cache what was just written or read: a model that was not read for a while
@@ -49,11 +50,14 @@ typedef struct sl_probe_disk_params {
 } sl_probe_disk_params;
 
 /* Reads at random places of the file, past the page cache, through sl_store: medians of bytes/s by
- * size and number in flight, and of the latency of one. Takes 64 MiB of memory. Errors: SL_E_ARG
- * (the file is too small), SL_E_IO (open, read, write; no room for the file: twice its size must
- * be free), SL_E_UNSUPPORTED (the file system has no O_DIRECT), SL_E_NOMEM. */
+ * size and number in flight, and of the latency of one; the CPU time of a request; and, for the
+ * thread counts of m's costs, what is left of their speed and the disk's when both are busy. Fills
+ * in m's disk, read_cpu_s and the costs' co-run shares, the rest is not touched. Takes 256 MiB of
+ * memory and, where m has costs, what sl_probe_run takes. Errors: SL_E_ARG (the file is too small),
+ * SL_E_IO (open, read, write; no room for the file: twice its size must be free), SL_E_UNSUPPORTED
+ * (the file system has no O_DIRECT), SL_E_NOMEM, SL_E_DEVICE (no threads); m is then as before. */
 SL_API SL_NODISCARD sl_status sl_probe_disk(sl_ctx *ctx, const sl_probe_disk_params *p,
-                                            sl_machine_disk *ret);
+                                            sl_machine *m);
 
 /* Reads of one file, for a benchmark that measures itself and the disk in turn. */
 typedef struct sl_probe_disk_reader sl_probe_disk_reader;

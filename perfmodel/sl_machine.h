@@ -64,7 +64,8 @@ typedef struct sl_machine_disk {
 /* Products with weights of one type that come from RAM, by the engine's own kernels. */
 typedef struct sl_machine_gemm_point {
     uint32_t rows;              /* of activations that each weight is multiplied by */
-    double ops_s;               /* multiply-adds/s of all threads together */
+    double ops_s;               /* multiply-adds/s of all threads together, stage_s and elem_s of
+                                 * sl_machine_cost taken off */
 } sl_machine_gemm_point;
 typedef struct sl_machine_gemm {
     sl_type type;
@@ -73,7 +74,9 @@ typedef struct sl_machine_gemm {
     sl_machine_gemm_point at[SL_MACHINE_GEMM_POINTS];
 } sl_machine_gemm;
 
-/* What the engine's stages take beside their products. */
+/* What the engine's stages take beside their products. A stage of some rows lasts
+ *     stage_s + elem_s * rows * d_model + the seconds of its products or its attention
+ * where a stage of experts counts a row once for each expert that it goes to. */
 typedef struct sl_machine_cost {
     uint32_t threads;
     double stage_s;             /* a stage with next to nothing to do: submit, its barriers */
@@ -81,7 +84,7 @@ typedef struct sl_machine_cost {
                                  * in one stage */
     double decode_flops_s;      /* attention of one row to F16 keys and values in RAM, GQA 8 ... */
     double prefill_flops_s;     /* ... and of a prompt's rows over each other */
-    /* While these threads multiply one row with weights from RAM and the disk is kept busy:
+    /* While these threads multiply one row with Q4_K weights from RAM and the disk is kept busy:
      * the share of its own speed that each keeps, 0 to 1. 0: not measured. */
     double corun_cpu, corun_disk;
 } sl_machine_cost;

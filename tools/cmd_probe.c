@@ -91,6 +91,13 @@ static void print_disk(const sl_machine_disk *d, const sl_machine *m)
         for (uint32_t k = 0; k < c->n; k++) printf(" %7.2f", c->at[k].bytes_s * 1e-9);
         putchar('\n');
     }
+    if (m->read_cpu_s > 0)
+        printf("a request of 1 MiB takes %.1f us of CPU time\n", m->read_cpu_s * 1e6);
+    for (uint32_t i = 0; i < m->n_costs; i++)
+        if (m->cost[i].corun_cpu > 0)
+            printf("beside products of %" PRIu32 " thread%s the disk keeps %.0f %%, they %.0f %%\n",
+                   m->cost[i].threads, m->cost[i].threads > 1 ? "s" : "",
+                   100 * m->cost[i].corun_disk, 100 * m->cost[i].corun_cpu);
     if (sl_machine_disk_best(m, &bytes, &depth, &best))
         printf("%.2f GB/s at most; %" PRIu32 " reads of %" PRIu32 " KiB in flight come near\n",
                best * 1e-9, depth, bytes >> 10);
@@ -205,11 +212,11 @@ static int probe(const struct args *a, sl_ctx *ctx, const char *path)
     if (cli_make_parents(ctx, path) != SL_OK) return cli_fail_ctx(ctx);     /* before the work */
     sl_status st = sl_probe_run(ctx, &p, &m);
     char *folder = st == SL_OK ? folder_of(path) : NULL;
-    sl_probe_disk_params dp = { .quick = a->quick, .file = a->model,
+    sl_probe_disk_params dp = { .quick = a->quick, .brief = a->types != NULL, .file = a->model,
                                 .folder = a->model ? NULL : folder, .progress = progress,
                                 .user = &tty };
     if (st == SL_OK && !folder) return cli_fail("out of memory");
-    bool no_disk = folder && sl_probe_disk(ctx, &dp, &m.disk) != SL_OK;
+    bool no_disk = folder && sl_probe_disk(ctx, &dp, &m) != SL_OK;
     if (no_disk && a->model) st = SL_E_IO;      /* was asked for */
     free(folder);
     if (tty) fprintf(stderr, "\r%50s\r", "");

@@ -59,7 +59,7 @@ bool cli_machine_for_run(sl_ctx *ctx, const char *model, uint64_t weights_bytes,
     cli_note("measuring this machine for 3 s, for a forecast; `sluice probe` does it thoroughly");
     if (sl_probe_run(ctx, &(sl_probe_params){ .quick = true }, ret) != SL_OK) return false;
     sl_probe_disk_params dp = { .quick = true, .file = model };
-    if (sl_probe_disk(ctx, &dp, &ret->disk) != SL_OK) ret->disk.n_curves = 0;
+    if (sl_probe_disk(ctx, &dp, ret) != SL_OK) ret->disk.n_curves = 0;
     keep_quick(ctx, ret);
     return true;
 }
