@@ -286,6 +286,8 @@ static sl_status size_caches(sl_ctx *ctx, const sl_shape *s, const sl_plan_param
 {
     uint64_t per_seq = ((uint64_t)plan->n_ctx + SL_KV_BLOCK_ROWS - 1) / SL_KV_BLOCK_ROWS;
     uint64_t n_blocks = per_seq * p->n_seq;
+    if (p->kv_positions)
+        n_blocks = SL_MIN(n_blocks, SL_MAX(p->kv_positions / SL_KV_BLOCK_ROWS, per_seq));
     /* More rows than all sequences together can hold are never filled. */
     plan->max_rows = (uint32_t)SL_MIN((uint64_t)max_rows, (uint64_t)plan->n_ctx * p->n_seq);
     plan->max_rows = SL_MAX(plan->max_rows, p->n_seq);
@@ -345,6 +347,7 @@ sl_status sl_plan_make(sl_ctx *ctx, const sl_shape *s, const sl_plan_params *p, 
         .blas = p->blas,
         .policy = p->policy,
         .no_ahead = p->no_ahead,
+        .share_prefixes = p->share_prefixes,
         .read_depth = p->read_depth,
         .read_bytes = p->read_bytes,
     };

@@ -11,6 +11,10 @@
 typedef struct sl_plan_params {
     uint32_t n_ctx;         /* positions a sequence may reach; 0: the model's own */
     uint32_t n_seq;         /* sequences alive at once; default 1 */
+    /* positions of all sequences together, at least n_ctx; 0: n_seq * n_ctx. With fewer, sequences
+     * wait for room, and the youngest give theirs back and are computed anew later */
+    uint64_t kv_positions;
+    bool share_prefixes;    /* sequences that begin alike share keys and values */
     uint32_t max_rows;      /* rows of a pass; default 512 */
     uint32_t n_threads;     /* 0: physical cores */
     sl_type kv_type;        /* SL_F16 (default), SL_F32, SL_BF16 or SL_Q8_0 */
@@ -78,7 +82,8 @@ typedef struct sl_plan {
     uint32_t max_logits;    /* rows of a pass whose logits are kept */
     sl_type kv_type;
     uint32_t kv_block_rows; /* SL_KV_BLOCK_ROWS */
-    uint32_t n_kv_blocks;   /* of every layer: n_seq sequences of n_ctx positions fit */
+    uint32_t n_kv_blocks;   /* of every layer */
+    bool share_prefixes;    /* as in the params */
     uint64_t kv_bytes;      /* all blocks of all layers */
     uint64_t scratch_bytes; /* activations and logits of a pass, room to draw from them */
     uint64_t tables_bytes;  /* tokens of all sequences */

@@ -7,6 +7,7 @@
 #include "runtime/engine.h"
 
 #include <assert.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
@@ -223,7 +224,7 @@ sl_status sl_engine_submit(sl_engine *e, const sl_request *r, sl_seq *ret)
     s->want_logits = r->want_logits;
     s->ignore_eog = r->ignore_eog;
     s->max_chunk = r->max_chunk ? SL_MIN(r->max_chunk, e->plan.max_rows) : e->plan.max_rows;
-    s->stopped = false;
+    s->stopped = s->has_room = false;
     s->order = e->next_order++;
     s->state = SEQ_RUNNING;
     for (uint32_t i = 0; s->sampler && i < s->n_known; i++)
@@ -262,14 +263,15 @@ bool sl_engine_busy(const sl_engine *e)
 
 /* ---- one pass ---- */
 
+/* Only the token drawn last is to be processed. */
 static bool decoding(const seq *s)
 {
-    return s->n_past >= s->n_prompt_end;
+    return s->n_past >= s->n_prompt_end && s->n_known - s->n_past == 1;
 }
 
 /* Rows that sequence slot i adds; its last row's logits are wanted when the next token is to be
  * drawn. */
-static sl_status add_rows(sl_engine *e, uint32_t i)
+static void add_rows(sl_engine *e, uint32_t i)
 {
     lane *n = &e->lane;
     sl_batch *b = &n->batch;
@@ -281,8 +283,9 @@ static sl_status add_rows(sl_engine *e, uint32_t i)
     bool last = s->n_past + rows == s->n_known;
     if (last && s->draw && !room) rows--;       /* the row whose logits would not fit waits */
     last = s->n_past + rows == s->n_known;
-    if (!rows) return SL_OK;
-    SL_TRY(kv_reserve(&e->kv, i, s->n_past + rows));
+    if (!rows) return;
+    if (!kv_reserve(&e->kv, i, s->n_past + rows)) return;
+    kv_begin(&e->kv, i, s->tokens, s->n_past, s->n_past + rows);
     for (uint32_t r = 0; r < rows; r++) {
         if (s->want_logits || (s->draw && last && r == rows - 1))
             n->logit_row[b->n_logits++] = b->n_rows;
@@ -292,7 +295,6 @@ static sl_status add_rows(sl_engine *e, uint32_t i)
         b->n_rows++;
     }
     s->n_rows = rows;
-    return SL_OK;
 }
 
 /* Running slots by order of submission: insertion sort, they are few and nearly sorted. */
@@ -311,22 +313,74 @@ static uint32_t sort_running(sl_engine *e)
     return n;
 }
 
-/* Decoding sequences first, so that a long prompt never stalls them; then prompts. */
-static sl_status build_pass(sl_engine *e, bool *ret_prompt)
+/* Keys and values go; all tokens are computed anew, when there is room. */
+static void preempt(sl_engine *e, uint32_t i)
+{
+    seq *s = &e->seqs[i];
+    kv_release(&e->kv, i);
+    s->n_past = 0;
+    s->has_room = false;
+    e->stats.preemptions++;
+}
+
+/* A block for one more position of order[at], from sequences that were submitted later, the last
+ * first; false: the sequence gave its own back. Those later ones have no rows in this pass yet. */
+static bool grow(sl_engine *e, uint32_t at, uint32_t n)
+{
+    uint32_t i = e->order[at];
+    while (kv_missing(&e->kv, i, e->seqs[i].n_past + 1) > e->kv.n_free) {
+        uint32_t k = n;
+        while (k > at + 1 && !e->kv.n_used[e->order[k - 1]]) k--;
+        preempt(e, e->order[k - 1]);
+        if (k == at + 1) return false;
+    }
+    return true;
+}
+
+/* Room for all tokens of a prompt, and behind it a block for each that decodes already. *ret_wait:
+ * what it begins with is computed by this very pass. */
+static bool admit(sl_engine *e, uint32_t i, uint32_t n_decoding, bool *ret_wait)
+{
+    seq *s = &e->seqs[i];
+    *ret_wait = false;
+    if (s->has_room) return true;
+    if (!s->want_logits) {      /* the last token is computed for its logits */
+        uint32_t n = kv_share(&e->kv, i, s->tokens, s->n_past, s->n_known - 1, ret_wait);
+        if (n > s->n_computed) e->stats.shared_tokens += n - SL_MAX(s->n_computed, s->n_past);
+        s->n_past = n;
+        s->n_computed = SL_MAX(s->n_computed, n);
+        if (*ret_wait) return false;
+    }
+    uint64_t missing = kv_missing(&e->kv, i, s->n_known);
+    uint32_t spare = e->lane.batch.n_rows ? n_decoding : 0;
+    if (missing + spare > e->kv.n_free) return false;
+    s->has_room = kv_reserve(&e->kv, i, s->n_known);
+    return s->has_room;
+}
+
+/* Decoding sequences first, so that a long prompt never stalls them; then prompts, none of which
+ * begins before one that was submitted earlier and finds no room. Returns whether there are
+ * prompts. */
+static bool build_pass(sl_engine *e)
 {
     sl_batch *b = &e->lane.batch;
-    uint32_t n = sort_running(e);
+    uint32_t n = sort_running(e), n_decoding = 0;
+    bool prompt = false, wait, full = false;
     b->n_rows = b->n_logits = 0;
-    *ret_prompt = false;
     for (uint32_t s = 0; s < e->plan.n_seq; s++) e->seqs[s].n_rows = 0;
-    for (uint32_t prompts = 0; prompts < 2; prompts++)
-        for (uint32_t i = 0; i < n && b->n_rows < e->plan.max_rows; i++) {
-            const seq *s = &e->seqs[e->order[i]];
-            if (decoding(s) != !prompts) continue;
-            SL_TRY(add_rows(e, e->order[i]));
-            *ret_prompt |= prompts && s->n_rows;
-        }
-    return SL_OK;
+    for (uint32_t i = 0; i < n && b->n_rows < e->plan.max_rows; i++) {
+        if (!decoding(&e->seqs[e->order[i]]) || !grow(e, i, n)) continue;
+        add_rows(e, e->order[i]);
+        n_decoding++;
+    }
+    for (uint32_t i = 0; i < n && b->n_rows < e->plan.max_rows; i++) {
+        const seq *s = &e->seqs[e->order[i]];
+        if (s->n_rows || decoding(s) || (full && !s->has_room)) continue;
+        if (admit(e, e->order[i], n_decoding, &wait)) add_rows(e, e->order[i]);
+        else full |= !wait;
+        prompt |= s->n_rows > 0;
+    }
+    return prompt;
 }
 
 static void emit(sl_engine *e, sl_engine_event ev)
@@ -370,6 +424,27 @@ static void draw_or_finish(sl_engine *e, seq *s, const float *logits)
     else if (!fits) finish(e, s, SL_DONE_CONTEXT);
 }
 
+/* Blocks that this pass filled can serve others now. */
+static void end_rows(sl_engine *e)
+{
+    for (uint32_t i = 0; i < e->plan.n_seq; i++) {
+        const seq *s = &e->seqs[i];
+        if (s->n_rows) kv_end(&e->kv, i, s->n_past, s->n_past + s->n_rows, !s->failed);
+    }
+}
+
+/* Not even the oldest finds room: idle sequences hold it. */
+static void fail_oldest(sl_engine *e)
+{
+    if (!sort_running(e)) return;
+    seq *s = &e->seqs[e->order[0]];
+    snprintf(e->error, sizeof e->error, "idle sequences hold %u of %u KV blocks, %u are missing",
+             e->kv.n_blocks - e->kv.n_free, e->kv.n_blocks,
+             kv_missing(&e->kv, e->order[0], s->n_known) - e->kv.n_free);
+    s->failed = true;
+    finish(e, s, SL_DONE_FAILED);
+}
+
 /* Logit rows stand in row order, so one walk over the rows meets them in turn. */
 static void take_results(sl_engine *e)
 {
@@ -384,8 +459,11 @@ static void take_results(sl_engine *e)
             if (s->state == SEQ_RUNNING) finish(e, s, SL_DONE_FAILED);
             continue;
         }
-        e->stats.prompt_tokens += s->n_past < s->n_prompt_end;
+        bool again = s->n_past < s->n_computed;
+        e->stats.recomputed_tokens += again;
+        e->stats.prompt_tokens += !again && s->n_past < s->n_prompt_end;
         s->n_past++;
+        s->n_computed = SL_MAX(s->n_computed, s->n_past);
         if (s->want_logits)
             emit(e, (sl_engine_event){ .kind = SL_EV_LOGITS, .seq = s->id, .pos = b->pos[r],
                                        .token = b->token[r], .logits = logits });
@@ -396,16 +474,18 @@ static void take_results(sl_engine *e)
 sl_status sl_engine_step(sl_engine *e, const sl_engine_event **ret_ev, uint32_t *ret_n)
 {
     assert(e && ret_ev && ret_n);
-    bool prompt = false;
     e->n_events = 0;
     for (uint32_t s = 0; s < e->plan.n_seq; s++)
         if (e->seqs[s].state == SEQ_RUNNING && e->seqs[s].stopped)
             finish(e, &e->seqs[s], SL_DONE_STOPPED);
-    SL_TRY(build_pass(e, &prompt));
-    if (e->lane.batch.n_rows) {
+    bool prompt = build_pass(e);
+    if (!e->lane.batch.n_rows) {
+        fail_oldest(e);
+    } else {
         double start_s = now_s();
         SL_TRY(exec_pass(e));
         *(prompt ? &e->stats.prompt_s : &e->stats.decode_s) += now_s() - start_s;
+        end_rows(e);
         take_results(e);
     }
     *ret_ev = e->events;

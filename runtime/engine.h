@@ -15,10 +15,12 @@ typedef struct seq {
     sl_seq id;
     seq_state state;
     uint32_t n_past, n_known;
+    uint32_t n_computed;        /* the most that n_past ever was */
     uint32_t n_prompt_end;      /* positions below it were submitted, not drawn */
     uint32_t n_left;            /* tokens still to draw */
     uint32_t max_chunk;
     uint32_t n_rows;            /* of the pass being built */
+    bool has_room;              /* blocks for all of its tokens so far are its own */
     uint64_t order;             /* of submission */
     bool want_logits, draw, ignore_eog, stopped;
     bool failed;                /* a weight could not be read: only cancel is left */

@@ -79,7 +79,9 @@ typedef enum sl_done {
     SL_DONE_CONTEXT,            /* the context is full */
     SL_DONE_PROMPT,             /* n_predict was 0: the tokens are processed */
     SL_DONE_STOPPED,            /* sl_engine_stop */
-    SL_DONE_FAILED              /* weights it needed could not be read: `error`; cancel it */
+    /* weights it needed could not be read, or idle sequences hold all keys and values: `error`;
+     * cancel it */
+    SL_DONE_FAILED
 } sl_done;
 
 typedef struct sl_engine_event {
@@ -93,7 +95,11 @@ typedef struct sl_engine_event {
 } sl_engine_event;
 
 /* One pass over up to max_rows rows: every decoding sequence first, then prompts in order of
- * submission.
+ * submission. A prompt begins when there is room for all of its keys and values; when decoding
+ * needs more than there is, the sequence submitted last gives its room back and is computed anew
+ * when there is some: the oldest never waits. With plan->share_prefixes a prompt that begins like
+ * another starts behind what they have in common, if need be when that is computed. None of it
+ * changes a sequence's tokens or logits.
  * *ret_ev [*ret_n] is valid until the next call on the engine. *ret_n == 0 with nothing left to do:
  * sl_engine_busy is false. A read that fails ends the sequences that needed it (SL_DONE_FAILED),
  * others go on. Errors: SL_E_DEVICE: the engine can only be closed then. */
@@ -114,6 +120,9 @@ typedef struct sl_engine_stats {
     uint64_t prompt_tokens, drawn_tokens, passes;
     double prompt_s;            /* passes that held prompt rows */
     double decode_s;            /* passes that held decode rows only */
+    /* of sequences that begin like others: tokens that were not computed; of sequences that gave
+     * their keys and values back: how often, and tokens that were computed again */
+    uint64_t shared_tokens, preemptions, recomputed_tokens;
     uint64_t expert_runs;       /* (layer, pass, expert) computed */
     uint64_t bytes_touched;     /* weight bytes computed with in all passes, each once a pass */
     /* of weights that are streamed (all hits otherwise): experts that were in RAM when a layer
