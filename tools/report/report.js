@@ -274,6 +274,9 @@ function header() {
     if (l.n_gen && f.hit_rate < 1)
         v.append(el('p', {}, `${pct(f.hit_rate)} of the experts that a token asks for are in RAM; for the others `
             + `${bytes(f.disk_bytes_per_token)} come from the disk for each token.`));
+    if (f.hit_rate < 1 && !D.machine.disk.curves.length)
+        v.append(el('p', {}, el('strong', {}, 'The disk was not measured'), ': what it takes to read from it counts as nothing here, '
+            + 'so the real speed is lower. “sluice probe” measures it.'));
     v.append(el('p', {}, el('span', { class: 'grade' }, 'grade: ' + f.grade),
         (GRADES[f.grade] || '') + '. No plan of this kind can exceed '
         + `${tps(D.bound.decode.tok_per_s || D.bound.prompt.tok_per_s)} here, the bound of its resources.`));
