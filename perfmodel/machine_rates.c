@@ -158,19 +158,33 @@ double sl_machine_gemm_seconds(const sl_machine *m, sl_type type, uint32_t threa
     return n_weights / (slow + share * (fast - slow));
 }
 
+static double gpu_roofline_s(const sl_machine_gpu *g, sl_type type, double rows)
+{
+    return fmax(weight_bytes(type) / (gpu_vram_share * g->vram_bytes_s),
+                2 * fmax(rows, gpu_rows) / (gpu_share * g->flops_s));
+}
+
 double sl_machine_gpu_gemm_seconds(const sl_machine_gpu *g, sl_type type, double n_weights,
                                    double rows)
 {
-    double s[SL_MACHINE_GEMM_POINTS] = { 0 };
+    double s[SL_MACHINE_GEMM_POINTS] = { 0 }, nearest = INFINITY;
+    const sl_machine_gemm *from = NULL;
     rows = fmax(rows, 1);
     for (uint32_t i = 0; i < g->n_gemms; i++) {
-        if (g->gemm[i].type != type) continue;
-        for (uint32_t k = 0; k < g->gemm[i].n; k++)
-            s[k] = g->gemm[i].at[k].rows / g->gemm[i].at[k].ops_s;
-        return n_weights * along(&g->gemm[i], s, rows);
+        double ratio = weight_bytes(g->gemm[i].type) / weight_bytes(type);
+        double apart = g->gemm[i].type == type ? 0 : fmax(ratio, 1 / ratio);
+        if (apart >= nearest) continue;
+        nearest = apart;
+        from = &g->gemm[i];
     }
-    return n_weights * fmax(weight_bytes(type) / (gpu_vram_share * g->vram_bytes_s),
-                            2 * fmax(rows, gpu_rows) / (gpu_share * g->flops_s));
+    if (!from) return n_weights * gpu_roofline_s(g, type, rows);
+    for (uint32_t k = 0; k < from->n; k++) {
+        double at = from->at[k].rows;
+        s[k] = at / from->at[k].ops_s;
+        if (type != from->type)
+            s[k] *= gpu_roofline_s(g, type, at) / gpu_roofline_s(g, from->type, at);
+    }
+    return n_weights * along(from, s, rows);
 }
 
 /* ---- costs beside products ---- */

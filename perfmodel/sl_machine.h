@@ -164,9 +164,9 @@ SL_API double sl_machine_gemm_seconds(const sl_machine *m, sl_type type, uint32_
  * was measured. Every field is > 0, the co-run shares too: not measured, the disk takes its rate
  * out of DRAM's before the CPU. */
 SL_API sl_machine_cost sl_machine_cost_at(const sl_machine *m, uint32_t threads);
-/* The same products on an accelerator, without copies and launches: from a measured curve of that
- * type as above, otherwise the larger of weights over 0.8 of its memory's rate and operations over
- * 0.6 of its flops_s, of 16 rows at least. */
+/* The same products on an accelerator, without copies and launches: from the measured curve of that
+ * type or the one nearest in size as above; with none measured the larger of weights over 0.8 of
+ * its memory's rate and operations over 0.6 of its flops_s, of 16 rows at least. */
 SL_API double sl_machine_gpu_gemm_seconds(const sl_machine_gpu *g, sl_type type, double n_weights,
                                           double rows);
 

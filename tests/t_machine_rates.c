@@ -87,6 +87,8 @@ static void check_gpu(void)
     g.n_gemms = 1;
     g.gemm[0] = (sl_machine_gemm){ SL_F16, 0, 2, { { 1, 1e11 }, { 32, 1e12 } } };
     T_CHECK(near(sl_machine_gpu_gemm_seconds(&g, SL_F16, 1, 32), 32 / 1e12), "measured");
+    T_CHECK(near(sl_machine_gpu_gemm_seconds(&g, SL_Q8_0, 1, 1), 34 / 64.0 / 1e11),
+            "another type: as its bytes");
 }
 
 static void check_costs(void)
