@@ -17,6 +17,7 @@
 #define SL_TRACE_H
 
 #include "offload/sl_ecache.h"
+#include "perfmodel/sl_miss.h"
 
 /* ---- writing ---- */
 
@@ -76,5 +77,20 @@ typedef struct sl_trace_hits { uint64_t uses, hits; } sl_trace_hits;
 SL_API SL_NODISCARD sl_status sl_trace_play(sl_ctx *ctx, const sl_trace *t,
                                             const sl_ecache_params *p, uint64_t from_pass,
                                             sl_trace_hits *ret);
+
+/* ---- what a forecast needs ---- */
+
+/* Passes of one row through caches of 12 sizes, those of more rows only before them: hits and
+ * their spread, counted once a cache is full (or half of those passes are over). And how many
+ * different experts a layer's consecutive rows use together: 2, 4, 8 of them, as far as there are.
+ * n_points is 0 where no pass has one row. Errors: those of sl_ecache_create. */
+SL_API SL_NODISCARD sl_status sl_trace_miss_model(sl_ctx *ctx, const sl_trace *t, sl_policy policy,
+                                                  sl_miss_model *ret);
+/* A run with this plan of this shape, which streams experts: its misses in passes of one row from
+ * from_pass on. Passes of more rows than the plan's are cut as the engine would. Errors: those of
+ * sl_ecache_create, SL_E_ARG (the trace is of a model with other layers or experts). */
+SL_API SL_NODISCARD sl_status sl_trace_misses(sl_ctx *ctx, const sl_trace *t,
+                                              const sl_shape *shape, const sl_plan *plan,
+                                              uint64_t from_pass, sl_misses *ret);
 
 #endif

@@ -8,8 +8,7 @@
  * the part of its time in which it waits for memory.
  * Chance is spread evenly: the i-th draw of a distribution is its quantile at i times the golden
  * ratio, so results are the same every time and their error falls with the number of draws. */
-#include "perfmodel/sl_bound.h"
-#include "perfmodel/sl_forecast.h"
+#include "perfmodel/work.h"
 
 #include <assert.h>
 #include <math.h>
@@ -26,16 +25,12 @@ enum {
 };
 #define GOLDEN 0.6180339887498949
 
-/* Time of the threads together: s, of which they wait for memory in dram_s, calculate in cpu_s
- * (these overlap), and do neither in sync_s. */
-struct job { double s, dram_s, cpu_s, sync_s; };
-
 /* A layer's parts in a pass of some rows. Equal layers share one. */
 struct parts {
     const sl_layer_shape *of;
-    struct job qkv, post, route, all_rows;      /* all_rows: dense FFN or shared expert */
+    work qkv, post, route, all_rows;            /* all_rows: dense FFN or shared expert */
     double n_experts;                           /* distinct ones that the router chooses */
-    struct job expert[QUANTILES];               /* the busiest sixteenth of them last */
+    work expert[QUANTILES];              /* the busiest sixteenth of them last */
     uint32_t requests;                          /* of one expert's reads */
     double request_bytes;
     double cdf[SL_MAX_MISSED + 1];              /* of a turn's misses, one row */
@@ -180,14 +175,13 @@ static void disk_run(sim *s, double dt, double speed)
 
 /* ---- the threads ---- */
 
-static void work(sim *s, struct job j)
+static void compute(sim *s, const work *w)
 {
-    double share = j.s > 0 ? fmin(j.dram_s / j.s, 1) : 0, left = j.s, from = s->now;
+    double share = w->s > 0 ? fmin(w->memory_s / w->s, 1) : 0, left = w->s, from = s->now;
     double cpu = 1 / (1 + share * (1 / s->cost.corun_cpu - 1));
     double disk = 1 - share * (1 - s->cost.corun_disk);
-    s->busy[SL_RES_DRAM] += j.dram_s;
-    s->busy[SL_RES_CPU] += j.cpu_s;
-    s->busy[SL_RES_SYNC] += j.sync_s;
+    s->busy[SL_RES_DRAM] += w->memory_s;
+    s->busy[SL_RES_CPU] += w->arithmetic_s;
     while (left > 0) {
         if (disk_idle(&s->disk)) {
             s->now += left;
@@ -196,9 +190,16 @@ static void work(sim *s, struct job j)
         double dt = fmin(left / cpu, disk_next(s, disk));
         disk_run(s, dt, disk);
         left -= dt * cpu;
-        if (left < 1e-12 * j.s) left = 0;
+        if (left < 1e-12 * w->s) left = 0;
     }
     span(s, SL_RES_CPU, from, s->now, false);
+}
+
+/* What only the driver does. */
+static void fixed(sim *s, double seconds)
+{
+    s->busy[SL_RES_SYNC] += seconds;
+    compute(s, &(work){ .s = seconds });
 }
 
 static void wait_for(sim *s, uint64_t read)
@@ -209,47 +210,20 @@ static void wait_for(sim *s, uint64_t read)
     span(s, SL_RES_CPU, from, s->now, true);
 }
 
-static void add(struct job *to, const struct job *j, double times)
+/* Matrices of some types times as many rows as the pass has, or some. */
+static work product(const sim *s, const sl_part *p, uint32_t n, double bytes, double rows)
 {
-    to->s += times * j->s;
-    to->dram_s += times * j->dram_s;
-    to->cpu_s += times * j->cpu_s;
-    to->sync_s += times * j->sync_s;
+    return work_product(s->m, s->threads, s->dram_s, p, n, bytes, rows);
 }
 
-static struct job job_of(double s, double dram_s, double cpu_s)
-{
-    s = fmax(s, dram_s);
-    return (struct job){ .s = s, .dram_s = dram_s, .cpu_s = fmin(cpu_s, s) };
-}
-
-#define MANY_ROWS 65536.0       /* the weights come for free beside so many */
-
-/* Matrices of some types times `rows` rows each. */
-static struct job product(const sim *s, const sl_part *p, uint32_t n, double bytes, double rows)
-{
-    double seconds = 0, cpu = 0;
-    for (uint32_t i = 0; i < n && p[i].elems; i++) {
-        double elems = (double)p[i].elems;
-        seconds += sl_machine_gemm_seconds(s->m, p[i].type, s->threads, elems, rows);
-        cpu += sl_machine_gemm_seconds(s->m, p[i].type, s->threads, elems, MANY_ROWS) / MANY_ROWS
-             * rows;
-    }
-    return job_of(seconds, bytes / s->dram_s, cpu);
-}
-
-/* A stage's fixed costs, and what it does to each element of `rows` rows. */
-static struct job overhead(const sim *s, double rows)
+/* A stage: its fixed costs, its products, and what it does to each element of `rows` rows. */
+static void stage(sim *s, work w, double rows)
 {
     double elems = rows * s->shape->d_model * s->cost.elem_s;
-    return (struct job){ .s = s->cost.stage_s + elems, .cpu_s = elems, .sync_s = s->cost.stage_s };
-}
-
-static void stage(sim *s, struct job j, double rows)
-{
-    struct job all = overhead(s, rows);
-    add(&all, &j, 1);
-    work(s, all);
+    w.s += elems;
+    w.arithmetic_s += elems;
+    fixed(s, s->cost.stage_s);
+    compute(s, &w);
 }
 
 static void attend(sim *s)
@@ -262,7 +236,7 @@ static void attend(sim *s)
     double rate = n > 1 ? s->cost.prefill_flops_s : s->cost.decode_flops_s;
     double seconds = positions * (double)s->step->ctx_flops / rate;
     double bytes = before * (double)s->step->ctx_bytes + n * (double)s->step->row_bytes;
-    stage(s, job_of(seconds, bytes / s->dram_s, seconds), n);
+    stage(s, work_of(seconds, bytes / s->dram_s, seconds, bytes), n);
 }
 
 /* ---- what a layer's parts take in passes of some rows ---- */
@@ -381,23 +355,18 @@ static void draw_rows(sim *s, const struct parts *p, uint32_t n)
     s->scale = sum > 0 ? p->n_experts * mean / sum : 1;
 }
 
-/* n of the pass's experts in one call, the layer's shared one with them or not. */
-struct call { struct job j; double rows; };
-
-static void call_add(sim *s, struct call *c, const struct parts *p)
+/* One more expert in a call. */
+static void call_add(sim *s, work *call, const struct parts *p)
 {
-    add(&c->j, &p->expert[expert_bin(s, ++s->draw)], s->scale);
-    c->rows += s->rows * p->of->n_used / p->n_experts;
+    work_add(call, &p->expert[expert_bin(s, ++s->draw)], s->scale);
 }
 
-static void call_run(sim *s, struct call *c, const struct parts *p, bool shared)
+/* What the activations take beside the products is part of the experts' measured rates. */
+static void call_run(sim *s, work *call, const struct parts *p, bool shared)
 {
-    if (shared && p->of->ffn_bytes) {
-        add(&c->j, &p->all_rows, 1);
-        c->rows += s->rows;
-    }
-    stage(s, c->j, c->rows);
-    *c = (struct call){ .rows = 0 };
+    if (shared) work_add(call, &p->all_rows, 1);
+    stage(s, *call, 0);
+    *call = (work){ .s = 0 };
 }
 
 /* Asking for an expert takes the driver's time, too. */
@@ -407,19 +376,14 @@ static uint64_t ask_expert(sim *s, const struct parts *p, double *ret_cpu_s)
     return ask(s, p->request_bytes * p->requests, p->requests);
 }
 
-static void submit(sim *s, double cpu_s)
-{
-    if (cpu_s > 0) work(s, (struct job){ .s = cpu_s, .sync_s = cpu_s });
-}
-
 /* Few rows: what is there is computed first, then the others as they land. */
 static void as_they_land(sim *s, const struct parts *p, uint32_t n, uint32_t n_missing)
 {
     uint64_t next = s->disk.n_asked + 1, end = next + n_missing;
     double cpu_s = 0;
-    struct call c = { .rows = 0 };
+    work c = { .s = 0 };
     for (uint32_t i = 0; i < n_missing; i++) ask_expert(s, p, &cpu_s);
-    submit(s, cpu_s);
+    fixed(s, cpu_s);
     for (uint32_t i = n_missing; i < n; i++) call_add(s, &c, p);
     bool shared = true;
     if (n == n_missing) wait_for(s, next);
@@ -477,7 +441,7 @@ static void read_on(sim *s, uint32_t layer, uint32_t n_now, uint32_t n_pinned)
         s->have[1][s->ahead_at] = ask_expert(s, p, &cpu_s);
         s->n_ahead++;
     }
-    submit(s, cpu_s);
+    fixed(s, cpu_s);
 }
 
 /* Reads for experts of the layer from `from` on, as far as slots go. Returns the first without. */
@@ -492,7 +456,7 @@ static uint32_t assign(sim *s, const struct parts *p, uint32_t from, uint32_t at
         s->have[0][from] = ask_expert(s, p, &cpu_s);
         ++*n_pinned;
     }
-    submit(s, cpu_s);
+    fixed(s, cpu_s);
     return from;
 }
 
@@ -513,7 +477,7 @@ static void in_order(sim *s, const struct parts *p)
     uint32_t next = assign(s, p, 0, 0, &n_pinned), left = n_now;
     draw_rows(s, p, n_now);
     while (left) {
-        struct call c = { .rows = 0 };
+        work c = { .s = 0 };
         uint32_t got = 0;
         if (next == n) read_on(s, layer, n_now, n_pinned);
         while (at < n && !chosen(s, at)) at++;
@@ -536,7 +500,7 @@ static void experts(sim *s)
     const struct parts *p = parts_of(s, s->step->layer);
     const sl_layer_shape *l = p->of;
     if (!l->n_expert) {
-        stage(s, p->all_rows, s->rows);
+        stage(s, p->all_rows, 0);
         return;
     }
     if (s->streamed && s->rows > s->plan->stored_rows) {
@@ -565,7 +529,7 @@ static void ask_section(sim *s)
     double bytes = (double)(l->qkv_bytes + l->post_bytes + l->router_bytes + l->ffn_bytes);
     uint32_t n_requests = (uint32_t)fmax(ceil(bytes / s->disk.max_request), 1);
     s->section[s->ring_next++ % 2] = ask(s, bytes, n_requests);
-    submit(s, n_requests * s->m->read_cpu_s);
+    fixed(s, n_requests * s->m->read_cpu_s);
 }
 
 /* ---- a pass ---- */
@@ -577,7 +541,7 @@ static void run_step(sim *s)
     bool ring = s->streamed && p && st->layer >= s->plan->n_dense_layers;
     if (ring && st->kind == SL_STEP_QKV) wait_for(s, s->section[s->ring_at % 2]);
     switch (st->kind) {
-    case SL_STEP_EMBED: stage(s, (struct job){ .s = 0 }, s->rows); break;
+    case SL_STEP_EMBED: stage(s, (work){ .s = 0 }, s->rows); break;
     case SL_STEP_QKV: stage(s, p->qkv, s->rows); break;
     case SL_STEP_ATTEND: attend(s); break;
     case SL_STEP_POST: stage(s, p->post, s->rows); break;
@@ -639,17 +603,7 @@ static double count_pass(sim *s, sl_phase *f, double times, bool head, sl_timeli
 static void end_phase(sl_phase *f, double n_tokens)
 {
     f->tok_per_s = f->seconds > 0 ? n_tokens / f->seconds : 0;
-    f->binding = 0;
-    f->next = 1;
-    for (int r = 1; r < SL_N_RESOURCES; r++) {
-        sl_resource a = (sl_resource)r;
-        if (f->busy_s[a] > f->busy_s[f->binding]) {
-            f->next = f->binding;
-            f->binding = a;
-        } else if (f->next == f->binding || f->busy_s[a] > f->busy_s[f->next]) {
-            f->next = a;
-        }
-    }
+    busiest(f->busy_s, &f->binding, &f->next);
 }
 
 /* The first pass finds its slots empty; of those behind it that have all rows some stand for the

@@ -156,6 +156,54 @@ static void played(void)
     sl_trace_free(ctx, &t);
 }
 
+/* Layer 1 of 3 has experts. A prompt of four rows uses 0 to 3; then one row a pass. */
+#define ONE(pos, ids) ROW(pos, 0, 1, pos, ids)
+static const char one_by_one[] =
+    HEAD ROW(0, 0, 1, 0, "[0, 1]") ROW(0, 0, 1, 1, "[0, 1]") ROW(0, 0, 1, 2, "[2, 3]")
+    ROW(0, 0, 1, 3, "[0, 1]") ONE(4, "[0, 1]") ONE(5, "[2, 3]") ONE(6, "[0, 1]")
+    ONE(7, "[4, 5]") ONE(8, "[0, 1]") ONE(9, "[2, 3]");
+
+/* Of 4 slots the least recently used go: 4 and 5 miss and take those of 2 and 3, which miss. */
+static void forecasts(void)
+{
+    sl_trace *t;
+    T_NEED(sl_trace_parse(ctx, "t", one_by_one, sizeof one_by_one - 1, &t) == SL_OK, "%s",
+           sl_error(ctx));
+    sl_layer_shape layers[3] = { [1] = { .n_expert = 8, .n_used = 2, .slot_bytes = 9 } };
+    sl_shape shape = { .n_layer = 3, .layers = layers };
+    sl_plan plan = { .weights = SL_WEIGHTS_STREAMED, .n_classes = 1, .cls = { { 9, 4, 8 } },
+                     .max_rows = 4, .policy = SL_POLICY_LRU };
+    sl_misses m;
+    for (plan.max_rows = 4; plan.max_rows; plan.max_rows /= 2) {
+        T_NEED(sl_trace_misses(ctx, t, &shape, &plan, 0, &m) == SL_OK, "%s", sl_error(ctx));
+        T_CHECK(m.turns[0][0] == 4 && m.turns[0][1] == 0 && m.turns[0][2] == 2,
+                "%u rows a pass: none, one, two missing: %llu, %llu, %llu", plan.max_rows,
+                (unsigned long long)m.turns[0][0], (unsigned long long)m.turns[0][1],
+                (unsigned long long)m.turns[0][2]);
+    }
+    plan.max_rows = 4;
+    T_NEED(sl_trace_misses(ctx, t, &shape, &plan, 8, &m) == SL_OK, "%s", sl_error(ctx));
+    T_CHECK(m.turns[0][0] == 1 && m.turns[0][2] == 1, "the last two passes");
+    shape.n_layer = 2;
+    T_CHECK(sl_trace_misses(ctx, t, &shape, &plan, 0, &m) == SL_E_ARG, "another model");
+    shape.n_layer = 3;
+    layers[1].n_expert = 5;
+    T_CHECK(sl_trace_misses(ctx, t, &shape, &plan, 0, &m) == SL_E_ARG, "fewer experts");
+
+    sl_miss_model c;
+    T_NEED(sl_trace_miss_model(ctx, t, SL_POLICY_LRU, &c) == SL_OK, "%s", sl_error(ctx));
+    T_CHECK(c.traced && c.n_points == 6 && c.at[0].share == 0.25 && c.at[2].share == 0.5,
+            "2 to 7 slots, once each: %u points", c.n_points);
+    T_CHECK(c.at[2].hit == 1 - 4 / 12.0 && c.at[2].spread > 1.999 && c.at[2].spread < 2.001,
+            "4 slots: hits %g, spread %g", c.at[2].hit, c.at[2].spread);
+    /* blocks of two rows use 2, 4, 4, 4 and 4 experts, of four 4 and 6, the one of eight 6 */
+    T_CHECK(c.n_distinct == 3 && c.distinct[0].rows == 2 && c.distinct[0].share == 18 / 5.0 / 8
+                && c.distinct[1].share == 5 / 8.0 && c.distinct[2].share == 6 / 8.0,
+            "%u points: %g, %g, %g", c.n_distinct, c.distinct[0].share, c.distinct[1].share,
+            c.distinct[2].share);
+    sl_trace_free(ctx, &t);
+}
+
 int main(void)
 {
     t_begin();
@@ -164,6 +212,7 @@ int main(void)
     malformed();
     accepted();
     played();
+    forecasts();
     sl_mem_report r;
     sl_mem_get(ctx, &r);
     T_CHECK(!r.total, "%llu bytes left behind", (unsigned long long)r.total);
