@@ -514,7 +514,9 @@ static void experts(sim *s)
     } else if (s->streamed) {
         const sl_slot_class *k = &s->plan->cls[sl_plan_class(s->plan, l)];
         double share = s->settled ? (double)k->n_slots / SL_MAX(k->n_experts, 1) : 0;
-        missing = (uint32_t)(n * (1 - sl_miss_hit(s->in->miss, share)) + 0.5);
+        /* a slot serves one of the experts that the pass chooses, once */
+        double hit = fmin(sl_miss_hit(s->in->miss, share), share * l->n_expert / n);
+        missing = (uint32_t)(n * (1 - hit) + 0.5);
     }
     draw_rows(s, p, n);
     as_they_land(s, p, n, missing);
@@ -671,7 +673,6 @@ static void decode(sim *s, sl_timeline *line, sl_forecast *f)
         seconds[i] = count_pass(s, &f->decode, n_gen / n, true, NULL);
     }
     end_phase(&f->decode, n_gen);
-    f->stall_share = f->decode.seconds > 0 ? f->decode.wait_s / f->decode.seconds : 0;
     if (!line || !(n_gen > 0)) return;
     uint32_t best = 0;                  /* the one nearest to the mean */
     double mean = f->decode.seconds / n_gen;
@@ -682,11 +683,14 @@ static void decode(sim *s, sl_timeline *line, sl_forecast *f)
     run_pass(s, true, line);
 }
 
-static sl_grade grade(const sl_forecast_in *in)
+/* What chance and rounding win over the bound is given back, as time in which nothing is done. */
+static void not_below(const sl_phase *bound, sl_phase *f)
 {
-    if (in->machine->source == SL_MACHINE_DATASHEET) return SL_GRADE_DATASHEET;
-    if (in->machine->source == SL_MACHINE_QUICK) return SL_GRADE_QUICK;
-    return in->misses || in->miss->traced ? SL_GRADE_CALIBRATED : SL_GRADE_COLD;
+    double more = bound->seconds - f->seconds;
+    if (!(more > 0)) return;
+    f->tok_per_s *= f->seconds / bound->seconds;
+    f->seconds += more;
+    f->wait_s += more;
 }
 
 static void *take(char **at, size_t n, size_t size)
@@ -741,10 +745,13 @@ sl_status sl_sim_run(sl_ctx *ctx, const sl_forecast_in *in, sl_timeline *decode_
     s.cost = sl_machine_cost_at(m, s.threads);
     s.dram_s = sl_machine_dram_s(m, s.threads);
     SL_TRY(take_tables(ctx, &s, &block));
-    sl_forecast f = { .grade = grade(in), .peak_bytes = plan->need_bytes };
+    sl_forecast bound = sl_stage1(in), f = { .grade = bound.grade, .peak_bytes = bound.peak_bytes };
     prompt(&s, prompt_pass, &f.prompt);
-    f.ttft_s = f.prompt.seconds;
     decode(&s, decode_pass, &f);
+    not_below(&bound.prompt, &f.prompt);
+    not_below(&bound.decode, &f.decode);
+    f.ttft_s = f.prompt.seconds;
+    f.stall_share = f.decode.seconds > 0 ? f.decode.wait_s / f.decode.seconds : 0;
     free(block);
     *ret = f;
     return SL_OK;
