@@ -124,7 +124,7 @@ double sl_bound_read_s(const sl_layer_shape *l, double n_missing, const sl_disk_
     double depth = d->depth ? fmin(n, d->depth) : n;
     double rate = n_missing > 0 ? sl_machine_disk_s(d->machine, bytes, depth) : 0;
     if (rate <= 0) return 0;
-    double waits = d->machine->disk.latency_s * ceil(n / depth);
+    double waits = d->machine->disk.latency_s * fmax(n / depth, 1);
     return fmax(n_missing * (double)l->expert_bytes / rate, waits);
 }
 

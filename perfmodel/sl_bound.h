@@ -65,8 +65,8 @@ typedef struct sl_disk_use {
 
 /* Seconds in which so many experts of a layer arrive that all are asked for at once: three slices
  * each, cut at request_bytes, all in flight as far as depth allows, at the disk's rate for reads of
- * that size and number; at least its latency for every depth's worth of requests. 0 where the disk
- * was not measured. */
+ * that size and number; at least its latency for every depth's worth of requests, once in all. 0
+ * where the disk was not measured. */
 SL_API double sl_bound_read_s(const sl_layer_shape *layer, double n_missing,
                               const sl_disk_use *disk);
 

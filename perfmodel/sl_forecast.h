@@ -68,18 +68,21 @@ typedef struct sl_forecast_in {
  *   tokens    n_gen passes of one row behind n_prompt positions, each
  *               sum over layers of D_l + E[max(C_l, R(missing experts of l))] + head
  *             (DESIGN.md 6: no read before the router spoke; a right guess ahead of it can beat
- *             this). D: projections, attention, router; C: all experts of the layer, R:
- *             sl_bound_read_s, E: over the misses of a turn. Where the machine measured what cores
- *             and disk keep of their speed side by side, max becomes the best that this leaves.
+ *             this). D: projections, attention, router; C: all experts of the layer; R:
+ *             sl_bound_read_s; E: over the misses of a turn.
  *   prompt    passes of max_rows rows that read and compute side by side as a whole: distinct
- *             experts by sl_miss_distinct, each multiplied by its share of the rows; slots are
- *             empty at first and then used as well as can be.
+ *             experts by sl_miss_distinct, each multiplied by its share of the rows, however the
+ *             rows are spread; slots are empty at first and then used as well as can be.
  *   products  at the machine's own rates for that type and number of rows
  *             (sl_machine_gemm_seconds), at least the time that their bytes take from RAM.
- *   at least  all read bytes at the disk's best rate; what cores read and the disk writes, over
- *             what the memory gives; the fixed costs of the stages alone.
+ *   memory    that cores and disk share: what each keeps of its speed beside the other, where that
+ *             was measured; else all bytes over what the memory gives.
+ *   at least  all read bytes at the disk's best rate, and the fixed costs of the stages alone.
+ * Not counted: norms and the like, rows of an embedding that stays on disk, reads' blocks.
  * busy_s: a product or attention counts wholly for the slower of memory and arithmetic (at the rate
- * that many rows reach), for the other with what that one takes. */
+ * that many rows reach), for the other with what that one takes. Where a type was not measured, its
+ * seconds are those of another by their rooflines' ratio: monotone in every rate only with that
+ * type's own scaled along. */
 SL_API sl_forecast sl_stage1(const sl_forecast_in *in);
 
 /* What the simulation did when: for a picture. */

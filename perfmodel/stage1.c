@@ -26,6 +26,9 @@ const char *sl_resource_name(sl_resource r)
     return names[r];
 }
 
+/* Of reads, where the plan says 0: offload/sl_store.h. */
+enum { STORE_DEPTH = 64, STORE_BYTES = 1 << 20 };
+
 /* What does not change from layer to layer. */
 struct env {
     const sl_machine *m;
@@ -37,7 +40,9 @@ struct env {
     double dram_all;            /* ... and that the memory gives at most */
     double disk_best;           /* bytes/s; 0: not measured */
     sl_machine_cost cost;
-    double cpu_keeps, disk_keeps;       /* of its speed while the other runs, where measured */
+    /* what each keeps of its speed while the other reads or writes memory */
+    bool corun;                 /* that was measured */
+    double cpu_keeps, disk_keeps;
     sl_disk_use disk;
 };
 
@@ -51,7 +56,8 @@ static work product(const struct env *e, const sl_part *parts, uint32_t n, doubl
 static work attention(const struct env *e, const sl_step *s, double attended, double n_read,
                              double rows, bool prompt)
 {
-    double rate = prompt ? e->cost.prefill_flops_s : e->cost.decode_flops_s;
+    double rate = e->cost.decode_flops_s;
+    if (prompt) rate = fmax(rate, e->cost.prefill_flops_s);
     double flops = attended * (double)s->ctx_flops, arithmetic = rate > 0 ? flops / rate : 0;
     double bytes = n_read * (double)s->ctx_bytes + rows * (double)s->row_bytes;
     return work_of(arithmetic, bytes / e->dram, arithmetic, bytes);
@@ -100,8 +106,8 @@ static void layer_set(const struct env *e, const sl_layer_shape *l, double rows,
     if (!l->n_expert) return;
     ret->n_experts = rows > 1 ? sl_miss_distinct(e->in->miss, l->n_expert, l->n_used, rows)
                               : l->n_used;
-    work one = product(e, l->expert, SL_SHAPE_TYPES, (double)l->expert_bytes,
-                              rows * l->n_used / ret->n_experts);
+    work one = work_product_spread(e->m, e->threads, e->dram, l->expert, SL_SHAPE_TYPES,
+                                   (double)l->expert_bytes, rows * l->n_used / ret->n_experts);
     work_add(&ret->experts, &one, ret->n_experts);
 }
 
@@ -142,12 +148,16 @@ static void phase_end(const struct env *e, const work *w, double s, double readi
     *ret = (sl_phase){ .disk_bytes = disk_bytes };
     double best = e->disk_best > 0 ? disk_bytes / e->disk_best : 0;
     ret->busy_s[SL_RES_DISK] = fmax(reading_s, best);
-    /* what the disk writes goes through the memory too */
-    ret->busy_s[SL_RES_DRAM] = fmax(w->memory_s, (w->bytes + disk_bytes) / e->dram_all);
+    ret->busy_s[SL_RES_DRAM] = w->memory_s;
     ret->busy_s[SL_RES_CPU] = w->arithmetic_s;
     ret->busy_s[SL_RES_SYNC] = sync_s;
     ret->seconds = fmax(s, w->s);
     for (int r = 0; r < SL_N_RESOURCES; r++) ret->seconds = fmax(ret->seconds, ret->busy_s[r]);
+    /* what the disk writes goes through the memory too; what that does was measured, or the memory
+     * gives no more than it gave to reads */
+    double memory = (w->bytes + disk_bytes) / e->dram_all;
+    if (!e->corun) ret->seconds = fmax(ret->seconds, memory);
+    ret->busy_s[SL_RES_DRAM] = fmin(fmax(w->memory_s, memory), ret->seconds);
     ret->wait_s = ret->seconds - w->s;
     ret->tok_per_s = ret->seconds > 0 ? n_tokens / ret->seconds : 0;
     busiest(ret->busy_s, &ret->binding, &ret->next);
@@ -155,14 +165,14 @@ static void phase_end(const struct env *e, const work *w, double s, double readi
 
 /* ---- tokens one after another ---- */
 
-/* Both at once, each keeping so much of its speed while the other runs (the cores of the part of
- * their time that memory takes), until one is done; or in turn where that is better. */
+/* Both at once. The disk is slowed down while the cores read memory, they while the disk is busy
+ * and they wait for memory: what the longer of the two takes then. In turn where that is better. */
 static double together(const struct env *e, const work *cpu, double disk_s)
 {
-    double memory = cpu->s > 0 ? fmin(cpu->bytes / e->dram / cpu->s, 1) : 0;
-    double cpu_keeps = 1 / (1 + memory * (1 / e->cpu_keeps - 1));
-    double a = cpu->s / cpu_keeps, b = disk_s / e->disk_keeps;
-    double s = a <= b ? disk_s + a * (1 - e->disk_keeps) : cpu->s + b * (1 - cpu_keeps);
+    double memory_s = fmin(cpu->bytes / e->dram, cpu->s);
+    double share = cpu->s > 0 ? memory_s / cpu->s : 0;
+    double cpu_keeps = 1 / (1 + share * (1 / e->cpu_keeps - 1));
+    double s = fmax(disk_s + memory_s * (1 - e->disk_keeps), cpu->s + disk_s * (1 - cpu_keeps));
     return fmin(s, cpu->s + disk_s);
 }
 
@@ -194,6 +204,9 @@ static struct turn layer_turn(const struct env *e, const sl_layer_shape *l,
     for (uint32_t i = 0; i <= SL_MAX_MISSED; i++) {
         if (!(p[i] > 0)) continue;
         double reading = sl_bound_read_s(l, i, &e->disk);
+        /* behind reads of dense weights more may be in flight than these */
+        if (e->plan->n_dense_layers < e->shape->n_layer && e->disk_best > 0)
+            reading = i * (double)l->expert_bytes / e->disk_best;
         t.s += p[i] * together(e, experts, reading);
         t.reading_s += p[i] * reading;
         t.n_missing += p[i] * i;
@@ -325,16 +338,16 @@ sl_forecast sl_stage1(const sl_forecast_in *in)
                      .threads = in->plan->n_threads ? in->plan->n_threads : m->id.cores,
                      .disk = { .machine = m, .request_bytes = in->plan->read_bytes,
                                .depth = in->plan->read_depth } };
+    if (!e.disk.request_bytes) e.disk.request_bytes = STORE_BYTES;
+    if (!e.disk.depth) e.disk.depth = STORE_DEPTH;
     uint32_t some_bytes, some_depth;
     e.dram = e.dram_all = sl_machine_dram_s(m, e.threads);
     for (uint32_t i = 0; i < m->n_dram; i++) e.dram_all = fmax(e.dram_all, m->dram_read[i].value);
     e.cost = sl_machine_cost_at(m, e.threads);
-    /* a described machine's shares are guessed from its DRAM, which phase_end counts by itself */
-    e.cpu_keeps = e.disk_keeps = 1;
-    for (uint32_t i = 0; i < m->n_costs; i++) {
-        if (m->cost[i].corun_cpu > 0) e.cpu_keeps = fmin(e.cost.corun_cpu, 1);
-        if (m->cost[i].corun_disk > 0) e.disk_keeps = fmin(e.cost.corun_disk, 1);
-    }
+    for (uint32_t i = 0; i < m->n_costs; i++)
+        e.corun |= m->cost[i].corun_cpu > 0 && m->cost[i].corun_disk > 0;
+    e.cpu_keeps = e.corun ? fmin(e.cost.corun_cpu, 1) : 1;
+    e.disk_keeps = e.corun ? fmin(e.cost.corun_disk, 1) : 1;
     if (!sl_machine_disk_best(m, &some_bytes, &some_depth, &e.disk_best)) e.disk_best = 0;
     sl_forecast f = { .grade = grade_of(m, in->misses || in->miss->traced),
                       .peak_bytes = in->plan->need_bytes };

@@ -22,17 +22,60 @@ work work_of(double s, double memory_s, double arithmetic_s, double bytes)
     return w;
 }
 
-work work_product(const sl_machine *m, uint32_t threads, double bytes_s, const sl_part *parts,
-                  uint32_t n, double bytes, double rows)
+/* Numbers of rows between which seconds may bend: where this type, or one that stands in for it,
+ * was measured. Returns how many. */
+enum { BENDS = 2 + SL_MACHINE_GEMMS * SL_MACHINE_GEMM_POINTS };
+static uint32_t bends(const sl_machine *m, double rows[BENDS])
+{
+    uint32_t n = 0;
+    rows[n++] = 1;
+    rows[n++] = MANY_ROWS;
+    for (uint32_t i = 0; i < m->n_gemms; i++)
+        for (uint32_t k = 0; k < m->gemm[i].n; k++) {
+            uint32_t at = 0;
+            while (at < n && rows[at] != m->gemm[i].at[k].rows) at++;
+            if (at == n) rows[n++] = m->gemm[i].at[k].rows;
+        }
+    return n;
+}
+
+/* The largest convex curve below the seconds of one weight, at `rows`. */
+static double least_on_average(const sl_machine *m, sl_type type, uint32_t threads, double rows)
+{
+    double at[BENDS], s[BENDS], least = sl_machine_gemm_seconds(m, type, threads, 1, rows);
+    uint32_t n = bends(m, at);
+    for (uint32_t i = 0; i < n; i++) s[i] = sl_machine_gemm_seconds(m, type, threads, 1, at[i]);
+    for (uint32_t i = 0; i < n; i++)
+        for (uint32_t k = 0; k < n && at[i] < rows; k++)
+            if (at[k] > rows)
+                least = fmin(least, s[i] + (s[k] - s[i]) * (rows - at[i]) / (at[k] - at[i]));
+    return least;
+}
+
+static work product(const sl_machine *m, uint32_t threads, double bytes_s, const sl_part *parts,
+                    uint32_t n, double bytes, double rows, bool spread)
 {
     double s = 0, arithmetic = 0;
     for (uint32_t i = 0; i < n && parts[i].elems; i++) {
         double elems = (double)parts[i].elems;
-        s += sl_machine_gemm_seconds(m, parts[i].type, threads, elems, rows);
+        s += spread ? elems * least_on_average(m, parts[i].type, threads, rows)
+                    : sl_machine_gemm_seconds(m, parts[i].type, threads, elems, rows);
         arithmetic += rows / MANY_ROWS
                     * sl_machine_gemm_seconds(m, parts[i].type, threads, elems, MANY_ROWS);
     }
     return work_of(s, bytes / bytes_s, fmin(arithmetic, s), bytes);
+}
+
+work work_product(const sl_machine *m, uint32_t threads, double bytes_s, const sl_part *parts,
+                  uint32_t n, double bytes, double rows)
+{
+    return product(m, threads, bytes_s, parts, n, bytes, rows, false);
+}
+
+work work_product_spread(const sl_machine *m, uint32_t threads, double bytes_s,
+                         const sl_part *parts, uint32_t n, double bytes, double rows)
+{
+    return product(m, threads, bytes_s, parts, n, bytes, rows, rows > 1);
 }
 
 work work_product_gpu(const sl_machine_gpu *g, const sl_part *parts, uint32_t n, double bytes,

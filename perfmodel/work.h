@@ -16,6 +16,10 @@ work work_of(double s, double memory_s, double arithmetic_s, double bytes);
  * which `bytes` are read: by so many threads whose memory gives bytes_s, or by an accelerator. */
 work work_product(const sl_machine *m, uint32_t threads, double bytes_s, const sl_part *parts,
                   uint32_t n, double bytes, double rows);
+/* The same for matrices of which some get more rows and some fewer, `rows` on average: the least
+ * that this can take on average. */
+work work_product_spread(const sl_machine *m, uint32_t threads, double bytes_s,
+                         const sl_part *parts, uint32_t n, double bytes, double rows);
 work work_product_gpu(const sl_machine_gpu *g, const sl_part *parts, uint32_t n, double bytes,
                       double rows);
 

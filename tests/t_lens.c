@@ -184,8 +184,8 @@ static void lens_box(void)
     for (size_t i = 0; i < SL_LEN(lengths); i++) {
         sl_lens_bound b = sl_lens_batch(&box, &lengths[i], 1, 0);
         printf("  prompt %4u, gen %3u: pass %.2f s of %.0f tokens, %.0f sequences, "
-               "%.0f tok/s drawn, %s, then %s\n", lengths[i].prompt, lengths[i].gen, b.pass_s, b.pass_tokens,
-               b.sequences, b.gen_tok_per_s, sl_resource_name(b.binding),
+               "%.0f tok/s drawn, %s, then %s\n", lengths[i].prompt, lengths[i].gen, b.pass_s,
+               b.pass_tokens, b.sequences, b.gen_tok_per_s, sl_resource_name(b.binding),
                sl_resource_name(b.next));
         T_CHECK(b.vram_weights > 0 && b.vram_weights < 16e9 && b.link_share == 1, "%g pinned",
                 b.vram_weights);
@@ -295,8 +295,9 @@ static void latency(void)
         box.ram_bytes = 32e9;
         sl_forecast f = sl_lens_latency(&box, load, 2048);
         printf("  qwen3-30b-a3b beside a GPU with %4.1f GB: decode %5.0f tok/s (%s, %s), "
-               "prompt %5.0f (%s, %s)\n", gb, f.decode.tok_per_s, sl_resource_name(f.decode.binding),
-               sl_resource_name(f.decode.next), f.prompt.tok_per_s,
+               "prompt %5.0f (%s, %s)\n", gb, f.decode.tok_per_s,
+               sl_resource_name(f.decode.binding), sl_resource_name(f.decode.next),
+               f.prompt.tok_per_s,
                sl_resource_name(f.prompt.binding), sl_resource_name(f.prompt.next));
         T_CHECK(f.decode.tok_per_s >= before * (1 - 1e-12) && isfinite(f.decode.tok_per_s),
                 "%g GB: %g after %g", gb, f.decode.tok_per_s, before);
