@@ -58,6 +58,7 @@ static int add_token(cli_session *s, struct stream *t, int32_t id)
         t->cap_ids = cap;
     }
     g->ids[g->n_ids++] = id;
+    if (!s->vocab) return CLI_DONE;
     g->ended = sl_vocab_is_eog(s->vocab, id);
     bool shown = !g->view || sl_chat_view_push(g->view, s->vocab, id);
     if (g->ended || !shown) return CLI_DONE;
@@ -69,7 +70,7 @@ static int finish(struct stream *t)
 {
     const char *show;
     size_t n_show;
-    if (t->hit) return CLI_DONE;
+    if (t->hit || !t->piece) return CLI_DONE;
     int code = add_text(t, t->piece, sl_detok_flush(&t->detok, t->piece));
     if (code != CLI_DONE || t->hit) return code;
     cli_stop_flush(&t->stop, &show, &n_show);
@@ -145,8 +146,9 @@ static void measure(const cli_session *s, cli_gen *g, const sl_engine_stats *a,
 
 int cli_generate(cli_session *s, cli_gen *g)
 {
-    struct stream t = { .g = g, .piece = malloc(sl_vocab_max_text(s->vocab) + 8) };
-    if (!t.piece) return cli_fail("out of memory");
+    struct stream t = { .g = g };
+    if (s->vocab) t.piece = malloc(sl_vocab_max_text(s->vocab) + 8);
+    if (s->vocab && !t.piece) return cli_fail("out of memory");
     cli_stop_init(&t.stop, g->stops);
     sl_detok_init(&t.detok);
     cli_catch_sigint();

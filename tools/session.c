@@ -315,15 +315,18 @@ static int make_plan(const cli_engine_args *a, const cli_group *g, uint32_t n_se
     sl_machine m;
     /* measured were the kernels that run by default */
     if (a->isa || a->activations || a->blas) load = NULL;
-    bool known = load ? cli_machine_for_run(s->ctx, s->path, shape->total_bytes, &m)
-                      : cli_machine_kept(s->ctx, &m);
+    bool known = a->machine != NULL;
+    if (known) m = *a->machine;
+    else if (load) known = cli_machine_for_run(s->ctx, s->path, shape->total_bytes, &m);
+    else known = cli_machine_kept(s->ctx, &m);
     int code = cli_planner_params(a, g, s->ctx, shape, known ? &m : NULL, cli_available_bytes(),
                                   n_seq, &q);
     if (code != CLI_DONE) return code;
     q.base.cpu_mask = s->cpu_mask;
     q.base.blas = want_blas(a, shape);
     s->budget_bytes = q.base.ram_bytes;
-    if (load && known) {
+    if (a->ready) *ret_plan = *a->ready;
+    else if (load && known) {
         sl_choice c;
         sl_miss_model miss;
         q.load = *load;
@@ -335,7 +338,7 @@ static int make_plan(const cli_engine_args *a, const cli_group *g, uint32_t n_se
         s->forecast = c.forecast;
         s->has_forecast = true;
     } else if (sl_plan_make(s->ctx, shape, &q.base, ret_plan) != SL_OK) return cli_fail_ctx(s->ctx);
-    warn_of_plan(g, shape, ret_plan);
+    if (!a->no_banner) warn_of_plan(g, shape, ret_plan);
     return CLI_DONE;
 }
 

@@ -33,6 +33,9 @@ typedef struct cli_engine_args {
     const char *plan;           /* --plan FILE: what no other flag says is taken from there */
     bool force;                 /* the same for a plan of other hardware */
     bool verbose;
+    /* instead of the kept machine file's; instead of any plan made here. May be NULL. */
+    const sl_machine *machine;
+    const sl_plan *ready;
     bool no_text;               /* a model without a tokenizer will do */
     bool no_banner;
 } cli_engine_args;
@@ -131,8 +134,9 @@ typedef struct cli_gen {
     double ahead_used;
 } cli_gen;
 
-/* Runs g->request to its end, a stop string, or Ctrl-C. Returns CLI_DONE, CLI_INTERRUPTED, or
- * CLI_FAILED after one line. cli_gen_free in every case. */
+/* Runs g->request to its end, a stop string, or Ctrl-C; without a vocabulary there are ids and no
+ * text. Returns CLI_DONE, CLI_INTERRUPTED, or CLI_FAILED after one line. cli_gen_free in every
+ * case. */
 int cli_generate(cli_session *s, cli_gen *g);
 void cli_gen_free(cli_gen *g);
 
