@@ -23,6 +23,7 @@ int cmd_probe(int argc, char **argv);
 int cmd_report(int argc, char **argv);
 int cmd_synth(int argc, char **argv);
 int cmd_bench(int argc, char **argv);
+int cmd_verify(int argc, char **argv);
 
 /* ---- options ----
  * Tables are static const; `offset` says where in the command's own struct a value lands, so:

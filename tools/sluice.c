@@ -22,6 +22,7 @@ static const struct command commands[] = {
     { "plan", cmd_plan, "how fast a model would be, before a download" },
     { "probe", cmd_probe, "measure what this machine can do at most" },
     { "report", cmd_report, "forecast, limits and measurements as one HTML page" },
+    { "verify", cmd_verify, "predict a run, run it, and say how far off that was" },
     { "synth", cmd_synth, "write a model with random weights in a real shape" },
     { "bench", cmd_bench, "speed of a model or of the kernels, beside what the machine allows" },
     { NULL, NULL, NULL }

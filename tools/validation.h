@@ -18,10 +18,10 @@
  * disk_bytes_per_token and stall_share only where experts are streamed). measured: the median of
  * runs. error, cold_error: predicted over measured, less 1; of hit_rate and stall_share predicted
  * less measured. spread: largest less smallest of the runs, over the median; of the two shares
- * without the division. "cold" and "cold_error" stand only beside a calibrated prediction. moved:
- * how far the forecasts by the probes before and after the runs lie apart, the worse of prompt and
- * decode; missing
- * with --machine. */
+ * without the division. "cold" and "cold_error" stand only where `predicted` knows a routing trace.
+ * moved: how far the forecasts by the probes before and after the runs lie apart, the worse of
+ * prompt and decode; missing with --machine. A first attempt that was given up because of it has
+ * the kind "moved". */
 #ifndef VALIDATION_H
 #define VALIDATION_H
 
