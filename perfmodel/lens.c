@@ -117,8 +117,3 @@ double sl_lens_distinct(const double *p, uint32_t n_expert, double n_rows)
     for (uint32_t i = 0; i < n_expert; i++) n += -expm1(n_rows * log1p(-fmin(p[i], 1)));
     return n;
 }
-
-double sl_lens_link_share(double link_bytes_s, double host_bytes_s)
-{
-    return fmin(link_bytes_s / host_bytes_s, 1);
-}

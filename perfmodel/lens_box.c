@@ -23,6 +23,7 @@ struct env {
     double dram, dram_all;      /* bytes/s of the threads, of the memory */
     double disk;                /* bytes/s at best; 0: not measured */
     double ram, vram;
+    double micro;               /* batches */
     double kv_position;         /* bytes of all layers */
     double dense, largest_layer;        /* weights: all but experts; a layer's experts */
     sl_machine_cost cost;
@@ -39,6 +40,7 @@ static struct env env_of(const sl_lens_box *box)
     const sl_machine *m = box->machine;
     const sl_shape *s = box->shape;
     struct env e = { .box = box, .m = m, .gpu = box->gpu, .shape = s,
+                     .micro = SL_MAX(box->micro_batches, 1),
                      .threads = box->threads ? box->threads : m->id.cores,
                      .ram = box->ram_bytes > 0 ? box->ram_bytes : (double)m->id.ram_bytes };
     uint32_t some_bytes, some_depth;
@@ -57,12 +59,17 @@ static struct env env_of(const sl_lens_box *box)
     return e;
 }
 
-/* Products are the GPU's where there is one. */
+/* `rows` rows, on the GPU in the box's micro-batches. */
 static work product(const struct env *e, bool on_gpu, const sl_part *parts, uint32_t n,
                     uint64_t bytes, double rows)
 {
-    return on_gpu ? work_product_gpu(e->gpu, parts, n, (double)bytes, rows)
-                  : work_product(e->m, e->threads, e->dram, parts, n, (double)bytes, rows);
+    work one, all = { .s = 0 };
+    if (!on_gpu)
+        return work_product(e->m, e->threads, e->dram, parts, n, (double)bytes, rows);
+    double times = fmin(e->micro, fmax(rows, 1));
+    one = work_product_gpu(e->gpu, parts, n, (double)bytes, rows / times);
+    work_add(&all, &one, times);
+    return all;
 }
 
 static bool same_layer(const sl_shape *s, uint32_t l)
@@ -138,11 +145,16 @@ static void add_layer(const struct env *e, const sl_layer_shape *l, const struct
     add_attention(e, l, r, p);
     if (!l->n_expert) return;
     double n = sl_miss_distinct(e->box->miss, l->n_expert, l->n_used, rows);
-    double each = fmax(rows * l->n_used / n, 1);
-    work w = product(e, e->gpu != NULL, l->expert, SL_SHAPE_TYPES, l->expert_bytes, each);
-    work_add(&p->experts, &w, n);
-    if (e->gpu) w = product(e, false, l->expert, SL_SHAPE_TYPES, l->expert_bytes, each);
+    work w = product(e, false, l->expert, SL_SHAPE_TYPES, l->expert_bytes,
+                     fmax(rows * l->n_used / n, 1));
     work_add(&p->on_cpu, &w, n);
+    if (e->gpu) {
+        double times = fmin(e->micro, fmax(rows, 1)), part = rows / times;
+        double some = sl_miss_distinct(e->box->miss, l->n_expert, l->n_used, part);
+        w = work_product_gpu(e->gpu, l->expert, SL_SHAPE_TYPES, (double)l->expert_bytes,
+                             fmax(part * l->n_used / some, 1));
+        work_add(&p->experts, &w, times * some);
+    }
     p->experts_bytes += n * (double)l->expert_bytes;
     p->n_stages++;
 }
@@ -196,9 +208,10 @@ static struct places pin(const struct env *e)
     return at;
 }
 
-/* The least time with `share` of the experts that are not pinned going over the link. */
+/* The least time with `share` of the experts that are not pinned going over the link; in_turn: if
+ * nothing overlapped. */
 static double pass_s(const struct env *e, const struct pass *p, const struct places *at,
-                     double share, double busy[SL_N_RESOURCES])
+                     double share, double busy[SL_N_RESOURCES], double *ret_in_turn)
 {
     double dense = e->dense - at->dense_vram;
     double experts = fmax(p->experts_bytes - at->experts_vram, 0);
@@ -228,18 +241,23 @@ static double pass_s(const struct env *e, const struct pass *p, const struct pla
     busy[SL_RES_DRAM] = fmax(cpu.memory_s, ram_bytes / e->dram_all);
     double s = fmax(gpu.s, cpu.s);
     for (int i = 0; i < SL_N_RESOURCES; i++) s = fmax(s, busy[i]);
+    *ret_in_turn = gpu.s + cpu.s + busy[SL_RES_DISK] + busy[SL_RES_H2D] + busy[SL_RES_D2H]
+                 + busy[SL_RES_SYNC];
     return s;
 }
 
-/* The best share; fills pass_s, link_share, busy_s and what binds. */
-static void best_share(const struct env *e, const struct pass *p, const struct places *at,
-                       sl_lens_bound *ret)
+/* The best share; fills pass_s, link_share, busy_s and what binds. Returns the seconds if nothing
+ * overlapped. */
+static double best_share(const struct env *e, const struct pass *p, const struct places *at,
+                         sl_lens_bound *ret)
 {
+    double in_turn = 0, now;
     ret->pass_s = INFINITY;
     for (int i = SHARES; i >= 0; i--) {
         double busy[SL_N_RESOURCES], share = (double)i / SHARES;
-        double s = pass_s(e, p, at, share, busy);
+        double s = pass_s(e, p, at, share, busy, &now);
         if (s < ret->pass_s) {
+            in_turn = now;
             ret->pass_s = s;
             ret->link_share = e->gpu ? share : 0;
             memcpy(ret->busy_s, busy, sizeof busy);
@@ -249,6 +267,7 @@ static void best_share(const struct env *e, const struct pass *p, const struct p
     busiest(ret->busy_s, &ret->binding, &ret->next);
     ret->vram_weights = at->dense_vram + at->experts_vram;
     ret->ram_weights = at->ram;
+    return in_turn;
 }
 
 sl_lens_bound sl_lens_batch(const sl_lens_box *box, const sl_lens_length *lengths, uint32_t n,
@@ -272,7 +291,7 @@ sl_lens_bound sl_lens_batch(const sl_lens_box *box, const sl_lens_length *length
         struct pass p = pass_of(&e, &r);
         sl_lens_bound b = { .pass_tokens = r.prompt + r.decode, .sequences = r.drawn,
                             .kv_bytes = starts * mix.held * e.kv_position };
-        best_share(&e, &p, &at, &b);
+        b.gen_tok_per_s_in_turn = r.decode / best_share(&e, &p, &at, &b);
         b.tok_per_s = b.pass_tokens / b.pass_s;
         b.gen_tok_per_s = r.decode / b.pass_s;
         if (b.tok_per_s > best.tok_per_s) best = b;
@@ -294,14 +313,14 @@ sl_lens_bound sl_lens_round(const sl_lens_box *box, double n, uint32_t prompt, u
     struct rows draw = { .decode = n, .drawn = n, .decode_times = n / gen, .lengths = &length,
                          .n_lengths = 1 };
     struct pass p = pass_of(&e, &read);
-    best_share(&e, &p, &at, &b);
-    double prompt_s = b.pass_s;
+    double in_turn = best_share(&e, &p, &at, &b), s = b.pass_s;
     p = pass_of(&e, &draw);
-    best_share(&e, &p, &at, &b);
-    double s = prompt_s + (gen - 1) * b.pass_s;
+    in_turn += (gen - 1) * best_share(&e, &p, &at, &b);
+    s += (gen - 1) * b.pass_s;
     b.pass_tokens = b.sequences = n;
     b.tok_per_s = n * ((double)prompt + gen) / s;
     b.gen_tok_per_s = n * gen / s;
+    b.gen_tok_per_s_in_turn = n * gen / in_turn;
     return b;
 }
 

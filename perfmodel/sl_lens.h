@@ -3,8 +3,7 @@
  * Owns formulas. Pure functions of numbers. Units: seconds, bytes, tokens, flops (a multiply-add
  * is 2). Tested by tests/t_lens.c (MoE-Lens's tables, MoE-Lightning's figures).
  * Sources: MoE-Lens, arXiv 2504.09345, equations 1 to 7; SE-MoE, 2205.10034, 3.3.2; MoE-Lightning,
- * 2411.11217, equations 12 to 14; Fiddler, 2402.07033; FreeToken, 2608.16157. "Ours": no paper
- * says so.
+ * 2411.11217, equations 12 to 14; Fiddler, 2402.07033. "Ours": no paper says so.
  *
  * What goes beyond these papers: bytes per weight and link; sums with g + 1 terms, whole KV blocks
  * and distributions of lengths; distinct experts by popularity; pinned weights and a small ring;
@@ -86,10 +85,6 @@ SL_API double sl_lens_one_stream_s(uint32_t n_layers, const double *apart_s,
 /* Different experts that n rows use, each expert with probability p[i] in a row:
  * sum of 1 - (1 - p)^n. */
 SL_API double sl_lens_distinct(const double *p, uint32_t n_expert, double n_rows);
-/* Bytes of m experts' work in the least time when a link and a host's cores share the host's
- * memory: share that goes over the link, B_P / B_H (FreeToken). */
-SL_API double sl_lens_link_share(double link_bytes_s, double host_bytes_s);
-
 /* ---- a machine ---- */
 
 typedef struct sl_lens_box {
@@ -104,10 +99,16 @@ typedef struct sl_lens_box {
     /* experts are multiplied by the GPU alone, as in MoE-Lens and MoE-Lightning; else by the CPU
      * too, where that is faster */
     bool gpu_experts;
+    /* A pass's rows go through the GPU in so many parts (MoE-Lightning's N / mu), each of which
+     * reads the layer's weights from VRAM. 0: 1 */
+    uint32_t micro_batches;
 } sl_lens_box;
 
 typedef struct sl_lens_bound {
     double tok_per_s, gen_tok_per_s;    /* 0: not even one request fits */
+    /* the same if nothing overlapped: disk, link, GPU and CPU in turn. FlexGen's own cost model
+     * adds them in pairs, since its overlap fell short of the maximum. */
+    double gen_tok_per_s_in_turn;
     double pass_s, pass_tokens;
     double sequences;           /* alive at once */
     double kv_bytes, vram_weights, ram_weights;     /* where bytes lie; the rest on disk */

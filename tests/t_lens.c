@@ -138,7 +138,6 @@ static void rings_and_streams(void)
     p[0] = 1;
     p[1] = 0;
     T_CHECK(sl_lens_distinct(p, 2, 9) == 1, "%g", sl_lens_distinct(p, 2, 9));
-    T_CHECK(sl_lens_link_share(20, 80) == 0.25 && sl_lens_link_share(20, 10) == 1, "share");
 }
 
 /* ---- a machine ---- */
@@ -247,34 +246,39 @@ static void lightning(void)
     /* rows of padded length and batch as the paper chose them; tok/s as it measured them */
     static const struct {
         const char *machine, *setting, *work;
-        uint32_t prompt, gen, n;
+        uint32_t prompt, gen, n, micro;
         double tok_s, flexgen;
     } cells[] = {
-        { "moe-lightning-t4", "S1, T4", "MTBench", 418, 128, 504, 30.12, 9.5 },
-        { "moe-lightning-t4", "S1, T4", "synthetic reasoning", 256, 50, 936, 26.349, 22.691 },
-        { "moe-lightning-t4", "S1, T4", "summarization", 1984, 64, 76, 4.52, 3.868 },
-        { "moe-lightning-l4", "S2, L4", "synthetic reasoning", 256, 50, 1500, 105.29, 50.138 },
-        { "moe-lightning-l4", "S2, L4", "summarization", 1984, 64, 288, 12.393, 7.14 },
+        { "moe-lightning-t4", "S1, T4", "MTBench", 418, 128, 504, 14, 30.12, 9.5 },
+        { "moe-lightning-t4", "S1, T4", "synthetic reasoning", 256, 50, 936, 26, 26.349, 22.691 },
+        { "moe-lightning-t4", "S1, T4", "summarization", 1984, 64, 76, 19, 4.52, 3.868 },
+        { "moe-lightning-l4", "S2, L4", "synthetic reasoning", 256, 50, 1500, 15, 105.29, 50.138 },
+        { "moe-lightning-l4", "S2, L4", "summarization", 1984, 64, 288, 36, 12.393, 7.14 },
     };
     sl_shape s = shape_of("mixtral-8x7b", "F16");
-    printf("\n| setting | workload | sequences | bound tok/s | binds, then | "
-           "MoE-Lightning measured | share of the bound | FlexGen | bound, ages mixed |\n"
-           "|---|---|---:|---:|---|---:|---:|---:|---:|\n");
+    printf("\n| setting | workload | sequences | nothing overlaps | all overlaps | binds, then | "
+           "measured | share | FlexGen | ages mixed, all RAM |\n"
+           "|---|---|---:|---:|---:|---|---:|---:|---:|---:|\n");
     for (size_t i = 0; i < SL_LEN(cells); i++) {
         sl_machine m = machine_of(cells[i].machine);
         sl_lens_box box = { .machine = &m, .gpu = m.gpu, .shape = &s, .miss = misses_of(&s),
-                            .kv_type = SL_F16, .kv_block = 1, .gpu_experts = true };
+                            .kv_type = SL_F16, .kv_block = 1, .gpu_experts = true,
+                            .micro_batches = cells[i].micro };
         sl_lens_bound b = sl_lens_round(&box, cells[i].n, cells[i].prompt, cells[i].gen);
         sl_lens_length l = { cells[i].prompt, cells[i].gen, 1 };
+        box.micro_batches = 1;
         sl_lens_bound mixed = sl_lens_batch(&box, &l, 1, 0);
-        printf("| %s | %s, %u + %u | %u | %.1f | %s, %s | %.1f | %.0f %% | %.1f | %.1f |\n",
+        printf("| %s | %s, %u + %u | %u | %.1f | %.1f | %s, %s | %.1f | %.0f %% | %.1f | %.1f |\n",
                cells[i].setting, cells[i].work, cells[i].prompt, cells[i].gen, cells[i].n,
-               b.gen_tok_per_s, sl_resource_name(b.binding), sl_resource_name(b.next),
-               cells[i].tok_s, 100 * cells[i].tok_s / b.gen_tok_per_s, cells[i].flexgen,
-               mixed.gen_tok_per_s);
-        /* a bound, and not an idle one */
-        T_CHECK(b.gen_tok_per_s > cells[i].tok_s && b.gen_tok_per_s < 6 * cells[i].tok_s,
-                "%zu: %g, measured %g", i, b.gen_tok_per_s, cells[i].tok_s);
+               b.gen_tok_per_s_in_turn, b.gen_tok_per_s, sl_resource_name(b.binding),
+               sl_resource_name(b.next), cells[i].tok_s, 100 * cells[i].tok_s / b.gen_tok_per_s,
+               cells[i].flexgen, mixed.gen_tok_per_s);
+        /* A bound. What was measured is 13 to 36 % below what the same parts take in turn: these
+         * machines' rates are from data sheets. */
+        T_CHECK(b.gen_tok_per_s > cells[i].tok_s && b.gen_tok_per_s_in_turn > cells[i].tok_s
+                && b.gen_tok_per_s_in_turn < 1.6 * cells[i].tok_s
+                && b.gen_tok_per_s_in_turn < b.gen_tok_per_s, "%zu: %g to %g, measured %g", i,
+                b.gen_tok_per_s_in_turn, b.gen_tok_per_s, cells[i].tok_s);
         T_CHECK(b.kv_bytes + b.ram_weights <= (double)m.id.ram_bytes, "%g", b.kv_bytes);
     }
     printf("\n");
