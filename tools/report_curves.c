@@ -202,10 +202,9 @@ static int span_kind(const sl_span *s)
 
 static void end_span(struct lane *l)
 {
+    if (l->kind < 0) return;
     json_t *layer = l->layer == SL_STEP_NONE ? json_null() : json_integer(l->layer);
-    if (l->kind >= 0)
-        json_array_append_new(l->list, json_pack("[i, o, f, f]", l->kind, layer, l->from_s,
-                                                 l->to_s));
+    json_array_append_new(l->list, json_pack("[i, o, f, f]", l->kind, layer, l->from_s, l->to_s));
     l->kind = -1;
 }
 

@@ -35,8 +35,8 @@ static json_t *batch_curve(const report_in *in, const char *name, const sl_machi
 json_t *report_batch(const report_in *in)
 {
     const sl_machine *m = in->machine;
-    json_t *curves = json_array();
     if (!in->load.n_gen) return json_null();
+    json_t *curves = json_array();
     json_array_append_new(curves, batch_curve(in, "all on the CPU", NULL));
     if (m->n_gpus) json_array_append_new(curves, batch_curve(in, "with the GPU", &m->gpu[0]));
     return json_pack("{s:s, s:s, s:f, s:b, s:o}", "title", "Sequences at once", "words",
