@@ -61,6 +61,41 @@ static void check_dense(sl_ctx *ctx)
     }
 }
 
+/* 1e9 weights that the model classes of transformers 5.23 make of these very files
+ * (tests/golden/count_config.py). */
+static void check_counts(sl_ctx *ctx)
+{
+    static const struct { const char *stem; double params; } models[] = {
+        { "dbrx", 131.5965 }, { "deepseek-v2-lite", 15.7065 }, { "deepseek-v2", 235.7414 },
+        { "deepseek-v3", 671.0264 }, { "dense-llama-3.1-8b", 8.0303 },
+        { "dense-qwen2.5-7b", 7.6156 }, { "dense-qwen3-8b", 8.1907 }, { "dots.llm1", 142.7744 },
+        { "ernie-4.5-21b-a3b", 21.8254 }, { "ernie-4.5-300b-a47b", 299.4842 },
+        { "glm-4.5-air", 106.8522 }, { "glm-4.6", 352.7978 }, { "glm-4.7-flash", 29.9434 },
+        { "glm-5", 743.9112 }, { "gpt-oss-120b", 116.8292 }, { "gpt-oss-20b", 20.9148 },
+        { "granite-3-3b-a800m", 3.2988 }, { "granite-4-h-small", 32.2073 },
+        { "granite-4-h-tiny", 6.9390 }, { "hunyuan-a13b", 80.3932 },
+        { "jamba-1.5-large", 398.5551 }, { "jamba-1.5-mini", 51.5703 }, { "lfm2-8b-a1b", 8.3399 },
+        { "llama-4-maverick", 400.7118 }, { "llama-4-scout", 107.7699 },
+        { "minimax-m2", 228.6897 }, { "mixtral-8x22b", 140.6206 }, { "mixtral-8x7b", 46.7028 },
+        { "moonlight-16b-a3b", 15.9601 }, { "olmoe-1b-7b", 6.9192 }, { "phi-3.5-moe", 41.8732 },
+        { "qwen1.5-moe-a2.7b", 14.3158 }, { "qwen2-57b-a14b", 57.4087 },
+        { "qwen3-235b-a22b", 235.0936 }, { "qwen3-30b-a3b", 30.5321 },
+        { "qwen3-next-80b-a3b", 79.6744 }, { "qwen3.5-35b-a3b", 34.6606 },
+        { "solar-open-100b", 102.6518 }, { "trinity-mini", 26.1240 },
+    };
+    char path[1024];
+    for (size_t i = 0; i < SL_LEN(models); i++) {
+        sl_source *s = NULL;
+        path_of(models[i].stem, path);
+        T_NEED(sl_source_open(ctx, path, NULL, &s) == SL_OK, "%s", sl_error(ctx));
+        double got = (double)s->shape->n_params * 1e-9, off = got / models[i].params - 1;
+        /* GLM-5's indexer is left out. */
+        T_CHECK(fabs(off) < (strcmp(models[i].stem, "glm-5") ? 2e-5 : 1e-3), "%s: %.4f, not %.4f",
+                models[i].stem, got, models[i].params);
+        sl_source_close(&s);
+    }
+}
+
 static void check_unknown(sl_ctx *ctx)
 {
     char path[1024];
@@ -195,6 +230,7 @@ int main(void)
     free(names);
     T_CHECK(n_alike >= 40, "%u files of presets", n_alike);
     check_dense(ctx);
+    check_counts(ctx);
     check_unknown(ctx);
     check_errors(ctx);
     check_folder(ctx);

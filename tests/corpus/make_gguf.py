@@ -49,10 +49,32 @@ TENSORS = [
     ("token_embd.weight", (32, 7), 8, 64, 7 * 34),
     ("blk.0.ffn_up_exps.weight", (32, 2, 2), 2, 320, 4 * 18),
 ]
+NEW = [     # of an architecture that nobody knows: its shape comes from the names
+    ("general.architecture", STR, "new"),
+    ("new.block_count", 4, 2),
+    ("new.attention.head_count", 4, 2),
+    ("new.attention.head_count_kv", ARR, (4, [1, 1])),
+    ("new.attention.sliding_window", 4, 16),
+    ("new.attention.sliding_window_pattern", ARR, (7, [True, False])),
+    ("new.attention.kv_lora_rank", 4, 4),
+    ("new.expert_count", 4, 2),
+    ("new.expert_used_count", 4, 1),
+]
+NEW_TENSORS = [
+    ("token_embd.weight", (8, 7), 0, 0, 224),
+    ("blk.0.attn_k.weight", (8, 4), 0, 224, 128),
+    ("blk.0.attn_v.weight", (8, 4), 0, 352, 128),
+    ("blk.0.ffn_gate_inp.weight", (8, 2), 0, 480, 64),
+    ("blk.0.ffn_gate_up_exps.weight", (8, 4, 2), 0, 544, 256),
+    ("blk.0.ffn_down_exps.weight", (2, 8, 2), 0, 800, 128),
+    ("blk.1.attn_kv_a_mqa.weight", (8, 6), 0, 928, 192),
+    ("blk.1.ffn_up.1.weight", (8, 2), 0, 1120, 64),
+]
 FILES = {
     "vocab.gguf": gguf(VOCAB, []),
     "types.gguf": gguf(ALL_TYPES, []),
     "tensors.gguf": gguf(VOCAB[:1] + [("general.alignment", 4, 64)], TENSORS, alignment=64),
+    "new.gguf": gguf(NEW, NEW_TENSORS),
     "v2.gguf": gguf(VOCAB[:2], TENSORS[:1], version=2),
     "split.gguf": gguf([("split.no", 2, 0), ("split.count", 2, 1), ("split.tensors.count", 5, 1)], TENSORS[:1]),
     "second.gguf": gguf([("split.no", 2, 1), ("split.count", 2, 2), ("split.tensors.count", 5, 1)], []),
