@@ -16,6 +16,7 @@ struct command {
 static const struct command commands[] = {
     { "run", cmd_run, "continue a text" },
     { "chat", cmd_chat, "talk with a model through its chat template" },
+    { "batch", cmd_batch, "answer a file of prompts, as many tokens an hour as can be" },
     { "eval", cmd_eval, "perplexity of a text, and raw logits" },
     { "tokenize", cmd_tokenize, "token ids of a text, and the way back" },
     { "inspect", cmd_inspect, "metadata, tensors and bytes per class of a model file" },
