@@ -302,25 +302,38 @@ static void describe(const search *s, const sl_plan_params *p, knob k, char text
     text[0] = 0;
 }
 
+/* The quickest other value of a knob, simulated unless its bound is slower than the choice already;
+ * MAX_SEEN: it has none. */
+static sl_status next_best(search *s, const candidate *c, knob k, uint32_t *ret)
+{
+    sl_plan_params v[MAX_VALUES];
+    uint32_t n = values(s, &c->params, k, v);
+    double least = INFINITY;
+    *ret = MAX_SEEN;
+    for (uint32_t i = 0; i < n; i++) {
+        uint32_t at = same(&v[i], &c->params, k) ? MAX_SEEN : bound(s, &v[i]);
+        if (at == MAX_SEEN || s->seen[at].impossible) continue;
+        if (s->seen[at].bound_s < SL_MIN(least, c->s)) SL_TRY(simulate(s, at));
+        double t = s->seen[at].s >= 0 ? s->seen[at].s : s->seen[at].bound_s;
+        if (t < least) least = t, *ret = at;
+    }
+    return SL_OK;
+}
+
 /* One line for each knob that had a choice: its value, and the best other one. */
-static void explain(search *s, uint32_t chosen, sl_choice *ret)
+static sl_status explain(search *s, uint32_t chosen, sl_choice *ret)
 {
     const candidate *c = &s->seen[chosen];
     ret->n_why = 0;
     for (knob k = 0; k < N_KNOBS; k++) {
-        sl_plan_params v[MAX_VALUES];
-        uint32_t n = values(s, &c->params, k, v), other = MAX_SEEN;
-        double least = INFINITY;
-        for (uint32_t i = 0; i < n; i++) {
-            uint32_t at = same(&v[i], &c->params, k) ? MAX_SEEN : bound(s, &v[i]);
-            if (at == MAX_SEEN || s->seen[at].impossible) continue;
-            double t = s->seen[at].s >= 0 ? s->seen[at].s : s->seen[at].bound_s;
-            if (t < least) least = t, other = at;
-        }
+        uint32_t other;
+        SL_TRY(next_best(s, c, k, &other));
         if (other == MAX_SEEN) continue;
         char value[TEXT], instead[TEXT], more[64];
-        double percent = 100 * (least / c->s - 1);
-        const char *at_least = s->seen[other].s >= 0 ? "" : "at least ";
+        bool simulated = s->seen[other].s >= 0;
+        double percent =
+            100 * ((simulated ? s->seen[other].s : s->seen[other].bound_s) / c->s - 1);
+        const char *at_least = simulated ? "" : "at least ";
         describe(s, &c->params, k, value);
         describe(s, &s->seen[other].params, k, instead);
         if (fabs(percent) < 1) snprintf(more, sizeof more, "would be as quick");
@@ -329,6 +342,7 @@ static void explain(search *s, uint32_t chosen, sl_choice *ret)
                      percent > 0 ? "longer" : "less: too little to trust");
         snprintf(ret->why[ret->n_why++], sizeof ret->why[0], "%s: %s %s", value, instead, more);
     }
+    return SL_OK;
 }
 
 /* ---- more of everything ---- */
@@ -444,7 +458,7 @@ sl_status sl_planner_run(sl_ctx *ctx, const sl_machine *m, const sl_shape *shape
     sl_forecast_in in = input(&s, &c.plan);
     c.bound = sl_stage1(&in);
     SL_TRY(sl_sim_run(ctx, &in, NULL, NULL, &c.forecast));
-    explain(&s, at, &c);
+    SL_TRY(explain(&s, at, &c));
     c.n_tried = s.n_seen;
     c.n_simulated = s.n_simulated;
     if (gains) SL_TRY(add_gains(&s, &c));
