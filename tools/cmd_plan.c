@@ -4,8 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "offload/sl_probe.h"
-#include "tools/machine_file.h"
+#include "runtime/base/sl_json.h"
 #include "tools/plan_text.h"
 #include "tools/session.h"
 
@@ -99,7 +98,8 @@ static int plan(const struct args *a, const cli_engine_args *e, const cli_group 
     sl_choice choice;
     plan_view v = { .src = src, .machine = &m, .vram_bytes = a->vram_bytes, .command = command,
                     .load = { a->n_prompt, a->n_gen }, .choice = &choice };
-    int code = cli_machine(ctx, a->machine, &m, &v.here);
+    const char *file = src->kind == SL_SOURCE_GGUF ? src->path : NULL;
+    int code = cli_machine_for_plan(ctx, a->machine, file, &m, &v.here);
     if (code == CLI_DONE) code = cli_miss_model(ctx, src->shape, a->trace, &miss);
     if (code == CLI_DONE)
         code = cli_planner_params(e, g, ctx, src->shape, &m, cli_plan_available(&m, v.here), 1, &q);
@@ -115,6 +115,9 @@ static int plan(const struct args *a, const cli_engine_args *e, const cli_group 
     q.load = v.load;
     if (sl_planner_run(ctx, &m, src->shape, &miss, &q, !a->llama_cpp, &choice) != SL_OK)
         return cli_fail_ctx(ctx);
+    if (choice.plan.weights == SL_WEIGHTS_STREAMED && !m.disk.n_curves)
+        return cli_fail("%s does not fit in RAM whole, and nobody measured the machine's disk: "
+                        "`sluice probe` does", src->title);
     return show(a, ctx, &v);
 }
 

@@ -7,8 +7,10 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "offload/sl_ecache.h"
 #include "offload/sl_probe.h"
 #include "offload/sl_store.h"
+#include "offload/sl_trace.h"
 #include "tools/machine_file.h"
 #include "tools/session.h"
 
@@ -41,41 +43,84 @@ void cli_set_reads(const sl_machine *m, sl_plan_params *p)
     p->read_depth = SL_MIN(SL_MAX(SL_MAX(depth, FLYING / bytes), LEAST), SL_STORE_MAX_DEPTH);
 }
 
-/* Keeps a quick result where nothing is kept yet. */
-static void keep_quick(sl_ctx *ctx, const sl_machine *m)
+/* Where a result may be kept: the path is free, and its folders are there; NULL otherwise. */
+static char *free_path(sl_ctx *ctx)
 {
+    if (!getenv("HOME") && !getenv("XDG_CACHE_HOME")) return NULL;
     char *path = cli_machine_path();
-    if (path && access(path, F_OK) && cli_make_parents(ctx, path) == SL_OK
-        && sl_machine_save(ctx, m, path) == SL_OK)
-        cli_note("kept in %s", path);
+    if (path && access(path, F_OK) && cli_make_parents(ctx, path) == SL_OK) return path;
+    if (path && !access(path, F_OK))
+        cli_note("%s is not of this machine as it is now, or of an older sluice: `sluice probe` "
+                 "writes it anew", path);
     free(path);
+    return NULL;
+}
+
+/* About 3 s; kept where nothing is kept yet. The disk is the model file's, or that of the folder
+ * where results are kept. */
+static int measure_quick(sl_ctx *ctx, const char *model, sl_machine *ret)
+{
+    char *path = free_path(ctx);
+    cli_note("measuring this machine for 3 s; `sluice probe` does it thoroughly");
+    sl_status st = sl_probe_run(ctx, &(sl_probe_params){ .quick = true }, ret);
+    int code = st == SL_OK ? CLI_DONE : cli_fail_ctx(ctx);
+    char *folder = path && !model ? strndup(path, (size_t)(strrchr(path, '/') - path)) : NULL;
+    sl_probe_disk_params dp = { .quick = true, .file = model, .folder = folder };
+    if (st == SL_OK && (model || folder) && sl_probe_disk(ctx, &dp, ret) != SL_OK) {
+        cli_warn("the disk is not measured: %s", sl_error(ctx));
+        ret->disk.n_curves = 0;
+    }
+    if (st == SL_OK && path && sl_machine_save(ctx, ret, path) == SL_OK)
+        cli_note("kept in %s", path);
+    free(folder);
+    free(path);
+    return code;
+}
+
+int cli_machine_for_plan(sl_ctx *ctx, const char *name, const char *model, sl_machine *ret,
+                         bool *ret_here)
+{
+    sl_machine_id now;
+    char why[200];
+    *ret_here = true;
+    if (!name && cli_machine_kept(ctx, ret)) return CLI_DONE;
+    if (!name) return measure_quick(ctx, model, ret);
+    if (sl_probe_identify(ctx, &now) != SL_OK) return cli_fail_ctx(ctx);
+    int code = cli_machine_load(ctx, name, ret);
+    if (code == CLI_DONE) *ret_here = sl_machine_same(&ret->id, &now, why);
+    return code;
 }
 
 bool cli_machine_for_run(sl_ctx *ctx, const char *model, uint64_t weights_bytes, sl_machine *ret)
 {
     const uint64_t small = (uint64_t)1 << 30;   /* opens in less than a probe takes */
     if (cli_machine_kept(ctx, ret)) return true;
-    if (weights_bytes < small || !(getenv("HOME") || getenv("XDG_CACHE_HOME"))) return false;
-    cli_note("measuring this machine for 3 s, for a forecast; `sluice probe` does it thoroughly");
-    if (sl_probe_run(ctx, &(sl_probe_params){ .quick = true }, ret) != SL_OK) return false;
-    sl_probe_disk_params dp = { .quick = true, .file = model };
-    if (sl_probe_disk(ctx, &dp, ret) != SL_OK) ret->disk.n_curves = 0;
-    keep_quick(ctx, ret);
-    return true;
+    return weights_bytes >= small && measure_quick(ctx, model, ret) == CLI_DONE;
 }
 
 int cli_miss_model(sl_ctx *ctx, const sl_shape *shape, const char *trace, sl_miss_model *ret)
 {
     uint32_t n_expert = 0, n_used = 0;
-    (void)ctx;
     for (uint32_t l = 0; l < shape->n_layer; l++)
         if (shape->layers[l].n_expert > n_expert) {
             n_expert = shape->layers[l].n_expert;
             n_used = shape->layers[l].n_used;
         }
-    if (trace) return cli_fail("--trace: not yet");
     *ret = sl_miss_default(n_expert, n_used);
-    return CLI_DONE;
+    if (!trace) return CLI_DONE;
+    sl_trace *t;
+    if (sl_trace_load(ctx, trace, &t) != SL_OK) return cli_fail_ctx(ctx);
+    int code = CLI_DONE;
+    if (t->n_layer != shape->n_layer || t->n_expert != n_expert || t->n_used != n_used)
+        code = cli_fail("%s is of another model: %" PRIu32 " layers, %" PRIu32 " of %" PRIu32
+                        " experts; this one has %" PRIu32 ", %" PRIu32 " of %" PRIu32, trace,
+                        t->n_layer, t->n_used, t->n_expert, shape->n_layer, n_used,
+                        n_expert);
+    else if (sl_trace_miss_model(ctx, t, SL_POLICY_DEFAULT, ret) != SL_OK) code = cli_fail_ctx(ctx);
+    else if (!ret->n_points)
+        code = cli_fail("%s has no tokens that were written one after another", trace);
+    sl_trace_free(ctx, &t);
+    return code;
 }
 
 /* ---- text ---- */

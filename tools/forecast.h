@@ -24,9 +24,14 @@ uint64_t cli_plan_available(const sl_machine *m, bool here);
  * most disks like it. m may be NULL. */
 void cli_set_reads(const sl_machine *m, sl_plan_params *p);
 
-/* The machine for a forecast of a run: the kept one that fits; else, for weights that take a while
- * to load, one measured in about 3 s (the disk on the model's file), which is kept unless another
- * file stands there. False: no forecast. */
+/* A named machine (a file, or one that is shipped), which may be other hardware: *ret_here says.
+ * NULL: this one, as it is kept; else measured in about 3 s, the disk on the model's file (NULL:
+ * where results are kept), and kept unless another file stands there; notes say so. CLI_DONE, or
+ * another code after one line. */
+int cli_machine_for_plan(sl_ctx *ctx, const char *name, const char *model, sl_machine *ret,
+                         bool *ret_here);
+/* This one for a run, which does not wait for it where its weights load in less than that. False:
+ * no forecast. */
 bool cli_machine_for_run(sl_ctx *ctx, const char *model, uint64_t weights_bytes, sl_machine *ret);
 
 /* How the model routes: from a routing trace, or typical where trace is NULL. CLI_DONE, or another

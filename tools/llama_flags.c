@@ -37,8 +37,8 @@ static uint32_t whole_layers(const plan_view *v, uint64_t room, uint64_t used)
     return n;
 }
 
-/* -ngl and where experts stay, for so much memory of a GPU. */
-static void print_gpu(const plan_view *v, uint64_t vram, uint32_t batch)
+/* -ngl and where experts stay, for so much memory of a GPU. Returns the bytes that lie there. */
+static uint64_t print_gpu(const plan_view *v, uint64_t vram, uint32_t batch)
 {
     const sl_shape *s = v->src->shape;
     uint64_t room = gpu_room(v, vram, batch);
@@ -46,17 +46,21 @@ static void print_gpu(const plan_view *v, uint64_t vram, uint32_t batch)
     uint32_t n = 0;
     bool moe = false;
     for (uint32_t i = s->n_layer; i-- > 0; n++) {
-        used += layer_kv(v, i) + layer_dense(&s->layers[i]);
-        if (used > room) break;
+        uint64_t more = layer_kv(v, i) + layer_dense(&s->layers[i]);
+        if (used + more > room) break;
+        used += more;
     }
     for (uint32_t i = 0; i < s->n_layer; i++) moe |= s->layers[i].n_expert > 0;
     if (n < s->n_layer) {
         printf(" -ngl %" PRIu32 "%s", n, n && moe ? " -ot \"exps=CPU\"" : "");
-        return;
+        return n ? used : 0;
     }
     uint32_t whole = whole_layers(v, room, used);
     printf(" -ngl 99");
     if (moe && whole < s->n_layer) printf(" --n-cpu-moe %" PRIu32, s->n_layer - whole);
+    for (uint32_t i = s->n_layer - whole; i < s->n_layer; i++)
+        used += s->layers[i].n_expert * s->layers[i].expert_bytes;
+    return used;
 }
 
 void plan_print_llama_cpp(const plan_view *v)
@@ -71,10 +75,13 @@ void plan_print_llama_cpp(const plan_view *v)
            SL_MAX(rows, 512), rows);
     if (p->kv_type != SL_F16)
         printf(" -fa on -ctk %s -ctv %s", cli_kv_name(p->kv_type), cli_kv_name(p->kv_type));
-    if (vram) print_gpu(v, vram, rows);
-    else printf(" -ngl 0");
-    if (p->weights == SL_WEIGHTS_RESIDENT) printf(" --no-mmap");
+    uint64_t there = vram ? print_gpu(v, vram, rows) : 0;
+    if (!vram) printf(" -ngl 0");
+    uint64_t left = v->src->shape->total_bytes - SL_MIN(there, v->src->shape->total_bytes);
+    bool fits = !q->ram_bytes || left + p->kv_bytes + p->scratch_bytes <= q->ram_bytes;
+    if (fits && p->weights != SL_WEIGHTS_MAPPED) printf(" --no-mmap");
     putchar('\n');
-    if (p->weights == SL_WEIGHTS_STREAMED)
-        cli_note("llama.cpp maps what does not fit in RAM, and has the system page it in");
+    if (!fits)
+        cli_note("it is larger than RAM: llama.cpp maps the file and has the system page it in, "
+                 "which is slower than this forecast");
 }

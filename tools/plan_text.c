@@ -110,8 +110,8 @@ static void print_places(const plan_view *v)
     if (all && p->weights != SL_WEIGHTS_MAPPED) {
         snprintf(text, sizeof text, "all %" PRIu64, all);
         if (p->weights == SL_WEIGHTS_STREAMED)
-            snprintf(text, sizeof text, "%" PRIu64 " of %" PRIu64 " (%.0f %%); the others are read "
-                     "from disk when a token needs them", n, all, 100.0 * (double)n / (double)all);
+            snprintf(text, sizeof text, "%" PRIu64 " of %" PRIu64 " (%.0f %%), the others are read "
+                     "as tokens want them", n, all, 100.0 * (double)n / (double)all);
         row("experts", p->slots_bytes, text);
     }
     snprintf(text, sizeof text, "keys and values (%s)", cli_kv_name(p->kv_type));

@@ -336,7 +336,7 @@ static int make_plan(const cli_engine_args *a, const cli_group *g, uint32_t n_se
             return cli_fail_ctx(s->ctx);
         *ret_plan = c.plan;
         s->forecast = c.forecast;
-        s->has_forecast = true;
+        s->has_forecast = c.plan.weights != SL_WEIGHTS_STREAMED || m.disk.n_curves;
     } else if (sl_plan_make(s->ctx, shape, &q.base, ret_plan) != SL_OK) return cli_fail_ctx(s->ctx);
     if (!a->no_banner) warn_of_plan(g, shape, ret_plan);
     return CLI_DONE;
