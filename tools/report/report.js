@@ -122,9 +122,11 @@ function powers(lo, hi) {
     const step = Math.ceil(all.length / (small() ? 5 : 8));
     return at(all.filter((d, i) => i % step === 0));
 }
+/* Powers of 10; with 2 and 5 between where there are few. */
 const decades = { afterBuildTicks: s => {
-    const ticks = [];
-    for (let e = Math.ceil(Math.log10(s.min) - 1e-9); e <= Math.log10(s.max) + 1e-9; e++) ticks.push({ value: 10 ** e });
+    const ticks = [], steps = s.max / s.min < 150 ? [1, 2, 5] : [1];
+    for (let e = Math.floor(Math.log10(s.min) + 1e-9); e <= Math.log10(s.max); e++)
+        for (const k of steps) if (k * 10 ** e >= s.min * 0.999 && k * 10 ** e <= s.max * 1.001) ticks.push({ value: k * 10 ** e });
     s.ticks = ticks;
 } };
 
