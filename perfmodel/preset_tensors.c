@@ -12,7 +12,7 @@ typedef struct lister {
     sl_preset_tensor_fn fn;
     void *user;
     sl_type type;               /* of most matrices */
-    bool mix;                   /* Q4_K_M */
+    bool mix;                   /* Q4_K_M, Q5_K_M */
     uint32_t n_layer, layer;
     sl_status st;               /* of the first call that failed */
 } lister;
@@ -51,7 +51,7 @@ static sl_type head_type(const lister *k, uint64_t cols)
 }
 
 /* Source: llama.cpp's quantiser (src/llama-quant.cpp): the output in 6 bits, MXFP4 for experts
- * only, and the rules of Q4_K_M. */
+ * only, and the rules of Q4_K_M and Q5_K_M. */
 static sl_type pick(const lister *k, sl_role r, uint64_t cols)
 {
     sl_type type = k->type;
@@ -68,14 +68,14 @@ static sl_type pick(const lister *k, sl_role r, uint64_t cols)
 
 sl_status sl_preset_quant(sl_ctx *ctx, const char *quant, sl_type *ret_type, bool *ret_mix)
 {
-    bool mix = !strcasecmp(quant, "Q4_K_M");
-    sl_type type = SL_Q4_K;
+    bool five = !strcasecmp(quant, "Q5_K_M"), mix = five || !strcasecmp(quant, "Q4_K_M");
+    sl_type type = five ? SL_Q5_K : SL_Q4_K;
     if (mix || (sl_type_from_name(quant, &type) && sl_type_get(type)->matmul)) {
         *ret_type = type;
         *ret_mix = mix;
         return SL_OK;
     }
-    char known[400] = "Q4_K_M";
+    char known[400] = "Q4_K_M, Q5_K_M";
     for (unsigned t = 0; t < SL_N_TYPES; t++) {
         size_t n = strlen(known);
         if (sl_type_get(t)->matmul)

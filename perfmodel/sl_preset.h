@@ -96,8 +96,8 @@ SL_API SL_NODISCARD sl_status sl_preset_tensors(sl_ctx *ctx, const sl_preset *p,
                                                 uint32_t n_layer, sl_preset_tensor_fn fn,
                                                 void *user);
 
-/* What a quant's name says: the type of most matrices, and whether it is the mix Q4_K_M. Errors:
- * SL_E_ARG (no type that can be multiplied by). */
+/* What a quant's name says: the type of most matrices, and whether it is a mix, Q4_K_M or Q5_K_M.
+ * Errors: SL_E_ARG (no type that can be multiplied by). */
 SL_API SL_NODISCARD sl_status sl_preset_quant(sl_ctx *ctx, const char *quant, sl_type *ret_type,
                                               bool *ret_mix);
 
@@ -107,8 +107,8 @@ SL_API char sl_preset_layer(const sl_preset *p, uint32_t layer);
 SL_API bool sl_preset_moe(const sl_preset *p, uint32_t layer);
 
 /* The shape of a file of this model whose matrices are as `quant` says: a type ("Q4_K", norms and
- * router F32), or the mix "Q4_K_M"; the same bytes as `sluice synth --quant` writes, so that a
- * forecast needs no file. Where the architecture is not one the engine runs, from the published
+ * router F32), or a mix (Q4_K_M, Q5_K_M); the same bytes as `sluice synth --quant` writes, so that
+ * a forecast needs no file. Where the architecture is not one the engine runs, from the published
  * matrices all the same. Errors: SL_E_ARG (an unknown quant). The caller owns layers [n_layer],
  * which *ret points to. */
 SL_API SL_NODISCARD sl_status sl_preset_shape(sl_ctx *ctx, const sl_preset *p, const char *quant,

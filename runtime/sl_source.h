@@ -25,13 +25,13 @@ typedef struct sl_source {
     const sl_preset *preset;    /* NULL: a GGUF */
 } sl_source;
 
-/* what: a path ending in .gguf, a path ending in .json, a folder with a config.json, or a preset's
- * name. quant: what the weights are to be ("Q4_K", or the mix "Q4_K_M"); NULL: what the model is
- * published in where that is a type of GGUF (gpt-oss: MXFP4), else Q4_K_M; a GGUF has its types
- * already: NULL. Only headers are read, and of a GGUF nothing is kept open.
+/* what: a preset's name, a folder with a config.json, a path ending in .json, or else a GGUF file;
+ * tried in this order. quant: what the weights are to be ("Q4_K", or a mix: "Q4_K_M"); NULL: what
+ * the model is published in where that is a type of GGUF (gpt-oss: MXFP4), else Q4_K_M; a GGUF has
+ * its types already: NULL. Only headers are read, and of a GGUF nothing is kept open.
  * A GGUF of an architecture that the engine does not know is described by its tensors' names.
- * Errors: SL_E_ARG (an unknown quant, or one for a GGUF; neither file nor preset: the message lists
- * some), SL_E_IO, SL_E_FORMAT (naming the key or field), SL_E_UNSUPPORTED, SL_E_NOMEM. */
+ * Errors: SL_E_ARG (an unknown quant, or one for a GGUF; neither file nor preset: the message names
+ * similar ones), SL_E_IO, SL_E_FORMAT (naming the key or field), SL_E_UNSUPPORTED, SL_E_NOMEM. */
 SL_API SL_NODISCARD sl_status sl_source_open(sl_ctx *ctx, const char *what, const char *quant,
                                              sl_source **ret);
 SL_API void sl_source_close(sl_source **src);   /* *src may be NULL, and is NULL afterwards */

@@ -15,7 +15,7 @@ typedef bool (*sl_synth_progress_fn)(void *user, uint64_t done, uint64_t total);
 
 typedef struct sl_synth_params {
     const sl_preset *preset;    /* its architecture must be one that the engine runs */
-    const char *quant;          /* a type that can be multiplied by ("Q4_K", "F16"), or "Q4_K_M" */
+    const char *quant;          /* a type that can be multiplied by ("Q4_K"), or Q4_K_M, Q5_K_M */
     uint32_t n_layer;           /* 1 to the preset's; 0: the preset's. At least one has experts */
     double skew;                /* popularity of the expert of rank r is ~ (r + 1)^-skew; 0: even */
     uint64_t seed;

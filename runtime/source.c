@@ -147,15 +147,22 @@ static bool ends_in(const char *s, const char *tail)
     return n >= m && !strcasecmp(s + n - m, tail);
 }
 
+/* Presets that begin alike, or all there is room for. */
 static sl_status no_such(sl_ctx *ctx, const char *what)
 {
     char names[600] = "";
-    size_t n = 0;
+    size_t n = 0, alike = strlen(what), same = 0;
+    for (; alike >= 3 && !same; alike--)
+        for (uint32_t i = 0; sl_preset_at(i); i++)
+            same += !strncasecmp(sl_preset_at(i)->name, what, alike);
+    if (same) alike++;
+    else alike = 0;
     for (uint32_t i = 0; sl_preset_at(i) && n < sizeof names - 40; i++)
-        n += (size_t)snprintf(names + n, sizeof names - n, "%s%s", i ? ", " : "",
-                              sl_preset_at(i)->name);
-    return sl_fail(ctx, SL_E_ARG, "\"%.200s\" is no file and no preset; some presets: %s", what,
-                   names);
+        if (!strncasecmp(sl_preset_at(i)->name, what, alike))
+            n += (size_t)snprintf(names + n, sizeof names - n, "%s%s", n ? ", " : "",
+                                  sl_preset_at(i)->name);
+    return sl_fail(ctx, SL_E_ARG, "\"%.200s\" is no file and no preset; %spresets: %s", what,
+                   same ? "similar " : "some ", names);
 }
 
 static sl_status read_what(sl_ctx *ctx, source *s, const char *what, const char *quant)

@@ -16,7 +16,7 @@ typedef struct maker {
     const arch *arch;
     synth_model *m;
     sl_type type;               /* of most matrices */
-    bool mix;                   /* Q4_K_M */
+    bool mix;                   /* Q4_K_M, Q5_K_M */
     uint32_t n_dense;
 } maker;
 
@@ -219,7 +219,7 @@ static uint32_t file_type(const maker *k)
         { SL_IQ3_S, 26 },   { SL_IQ2_S, 28 },  { SL_IQ4_XS, 30 },  { SL_BF16, 32 },
         { SL_MXFP4, 38 },
     };
-    if (k->mix) return 15;
+    if (k->mix) return k->type == SL_Q5_K ? 17 : 15;
     for (size_t i = 0; i < SL_LEN(known); i++)
         if (known[i].type == k->type) return known[i].ftype;
     return 1024;    /* "guessed" */

@@ -47,7 +47,8 @@ static void check_preset(sl_ctx *ctx, const sl_preset *p, const char *quant)
 
 int main(void)
 {
-    static const char *const quants[] = { "Q4_K_M", "Q4_K", "Q8_0", "MXFP4", "IQ2_XXS", "F16" };
+    static const char *const quants[] = { "Q4_K_M", "Q4_K", "Q8_0", "MXFP4", "IQ2_XXS", "F16",
+                                          "Q5_K_M" };
     sl_ctx *ctx = sl_ctx_create(NULL, NULL);
     sl_layer_shape layers[16];
     sl_shape s = { .n_layer = 77 };

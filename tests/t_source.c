@@ -84,6 +84,8 @@ static void fails(sl_ctx *ctx, const char *what, const char *quant, sl_status st
 static void check_errors(sl_ctx *ctx)
 {
     fails(ctx, "qwen3-30b", NULL, SL_E_ARG, "qwen3-30b-a3b");
+    fails(ctx, "qwen3-30b", NULL, SL_E_ARG, "similar presets: qwen3-30b-a3b");
+    fails(ctx, "Mixtral", NULL, SL_E_ARG, "similar presets: mixtral-8x7b, mixtral-8x22b");
     fails(ctx, "", NULL, SL_E_ARG, "no preset");
     fails(ctx, "/nowhere/model.gguf", NULL, SL_E_IO, "/nowhere/model.gguf");
     fails(ctx, "qwen3-30b-a3b", "Q4_Y", SL_E_ARG, "Q4_Y");

@@ -43,6 +43,7 @@ static void list_presets(void)
            "used", "params", "active");
     for (uint32_t i = 0; sl_preset_at(i); i++) {
         const sl_preset *p = sl_preset_at(i);
+        if (!p->runs) continue;     /* plans know those too, but a file would be of no use */
         printf("%-22s %-11s %7" PRIu32 " %6" PRIu32 " %6" PRIu32 " %9" PRIu32 " %8.1fB %7.1fB\n",
                p->name, p->arch, p->n_layer, p->d_model, p->n_expert, p->n_used,
                (double)sl_preset_params(p) * 1e-9, (double)sl_preset_active_params(p) * 1e-9);
@@ -54,7 +55,8 @@ static int unknown_preset(const char *name)
     char known[1024] = "";
     for (uint32_t i = 0; sl_preset_at(i); i++) {
         size_t n = strlen(known);
-        snprintf(known + n, sizeof known - n, "%s%s", i ? ", " : "", sl_preset_at(i)->name);
+        if (sl_preset_at(i)->runs)
+            snprintf(known + n, sizeof known - n, "%s%s", n ? ", " : "", sl_preset_at(i)->name);
     }
     return cli_fail("\"%s\" is no preset; these are: %s", name, known);
 }
