@@ -355,18 +355,23 @@ static void draw_rows(sim *s, const struct parts *p, uint32_t n)
     s->scale = sum > 0 ? p->n_experts * mean / sum : 1;
 }
 
-/* One more expert in a call. */
-static void call_add(sim *s, work *call, const struct parts *p)
+/* Experts that one stage computes, and the rows of all of them. */
+struct call { work w; double rows; };
+
+static void call_add(sim *s, struct call *c, const struct parts *p)
 {
-    work_add(call, &p->expert[expert_bin(s, ++s->draw)], s->scale);
+    c->rows += s->rows * p->of->n_used / p->n_experts;
+    work_add(&c->w, &p->expert[expert_bin(s, ++s->draw)], s->scale);
 }
 
-/* What the activations take beside the products is part of the experts' measured rates. */
-static void call_run(sim *s, work *call, const struct parts *p, bool shared)
+static void call_run(sim *s, struct call *c, const struct parts *p, bool shared)
 {
-    if (shared) work_add(call, &p->all_rows, 1);
-    stage(s, *call, 0);
-    *call = (work){ .s = 0 };
+    if (shared && p->of->ffn_bytes) {
+        work_add(&c->w, &p->all_rows, 1);
+        c->rows += s->rows;
+    }
+    stage(s, c->w, c->rows);
+    *c = (struct call){ .rows = 0 };
 }
 
 /* Asking for an expert takes the driver's time, too. */
@@ -381,7 +386,7 @@ static void as_they_land(sim *s, const struct parts *p, uint32_t n, uint32_t n_m
 {
     uint64_t next = s->disk.n_asked + 1, end = next + n_missing;
     double cpu_s = 0;
-    work c = { .s = 0 };
+    struct call c = { .rows = 0 };
     for (uint32_t i = 0; i < n_missing; i++) ask_expert(s, p, &cpu_s);
     fixed(s, cpu_s);
     for (uint32_t i = n_missing; i < n; i++) call_add(s, &c, p);
@@ -477,7 +482,7 @@ static void in_order(sim *s, const struct parts *p)
     uint32_t next = assign(s, p, 0, 0, &n_pinned), left = n_now;
     draw_rows(s, p, n_now);
     while (left) {
-        work c = { .s = 0 };
+        struct call c = { .rows = 0 };
         uint32_t got = 0;
         if (next == n) read_on(s, layer, n_now, n_pinned);
         while (at < n && !chosen(s, at)) at++;
@@ -500,7 +505,7 @@ static void experts(sim *s)
     const struct parts *p = parts_of(s, s->step->layer);
     const sl_layer_shape *l = p->of;
     if (!l->n_expert) {
-        stage(s, p->all_rows, 0);
+        stage(s, p->all_rows, s->rows);
         return;
     }
     if (s->streamed && s->rows > s->plan->stored_rows) {
