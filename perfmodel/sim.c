@@ -2,8 +2,9 @@
  * and a disk delivers what it asked for meanwhile (offload/stream.c). All threads together are one
  * server, since a stage ends with a barrier.
  * The disk: reads are delivered in the order in which they were asked for, at the machine's rate
- * for so many requests of that size in flight. An idle disk needs its latency first: n requests
- * take max(n s / B(s, n), latency + n s / best B(s)), and none is there before s / B(s, 1).
+ * for so many requests of that size in flight; new ones start only when the driver calls the store,
+ * so a disk that is quick with what the depth allows waits for a long stage to end. An idle disk
+ * needs its latency first: n requests take max(n s / B(s, n), latency + n s / best B(s)).
  * While both are at work each keeps the share of its speed that the machine file says, the CPU of
  * the part of its time in which it waits for memory.
  * Chance is spread evenly: the i-th draw of a distribution is its quantile at i times the golden
@@ -24,6 +25,9 @@ enum {
     MAX_PASSES = 6                              /* of a prompt's, the others are between these */
 };
 #define GOLDEN 0.6180339887498949
+/* Requests in flight together share the disk: of 1 to 8 experts asked for at once the first was
+ * there after 0.55 to 0.65 of the time of all, the others followed evenly. */
+#define FIRST 0.5
 
 /* A layer's parts in a pass of some rows. Equal layers share one. */
 struct parts {
@@ -43,9 +47,10 @@ struct disk {
     double latency_s;
     double lag_s;               /* until an idle disk delivers */
     double bytes_s;             /* then */
-    double asked, got;          /* bytes since it was idle */
-    double bytes;               /* of all reads */
-    uint64_t n_asked, n_landed; /* reads; the first is 1 */
+    /* bytes asked for, of these in requests that were started, of these delivered */
+    double asked, started, got;
+    double request_bytes;       /* of the latest */
+    uint64_t n_asked, n_started, n_landed;      /* reads; the first is 1 */
     struct read *ring;          /* [cap] of those that have not landed */
     uint32_t cap;
 };
@@ -112,32 +117,38 @@ static void span(sim *s, sl_resource on, double from, double to, bool waiting)
 
 /* ---- the disk ---- */
 
-static bool disk_idle(const struct disk *d) { return d->n_asked == d->n_landed; }
+/* Starts what the depth allows, as every call of the store does; without the time that it takes
+ * the driver. Returns how many requests. */
+static double start_reads(sim *s)
+{
+    struct disk *d = &s->disk;
+    double size = d->request_bytes, until = fmin(d->asked, d->got + d->depth * size);
+    double n = (until - d->started) / size;
+    if (!(n > 1e-6)) return 0;
+    if (d->started - d->got < 1) d->lag_s = d->latency_s;   /* it was idle */
+    d->started = until;
+    double left = until - d->got, flying = fmin(ceil(left / size - 1e-6), d->depth);
+    double rate = sl_machine_disk_s(s->m, size, flying);
+    double best = fmax(rate, sl_machine_disk_s(s->m, size, d->depth));
+    /* nobody measured a disk: it takes no time */
+    double whole = rate > 0 ? fmax(left / rate, d->lag_s + left / best) : d->lag_s;
+    d->bytes_s = left / (whole - d->lag_s);
+    for (; d->n_started < d->n_asked; d->n_started++) {
+        struct read *r = &d->ring[d->n_started % d->cap];
+        if (r->end > d->started + 0.5) break;
+        r->earliest_s = s->now + FIRST * whole;
+    }
+    return n;
+}
 
-/* Asks for `bytes` as n requests; returns the read's number. */
+/* Queues `bytes` as n requests; returns the read's number. */
 static uint64_t ask(sim *s, double bytes, uint32_t n)
 {
     struct disk *d = &s->disk;
-    double size = bytes / n, alone = sl_machine_disk_s(s->m, size, 1);
-    bool idle = disk_idle(d);
     assert(d->n_asked - d->n_landed < d->cap);
-    if (idle) d->got = d->asked = 0;
+    d->request_bytes = bytes / n;
     d->asked += bytes;
-    d->bytes += bytes;
-    d->ring[d->n_asked++ % d->cap] =
-        (struct read){ d->asked, s->now + (alone > 0 ? size / alone : 0) };
-    double flying = fmin(ceil((d->asked - d->got) / size - 1e-6), d->depth);
-    double rate = sl_machine_disk_s(s->m, size, flying);
-    double best = fmax(rate, sl_machine_disk_s(s->m, size, d->depth));
-    if (idle) d->lag_s = d->latency_s;
-    if (!(rate > 0)) {
-        d->bytes_s = INFINITY;              /* nobody measured a disk: it takes no time */
-        return d->n_asked;
-    }
-    /* what is in flight now, from an idle disk or from what it delivers already */
-    double left = d->asked - d->got;
-    double whole = fmax(left / rate, d->lag_s + left / best);
-    d->bytes_s = left / (whole - d->lag_s);
+    d->ring[d->n_asked++ % d->cap] = (struct read){ .end = d->asked };
     return d->n_asked;
 }
 
@@ -146,29 +157,34 @@ static bool landed(const sim *s, uint64_t read)
     return read == HIT || read <= s->disk.n_landed;
 }
 
-/* Seconds until the next read lands at this share of the disk's speed. */
+static bool flying(const struct disk *d)
+{
+    return d->n_asked > d->n_landed
+        && (d->started - d->got >= 1 || d->ring[d->n_landed % d->cap].end <= d->started + 0.5);
+}
+
+/* Seconds until the next read lands, or else until what was started is delivered. */
 static double disk_next(const sim *s, double speed)
 {
     const struct disk *d = &s->disk;
     const struct read *r = &d->ring[d->n_landed % d->cap];
-    double left = fmax(r->end - d->got, 0);
-    return fmax(d->lag_s + left / (d->bytes_s * speed), fmax(r->earliest_s - s->now, 0));
+    double left = fmax(fmin(r->end, d->started) - d->got, 0);
+    double land = d->lag_s + left / (d->bytes_s * speed);
+    return r->end <= d->started + 0.5 ? fmax(land, r->earliest_s - s->now) : land;
 }
 
-/* Time passes, at most until the next read lands. */
+/* Time passes, at most until disk_next. */
 static void disk_run(sim *s, double dt, double speed)
 {
     struct disk *d = &s->disk;
-    double from = s->now, lag = fmin(dt, d->lag_s);
-    bool lands = dt >= disk_next(s, speed) * (1 - 1e-12);
     const struct read *r = &d->ring[d->n_landed % d->cap];
+    double from = s->now, lag = fmin(dt, d->lag_s);
+    bool all = dt >= disk_next(s, speed) * (1 - 1e-12);
     s->now += dt;
     d->lag_s -= lag;
-    if (dt > lag) d->got = fmin(d->got + (dt - lag) * d->bytes_s * speed, d->asked);
-    if (lands) {
-        d->got = fmax(d->got, r->end);
-        d->n_landed++;
-    }
+    if (dt > lag) d->got = fmin(d->got + (dt - lag) * d->bytes_s * speed, d->started);
+    if (all) d->got = fmax(d->got, fmin(r->end, d->started));
+    if (all && r->end <= d->started + 0.5) d->n_landed++;
     s->busy[SL_RES_DISK] += dt;
     span(s, SL_RES_DISK, from, s->now, false);
 }
@@ -183,7 +199,7 @@ static void compute(sim *s, const work *w)
     s->busy[SL_RES_DRAM] += w->memory_s;
     s->busy[SL_RES_CPU] += w->arithmetic_s;
     while (left > 0) {
-        if (disk_idle(&s->disk)) {
+        if (!flying(&s->disk)) {
             s->now += left;
             break;
         }
@@ -202,12 +218,23 @@ static void fixed(sim *s, double seconds)
     compute(s, &(work){ .s = seconds });
 }
 
+/* The store is called: what may start does, which is the driver's work. */
+static void pump(sim *s)
+{
+    double n = start_reads(s);
+    if (n > 0) fixed(s, n * s->m->read_cpu_s);
+}
+
 static void wait_for(sim *s, uint64_t read)
 {
     double from = s->now;
-    while (!landed(s, read)) disk_run(s, disk_next(s, 1), 1);
+    while (!landed(s, read)) {
+        (void)start_reads(s);
+        disk_run(s, disk_next(s, 1), 1);
+    }
     s->wait += s->now - from;
     span(s, SL_RES_CPU, from, s->now, true);
+    pump(s);
 }
 
 /* Matrices of some types times as many rows as the pass has, or some. */
@@ -370,14 +397,12 @@ static void call_run(sim *s, struct call *c, const struct parts *p, bool shared)
         work_add(&c->w, &p->all_rows, 1);
         c->rows += s->rows;
     }
-    stage(s, c->w, c->rows);
+    stage(s, c->w, s->rows + c->rows);
     *c = (struct call){ .rows = 0 };
 }
 
-/* Asking for an expert takes the driver's time, too. */
-static uint64_t ask_expert(sim *s, const struct parts *p, double *ret_cpu_s)
+static uint64_t ask_expert(sim *s, const struct parts *p)
 {
-    *ret_cpu_s += p->requests * s->m->read_cpu_s;
     return ask(s, p->request_bytes * p->requests, p->requests);
 }
 
@@ -385,10 +410,9 @@ static uint64_t ask_expert(sim *s, const struct parts *p, double *ret_cpu_s)
 static void as_they_land(sim *s, const struct parts *p, uint32_t n, uint32_t n_missing)
 {
     uint64_t next = s->disk.n_asked + 1, end = next + n_missing;
-    double cpu_s = 0;
     struct call c = { .rows = 0 };
-    for (uint32_t i = 0; i < n_missing; i++) ask_expert(s, p, &cpu_s);
-    fixed(s, cpu_s);
+    for (uint32_t i = 0; i < n_missing; i++) ask_expert(s, p);
+    pump(s);
     for (uint32_t i = n_missing; i < n; i++) call_add(s, &c, p);
     bool shared = true;
     if (n == n_missing) wait_for(s, next);
@@ -400,6 +424,7 @@ static void as_they_land(sim *s, const struct parts *p, uint32_t n, uint32_t n_m
         call_run(s, &c, p, shared);
         shared = false;
         if (next == end) return;
+        pump(s);
         if (!landed(s, next)) wait_for(s, next);
         while (next < end && landed(s, next)) {
             call_add(s, &c, p);
@@ -440,13 +465,12 @@ static void read_on(sim *s, uint32_t layer, uint32_t n_now, uint32_t n_pinned)
     if (!n || 4 * n_now < 3 * s->shape->layers[layer].n_expert) return;
     uint32_t n_slots = s->plan->cls[sl_plan_class(s->plan, p->of)].n_slots;
     uint32_t most = SL_MIN(n_slots / 4, (uint32_t)AHEAD_MAX);
-    double cpu_s = 0;
     for (; s->ahead_at < n && s->n_ahead < most && n_pinned + s->n_ahead < n_slots; s->ahead_at++) {
         if (kept(s, layer + 1, s->ahead_at)) continue;
-        s->have[1][s->ahead_at] = ask_expert(s, p, &cpu_s);
+        s->have[1][s->ahead_at] = ask_expert(s, p);
         s->n_ahead++;
     }
-    fixed(s, cpu_s);
+    pump(s);
 }
 
 /* Reads for experts of the layer from `from` on, as far as slots go. Returns the first without. */
@@ -454,14 +478,13 @@ static uint32_t assign(sim *s, const struct parts *p, uint32_t from, uint32_t at
                        uint32_t *n_pinned)
 {
     uint32_t n_slots = s->plan->cls[sl_plan_class(s->plan, p->of)].n_slots;
-    double cpu_s = 0;
     for (; from < p->of->n_expert; from++) {
         if (s->have[0][from] || !chosen(s, from)) continue;
         if (*n_pinned >= n_slots && from > at) break;
-        s->have[0][from] = ask_expert(s, p, &cpu_s);
+        s->have[0][from] = ask_expert(s, p);
         ++*n_pinned;
     }
-    fixed(s, cpu_s);
+    pump(s);
     return from;
 }
 
@@ -534,9 +557,9 @@ static void ask_section(sim *s)
     uint32_t first = s->plan->n_dense_layers, n = s->shape->n_layer - first;
     const sl_layer_shape *l = &s->shape->layers[first + s->ring_next % n];
     double bytes = (double)(l->qkv_bytes + l->post_bytes + l->router_bytes + l->ffn_bytes);
-    uint32_t n_requests = (uint32_t)fmax(ceil(bytes / s->disk.max_request), 1);
-    s->section[s->ring_next++ % 2] = ask(s, bytes, n_requests);
-    fixed(s, n_requests * s->m->read_cpu_s);
+    uint32_t n_requests = (uint32_t)ceil(bytes / s->disk.max_request);
+    s->section[s->ring_next++ % 2] = n_requests ? ask(s, bytes, n_requests) : 0;
+    pump(s);
 }
 
 /* ---- a pass ---- */
@@ -546,6 +569,7 @@ static void run_step(sim *s)
     const sl_step *st = s->step;
     const struct parts *p = st->layer == SL_STEP_NONE ? NULL : parts_of(s, st->layer);
     bool ring = s->streamed && p && st->layer >= s->plan->n_dense_layers;
+    if (ring && st->kind == SL_STEP_QKV) pump(s);
     if (ring && st->kind == SL_STEP_QKV) wait_for(s, s->section[s->ring_at % 2]);
     switch (st->kind) {
     case SL_STEP_EMBED: stage(s, (work){ .s = 0 }, s->rows); break;
@@ -585,8 +609,8 @@ static void begin_phase(sim *s)
     s->ring_at = s->ring_next = 0;
     s->step = &s->steps[0];
     memset(s->have[1], 0, s->n_expert * sizeof *s->have[1]);
-    s->disk.n_asked = s->disk.n_landed = 0;
-    s->disk.asked = s->disk.got = s->disk.lag_s = 0;
+    s->disk.n_asked = s->disk.n_started = s->disk.n_landed = 0;
+    s->disk.asked = s->disk.started = s->disk.got = s->disk.lag_s = 0;
     for (int i = 0; i < 2 && s->streamed && s->plan->n_dense_layers < s->shape->n_layer; i++)
         ask_section(s);
 }
@@ -596,13 +620,13 @@ static void begin_phase(sim *s)
 /* Runs a pass and counts it `times`. */
 static double count_pass(sim *s, sl_phase *f, double times, bool head, sl_timeline *line)
 {
-    double bytes = s->disk.bytes;
+    double bytes = s->disk.asked;
     memset(s->busy, 0, sizeof s->busy);
     s->wait = 0;
     double seconds = run_pass(s, head, line);
     f->seconds += times * seconds;
     f->wait_s += times * s->wait;
-    f->disk_bytes += times * (s->disk.bytes - bytes);
+    f->disk_bytes += times * (s->disk.asked - bytes);
     for (int r = 0; r < SL_N_RESOURCES; r++) f->busy_s[r] += times * s->busy[r];
     return seconds;
 }
