@@ -4,7 +4,8 @@
  * The disk: reads are delivered in the order in which they were asked for, at the machine's rate
  * for so many requests of that size in flight; new ones start only when the driver calls the store,
  * so a disk that is quick with what the depth allows waits for a long stage to end. An idle disk
- * needs its latency first: n requests take max(n s / B(s, n), latency + n s / best B(s)).
+ * needs its latency first: n requests take max(n s / B(s, n), latency + n s / best B(s)); they
+ * share it, so none is there before all that fly with it could be.
  * While both are at work each keeps the share of its speed that the machine file says, the CPU of
  * the part of its time in which it waits for memory.
  * Chance is spread evenly: the i-th draw of a distribution is its quantile at i times the golden
@@ -25,9 +26,9 @@ enum {
     MAX_PASSES = 6                              /* of a prompt's, the others are between these */
 };
 #define GOLDEN 0.6180339887498949
-/* Requests in flight together share the disk: of 1 to 8 experts asked for at once the first was
- * there after 0.55 to 0.65 of the time of all, the others followed evenly. */
-#define FIRST 0.5
+/* Each stage of experts quantises all rows of the pass anew: of what elem_s counts about so much
+ * (offload/probe_engine.c). A layer's first stage is part of the measured rates. */
+#define QUANTISE 0.2
 
 /* A layer's parts in a pass of some rows. Equal layers share one. */
 struct parts {
@@ -136,7 +137,7 @@ static double start_reads(sim *s)
     for (; d->n_started < d->n_asked; d->n_started++) {
         struct read *r = &d->ring[d->n_started % d->cap];
         if (r->end > d->started + 0.5) break;
-        r->earliest_s = s->now + FIRST * whole;
+        r->earliest_s = s->now + whole;
     }
     return n;
 }
@@ -218,9 +219,11 @@ static void fixed(sim *s, double seconds)
     compute(s, &(work){ .s = seconds });
 }
 
-/* The store is called: what may start does, which is the driver's work. */
+/* The store is called: all that is there has landed, and what may start does, which is the driver's
+ * work. */
 static void pump(sim *s)
 {
+    while (flying(&s->disk) && disk_next(s, 1) < 1e-12) disk_run(s, disk_next(s, 1), 1);
     double n = start_reads(s);
     if (n > 0) fixed(s, n * s->m->read_cpu_s);
 }
@@ -397,7 +400,7 @@ static void call_run(sim *s, struct call *c, const struct parts *p, bool shared)
         work_add(&c->w, &p->all_rows, 1);
         c->rows += s->rows;
     }
-    stage(s, c->w, s->rows + c->rows);
+    stage(s, c->w, c->rows);
     *c = (struct call){ .rows = 0 };
 }
 
@@ -516,6 +519,7 @@ static void in_order(sim *s, const struct parts *p)
                 call_add(s, &c, p);
                 got++;
             }
+        if (left < n_now) c.rows += QUANTISE * s->rows;
         left -= got;
         call_run(s, &c, p, !left);
         n_pinned -= got;

@@ -89,9 +89,9 @@ static void by_hand(void)
     sl_forecast g = run(&m, &shape, &plan, &misses, (sl_load){ 8, 10 });
     near(g.decode.wait_s, 10e-3 * (6.1 - 3), 1e-3, "waiting beside slower threads");
     near(g.decode.seconds, f.decode.seconds, 1e-6, "which nobody sees");
-    /* A prompt in one pass: the disk binds, 4 experts, and the last one is computed behind it. */
+    /* A prompt in one pass: 4 experts, which land together and are computed behind that. */
     double rest = f.prompt.seconds - 1e-3 * (6 + 8 * (1 + 1 + 0.001) + 1);
-    T_CHECK(rest > 24.1e-3 && rest < 24.1e-3 + 8e-3, "experts of a prompt: %.4f s", rest);
+    near(rest, 24.1e-3 + 1e-3 * (1 + 4 * 4), 1e-3, "experts of a prompt");
     near(f.prompt.disk_bytes, 24e6, 1e-9, "all experts, once");
     /* Nothing fits: dense weights through sections, too: 2.001 ms of reading more, in turn. */
     plan.n_dense_layers = 0;
@@ -272,7 +272,8 @@ static void properties(void)
             s->n_slots = SL_MIN(s->n_slots + s->n_experts / 8 + 1, s->n_experts);
         }
         g = sim(&d);
-        T_CHECK(g.prompt.seconds <= f.prompt.seconds * 1.02
+        /* of more reads at once the first lands later */
+        T_CHECK(g.prompt.seconds <= f.prompt.seconds * 1.3
                     && g.decode.seconds <= f.decode.seconds * 1.02,
                 "case %d, more slots: %g -> %g s, %g -> %g s", i, f.prompt.seconds,
                 g.prompt.seconds, f.decode.seconds, g.decode.seconds);
