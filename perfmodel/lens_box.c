@@ -9,8 +9,7 @@
 #include <string.h>
 
 enum {
-    SPLITS = 64,                /* ways to divide RAM between weights and KV */
-    SHARES = 32,                /* ... and expert bytes between the link and the CPU */
+    SHARES = 32,                /* ways to divide experts between the link and the CPU */
     ACT_BYTES = 2               /* an activation on the link */
 };
 
@@ -208,14 +207,25 @@ static struct places pin(const struct env *e)
     return at;
 }
 
+/* Of the experts that a pass wants, what is not among the most popular ones of so many bytes: few
+ * sequences miss as often as one token, many want more than those are. */
+static double not_among(const struct env *e, double wanted, double bytes)
+{
+    double all = (double)e->shape->experts_bytes;
+    if (!(all > 0)) return 0;
+    double misses = bytes < all * (1 - 1e-9) ? 1 - sl_miss_hit(e->box->miss, bytes / all) : 0;
+    return fmax(fmax(wanted - bytes, 0), wanted * misses);
+}
+
 /* The least time with `share` of the experts that are not pinned going over the link; in_turn: if
  * nothing overlapped. */
 static double pass_s(const struct env *e, const struct pass *p, const struct places *at,
                      double share, double busy[SL_N_RESOURCES], double *ret_in_turn)
 {
-    double dense = e->dense - at->dense_vram;
-    double experts = fmax(p->experts_bytes - at->experts_vram, 0);
-    double disk = fmax(dense + experts - at->ram, 0);
+    double dense = e->dense - at->dense_vram, ram = at->ram - dense;
+    double experts = not_among(e, p->experts_bytes, at->experts_vram);
+    double disk = fmax(-ram, 0);
+    disk += not_among(e, p->experts_bytes, at->experts_vram + fmax(ram, 0));
     double cpu_part =
         e->gpu ? (1 - share) * experts / fmax(p->experts_bytes, 1) : 1;     /* of all experts */
     work gpu = { .s = 0 }, cpu = p->attention;
@@ -270,31 +280,60 @@ static double best_share(const struct env *e, const struct pass *p, const struct
     return in_turn;
 }
 
+/* So many requests begin in each pass, as many end; RAM has the weights that fit beside their keys
+ * and values. */
+static sl_lens_bound steady(const struct env *e, const sl_lens_mix *mix,
+                            const sl_lens_length *lengths, uint32_t n, double starts)
+{
+    struct rows r = { .prompt = starts * mix->prompt, .decode = starts * mix->gen,
+                      .drawn = starts * (mix->gen + 1), .prompt_times = starts,
+                      .decode_times = starts, .lengths = lengths, .n_lengths = n };
+    sl_lens_bound b = { .pass_tokens = r.prompt + r.decode, .sequences = r.drawn,
+                        .kv_bytes = starts * mix->held * e->kv_position };
+    struct pass p = pass_of(e, &r);
+    struct places at = pin(e);
+    at.ram = fmin(fmax(e->ram - b.kv_bytes, 0), ram_rest(e, &at));
+    double in_turn = best_share(e, &p, &at, &b);
+    b.tok_per_s = b.pass_tokens / b.pass_s;
+    b.gen_tok_per_s = r.decode / b.pass_s;
+    b.gen_tok_per_s_in_turn = r.decode / in_turn;
+    return b;
+}
+
 sl_lens_bound sl_lens_batch(const sl_lens_box *box, const sl_lens_length *lengths, uint32_t n,
                             double n_requests)
 {
+    const double step = 1.1;
     struct env e = env_of(box);
     sl_lens_mix mix = sl_lens_mean(lengths, n, box->kv_block ? box->kv_block : 1);
     sl_lens_bound best = { .tok_per_s = 0 };
     struct places at = pin(&e);
-    double rest = ram_rest(&e, &at);
-    for (int i = 0; i <= SPLITS; i++) {
-        at.ram = rest * i / SPLITS;
-        double kv = e.ram - at.ram;
-        if (kv <= 0) break;
-        double starts = kv / e.kv_position / mix.held;
-        if (n_requests > 0) starts = fmin(starts, n_requests / (mix.gen + 1));
-        if (starts * (mix.gen + 1) < 1) break;
-        struct rows r = { .prompt = starts * mix.prompt, .decode = starts * mix.gen,
-                          .drawn = starts * (mix.gen + 1), .prompt_times = starts,
-                          .decode_times = starts, .lengths = lengths, .n_lengths = n };
-        struct pass p = pass_of(&e, &r);
-        sl_lens_bound b = { .pass_tokens = r.prompt + r.decode, .sequences = r.drawn,
-                            .kv_bytes = starts * mix.held * e.kv_position };
-        b.gen_tok_per_s_in_turn = r.decode / best_share(&e, &p, &at, &b);
-        b.tok_per_s = b.pass_tokens / b.pass_s;
-        b.gen_tok_per_s = r.decode / b.pass_s;
-        if (b.tok_per_s > best.tok_per_s) best = b;
+    double most = e.ram / e.kv_position / mix.held;
+    /* beside all weights: more sequences than these make room at the weights' cost */
+    double fits = fmin((e.ram - ram_rest(&e, &at)) / e.kv_position / mix.held, most);
+    if (n_requests > 0) most = fmin(most, n_requests / (mix.gen + 1));
+    const double least = 1 / (mix.gen + 1);
+    double lo = least, hi = most;
+    for (double starts = least, next; starts <= most; starts = next) {
+        sl_lens_bound b = steady(&e, &mix, lengths, n, starts);
+        next = starts * step;
+        if (b.tok_per_s > best.tok_per_s) {
+            best = b;
+            lo = fmax(starts / step, least);
+            hi = fmin(next, most);
+        }
+        if (starts < fits && fits < next) next = fits;
+        else if (starts < most && most < next) next = most;
+    }
+    /* near it there is one peak */
+    for (int i = 0; i < 16 && best.tok_per_s > 0; i++) {
+        double a = (2 * lo + hi) / 3, b = (lo + 2 * hi) / 3;
+        sl_lens_bound low = steady(&e, &mix, lengths, n, a);
+        sl_lens_bound high = steady(&e, &mix, lengths, n, b);
+        if (low.tok_per_s > high.tok_per_s) hi = b;
+        else lo = a;
+        if (fmax(low.tok_per_s, high.tok_per_s) > best.tok_per_s)
+            best = low.tok_per_s > high.tok_per_s ? low : high;
     }
     return best;
 }

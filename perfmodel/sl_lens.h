@@ -88,7 +88,7 @@ SL_API double sl_lens_distinct(const double *p, uint32_t n_expert, double n_rows
 /* ---- a machine ---- */
 
 typedef struct sl_lens_box {
-    const sl_machine *machine;
+    const sl_machine *machine;          /* passed sl_machine_check */
     const sl_machine_gpu *gpu;          /* NULL: none, all on the CPU */
     const sl_shape *shape;
     const sl_miss_model *miss;          /* popularity of experts */
@@ -119,8 +119,9 @@ typedef struct sl_lens_bound {
 
 /* Requests of these lengths, n_requests of them (0: without end), ages mixed, each pass one walk
  * through all weights. With a GPU: it multiplies, weights pinned in VRAM or over the link, the CPU
- * attends to keys and values in RAM. Without: all on the CPU. What RAM holds of the weights beside
- * keys and values comes from disk in every pass; how RAM is divided between the two is searched. */
+ * attends to keys and values in RAM. Without: all on the CPU. Weights that RAM does not hold beside
+ * keys and values come from disk in every pass; the number of sequences that is best is searched,
+ * from one to as many as RAM has room for. */
 SL_API sl_lens_bound sl_lens_batch(const sl_lens_box *box, const sl_lens_length *lengths,
                                    uint32_t n, double n_requests);
 

@@ -3,6 +3,7 @@
  * what that paper measured. */
 #include "tests/t.h"
 
+#include <glob.h>
 #include <math.h>
 
 #include "offload/sl_machine_json.h"
@@ -146,7 +147,9 @@ static sl_layer_shape layers[256];
 static const sl_miss_model *misses_of(const sl_shape *s)
 {
     static sl_miss_model m;
-    m = sl_miss_default(s->layers[s->n_layer - 1].n_expert, s->layers[s->n_layer - 1].n_used);
+    uint32_t l = s->n_layer - 1;
+    while (l && !s->layers[l].n_expert) l--;
+    m = sl_miss_default(s->layers[l].n_expert, s->layers[l].n_used);
     return &m;
 }
 
@@ -324,6 +327,66 @@ static void latency(void)
             && f.decode.tok_per_s < before, "%g", f.hit_rate);
 }
 
+/* ---- every described machine, any model ---- */
+
+static void plain(const sl_lens_bound *b, double before, const char *what)
+{
+    T_CHECK(isfinite(b->tok_per_s) && b->tok_per_s >= before * (1 - 1e-9), "%s: %g after %g tok/s",
+            what, b->tok_per_s, before);
+    T_CHECK(b->gen_tok_per_s <= b->tok_per_s && b->link_share >= 0 && b->link_share <= 1
+            && b->gen_tok_per_s_in_turn <= b->gen_tok_per_s * (1 + 1e-9), "%s", what);
+    for (int r = 0; r < SL_N_RESOURCES; r++)
+        T_CHECK(b->busy_s[r] >= 0 && (b->tok_per_s <= 0 || b->busy_s[r] <= b->pass_s * (1 + 1e-9)),
+                "%s: %s busy for %g of %g s", what, sl_resource_name((sl_resource)r), b->busy_s[r],
+                b->pass_s);
+}
+
+static void any_machine(const char *file)
+{
+    static const char *const quants[] = { "Q4_K_M", "Q8_0", "BF16" };
+    sl_machine m;
+    uint32_t n = 0;
+    T_NEED(sl_machine_load(ctx, file, &m) == SL_OK, "%s", sl_error(ctx));
+    while (sl_preset_at(n)) n++;
+    for (int k = 0; k < 6; k++) {
+        const sl_preset *p = sl_preset_at(t_below(n));
+        sl_shape s = shape_of(p->name, quants[t_below(3)]);
+        sl_lens_length l[2] = { { 1 + t_below(2000), 1 + t_below(500), 1 },
+                                { 1 + t_below(200), t_below(500), 3 } };
+        sl_load load = { l[0].prompt, l[0].gen };
+        sl_lens_box box = { .machine = &m, .shape = &s, .miss = misses_of(&s), .kv_type = SL_F16,
+                            .gpu = m.n_gpus && t_below(4) ? m.gpu : NULL, .kv_block = t_below(64) };
+        double batch = 0, round = 0, one = INFINITY;
+        char what[800];
+        snprintf(what, sizeof what, "%s on %s%s", p->name, file, box.gpu ? ", GPU" : "");
+        for (box.ram_bytes = 4e9; box.ram_bytes < 1e12; box.ram_bytes *= 3) {
+            sl_lens_bound b = sl_lens_batch(&box, l, 2, 0);
+            plain(&b, batch, what);
+            batch = b.tok_per_s;
+            b = sl_lens_round(&box, 16, l[0].prompt, l[0].gen);
+            plain(&b, round, what);
+            round = b.tok_per_s;
+            if (!box.gpu) continue;
+            sl_forecast f = sl_lens_latency(&box, load, 512);
+            double seconds = f.prompt.seconds + f.decode.seconds;
+            T_CHECK(isfinite(seconds) && f.ttft_s > 0 && seconds <= one * (1 + 1e-9)
+                    && f.hit_rate >= 0 && f.hit_rate <= 1, "%s: %g after %g s", what, seconds, one);
+            one = seconds;
+        }
+    }
+}
+
+static void all_machines(void)
+{
+    const char *root = getenv("SLUICE_SOURCE_DIR");
+    char pattern[512];
+    glob_t found;
+    snprintf(pattern, sizeof pattern, "%s/machines/*.json", root ? root : ".");
+    T_NEED(glob(pattern, 0, NULL, &found) == 0, "%s", pattern);
+    for (size_t i = 0; i < found.gl_pathc; i++) any_machine(found.gl_pathv[i]);
+    globfree(&found);
+}
+
 int main(void)
 {
     t_begin();
@@ -337,6 +400,7 @@ int main(void)
     cpu_batches();
     lightning();
     latency();
+    all_machines();
     sl_ctx_destroy(&ctx);
     return t_end();
 }
