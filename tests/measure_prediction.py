@@ -16,7 +16,7 @@ The page cache is dropped before each run where that is allowed (root).
 Order: of two runs of one model whose measured speeds differ by more than the larger of their spreads, the share that
 the forecasts put in the same order.
 
-The sweep: `sluice run` as it is (the planner chooses), then with 50 sets of flags: threads, rows of a pass, and where
+The sweep: `sluice probe` once, then `sluice run` as it is (the planner chooses), then with 50 sets of flags: threads, rows of a pass, and where
 experts are streamed lookahead, depth and size of reads. What counts is the time of prompt and generation. The best
 few and the chosen one then run again in turn, and their medians are compared.
 
@@ -50,6 +50,7 @@ GRADES = (("calibrated", "predicted", "error"), ("cold", "cold", "cold_error"))
 SHOWN = (("prompt_tok_per_s", "prompt tok/s"), ("decode_tok_per_s", "decode tok/s"), ("ttft_s", "time to first token"),
          ("hit_rate", "hit rate"), ("disk_bytes_per_token", "bytes read per token"), ("peak_rss_bytes", "peak memory"))
 SHARES = ("hit_rate", "stall_share")
+MOST_MOVED = 0.05       # as in tools/cmd_verify.c
 MARKS = ("<!-- tables of tests/measure_prediction.py -->", "<!-- end of tables -->")
 
 
@@ -88,13 +89,13 @@ def append(path, row):
         f.write(json.dumps(row) + "\n")
 
 
-def sluice(a, args):
+def sluice(a, args, env=None):
     """What a command with --json prints; None and its last line on stderr otherwise."""
     with open(a.lock or os.devnull) as held:
         if a.lock:
             fcntl.flock(held, fcntl.LOCK_EX)
         drop_page_cache()
-        p = subprocess.run([a.sluice, *args], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        p = subprocess.run([a.sluice, *args], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={**os.environ, **(env or {})})
     why = p.stderr.decode(errors="replace").strip().splitlines()[-1:] or [f"exit code {p.returncode}"]
     return (json.loads(p.stdout), "") if p.returncode == 0 else (None, why[0])
 
@@ -111,7 +112,9 @@ def cell_name(model, budget, threads):
 
 
 def matrix(a):
-    done = {r["cell"] for r in read_lines(a.log)}
+    done = {r["cell"]: r for r in read_lines(a.log)}
+    if a.again:
+        done = {k: r for k, r in done.items() if r.get("moved", 0) <= MOST_MOVED}
     for model, budget, threads in itertools.product(MODELS, BUDGETS, THREADS):
         name = cell_name(model, budget, threads)
         if name in done or not re.search(a.only, name):
@@ -222,9 +225,10 @@ def tables(a):
     text = []
     if rows:
         first = rows[0]
+        moved = [r for r in rows if r.get("moved", 0) > MOST_MOVED]
         text += [f"{first['date'][:10]}, {first['cpu']}, {len(rows)} runs: prompts of {first['n_prompt']}, {first['n_gen']} drawn, "
-                 f"medians of {first['repeats']}; {sum(r['attempt'] > 1 for r in rows)} were repeated, because the machine's "
-                 "rates had moved.", ""]
+                 f"medians of {first['repeats']}. {sum(r['attempt'] > 1 for r in rows)} were repeated, because the machine's "
+                 f"rates had moved by more than {100 * MOST_MOVED:.0f} % of the forecast; in {len(moved)} they did so again.", ""]
         text += summary_table(rows) + [""] + order_table(rows) + [""] + cell_table(rows)
     if sweeps:
         text += ["", "| cell | chosen | s | best of the sweep | s | chosen / best |", "|---|---|--:|---|--:|--:|"]
@@ -254,10 +258,10 @@ def hand_plans(streamed):
     return plans + [["-t", "2", "-b", "32"], ["-t", "2", "-b", "512", "--read-depth", "8", "--read-size", "256K"]]
 
 
-def timed(a, path, budget, flags, prompt):
+def timed(a, path, budget, flags, prompt, env):
     """Seconds of prompt and generation together."""
     r, why = sluice(a, ["run", "-f", prompt, "-n", str(a.sweep_n), "--ignore-eos", "-s", "1", "--json"]
-                    + model_flags(path, budget) + flags)
+                    + model_flags(path, budget) + flags, env)
     if not r:
         print(f"{' '.join(flags)}: {why}", file=sys.stderr)
         return None
@@ -266,7 +270,8 @@ def timed(a, path, budget, flags, prompt):
 
 def sweep(a):
     done = {r["cell"] for r in read_lines(a.log) if "ratio" in r}
-    prompt = os.path.join(os.path.dirname(os.path.abspath(a.log)), "sweep-prompt.txt")
+    folder = os.path.dirname(os.path.abspath(a.log))
+    prompt, env = os.path.join(folder, "sweep-prompt.txt"), {"XDG_CACHE_HOME": os.path.join(folder, "sweep-cache")}
     with open(os.path.join(os.path.dirname(__file__), "data/tinyshakespeare-heldout.txt")) as f:
         words = f.read().split()[:a.sweep_p]
     with open(prompt, "w") as f:
@@ -276,9 +281,11 @@ def sweep(a):
         if name in done or not re.search(a.only, name):
             continue
         path = model_path(a, model)
+        if not os.path.exists(os.path.join(env["XDG_CACHE_HOME"], "sluice/machine.json")):
+            sluice(a, ["probe", "-m", path, "--json"], env)
         seconds = {}
-        for flags in [[]] + hand_plans(BUDGETS[budget] is not None):
-            s = timed(a, path, budget, flags, prompt)
+        for flags in [[]] + hand_plans(BUDGETS[budget] is not None)[::a.stride]:
+            s = timed(a, path, budget, flags, prompt, env)
             if s:
                 seconds[" ".join(flags)] = [s]
         if "" not in seconds:
@@ -286,7 +293,7 @@ def sweep(a):
         best = sorted((k for k in seconds if k), key=lambda k: seconds[k])[:4]
         for _ in range(5):                  # in turn: the best of 50 is also the luckiest
             for k in [""] + best:
-                s = timed(a, path, budget, k.split(), prompt)
+                s = timed(a, path, budget, k.split(), prompt, env)
                 if s:
                     seconds[k].append(s)
         again = {k: statistics.median(seconds[k][1:]) for k in [""] + best if len(seconds[k]) > 1}
@@ -307,6 +314,7 @@ def main():
     p.add_argument("-p", type=int, default=512)
     p.add_argument("-n", type=int, default=64)
     p.add_argument("-r", type=int, default=3)
+    p.add_argument("--again", action="store_true", help="run those again whose last run ended with other rates than it began")
     p.add_argument("--synth", action="store_true", help="make the models that are missing")
     p.add_argument("--table", action="store_true")
     p.add_argument("--write", help="with --table: the Markdown file whose tables are replaced")
@@ -314,6 +322,7 @@ def main():
     p.add_argument("--sweep-log", help="with --table: the log of --sweep, shown too")
     p.add_argument("--sweep-p", type=int, default=160, help="words of the sweep's prompt")
     p.add_argument("--sweep-n", type=int, default=24, help="tokens it draws")
+    p.add_argument("--stride", type=int, default=1, help="only each such plan of the sweep, for a trial")
     p.add_argument("--lock", help="a file to lock before each run")
     a = p.parse_args()
     if a.synth:
