@@ -537,7 +537,7 @@ static sl_status find_family(reader *r, const sl_json *root)
     return SL_OK;
 }
 
-/* "/models/Qwen3-30B-A3B/config.json" gives the folder, "qwen.json" itself. */
+/* "/models/Qwen3-30B-A3B/config.json" gives the folder, "qwen.json" gives "qwen". */
 static void find_name(reader *r, const sl_json *root)
 {
     const char *s = json_string_value(json_object_get(root->v, "_name_or_path"));
@@ -546,6 +546,7 @@ static void find_name(reader *r, const sl_json *root)
     size_t n = strlen(s), size = sizeof r->c->name;
     const char tail[] = "/config.json";
     if (n > sizeof tail && !strcmp(s + n - (sizeof tail - 1), tail)) n -= sizeof tail - 1;
+    else if (n > 5 && !strcmp(s + n - 5, ".json")) n -= 5;
     while (n > 1 && s[n - 1] == '/') n--;
     size_t from = n;
     while (from && s[from - 1] != '/') from--;

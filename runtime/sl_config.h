@@ -13,7 +13,7 @@ enum { SL_CONFIG_LAYERS_MAX = 2048 };
 
 typedef struct sl_config {
     sl_preset preset;           /* its texts are those below */
-    /* last part of _name_or_path, else of the file's folder, else of the file's name */
+    /* last part of _name_or_path, else the folder of a config.json, else the file's name */
     char name[96];
     char arch[64];              /* GGUF's name; of an unknown family: its model_type */
     char layout[SL_CONFIG_LAYERS_MAX + 1];

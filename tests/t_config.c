@@ -105,6 +105,7 @@ static void check_unknown(sl_ctx *ctx)
     const sl_layer_shape *l = &s->shape->layers[1];
     T_CHECK(!s->runs && strstr(s->why_not, "new_moe") && !strcmp(s->arch, "new_moe"), "%s",
             s->why_not);
+    T_CHECK(!strcmp(s->title, "unknown-moe"), "%s", s->title);
     T_CHECK(l->n_expert == 96 && l->n_used == 6 && l->window == 4096
                 && !s->shape->layers[0].n_expert && l->expert_flops_row == 2ull * 3 * 2048 * 1024
                 && l->ffn_flops_row == 2ull * 3 * 2048 * 1024,

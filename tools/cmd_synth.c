@@ -39,14 +39,14 @@ static const char *const about =
 
 static void list_presets(void)
 {
-    printf("%-22s %-11s %7s %6s %6s %9s %9s %8s\n", "preset", "arch", "layers", "width", "experts",
+    printf("%-22s %-13s %7s %6s %7s %5s %9s %8s\n", "preset", "arch", "layers", "width", "experts",
            "used", "params", "active");
     for (uint32_t i = 0; sl_preset_at(i); i++) {
         const sl_preset *p = sl_preset_at(i);
-        if (!p->runs) continue;     /* plans know those too, but a file would be of no use */
-        printf("%-22s %-11s %7" PRIu32 " %6" PRIu32 " %6" PRIu32 " %9" PRIu32 " %8.1fB %7.1fB\n",
+        printf("%-22s %-13s %7" PRIu32 " %6" PRIu32 " %7" PRIu32 " %5" PRIu32 " %8.1fB %7.1fB%s\n",
                p->name, p->arch, p->n_layer, p->d_model, p->n_expert, p->n_used,
-               (double)sl_preset_params(p) * 1e-9, (double)sl_preset_active_params(p) * 1e-9);
+               (double)sl_preset_params(p) * 1e-9, (double)sl_preset_active_params(p) * 1e-9,
+               p->runs ? "" : "  only planned");
     }
 }
 
