@@ -650,7 +650,7 @@ def machine_file(folder, dram=1e9, peak=1e15):
     peaks = {n: {"core": peak, "all": peak} for n in
              ("int8_avx2", "int8_avxvnni", "int8_avx512vnni", "f32_avx2", "f32_avx512")}
     write(path, json.dumps({
-        "sluice_machine": 1, "source": "datasheet",
+        "sluice_machine": 2, "source": "datasheet",
         "hardware": {"cpu": "invented", "isa": "", "cores": 1, "hw_threads": 1, "l3_bytes": 0, "ram_bytes": 1 << 34},
         "dram_read": [{"threads": 1, "bytes_s": dram}], "barrier": [{"threads": 1, "s": 1e-6}],
         "peaks": peaks}).encode())
