@@ -484,8 +484,8 @@ static sl_status read_ffn(reader *r, sl_preset *p)
         p->n_dense = p->n_layer;
         return number(r, width, NULL, 1, MAX_FF, &p->d_dense);
     }
-    SL_TRY(number(r, NAMES("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_top_k",
-                           "moe_k", "num_selected_experts"),
+    SL_TRY(number(r, NAMES("num_experts_per_tok", "num_experts_per_token", "experts_per_token",
+                           "moe_topk", "moe_top_k", "moe_k", "num_selected_experts"),
                   NULL, 1, p->n_expert, &p->n_used));
     SL_TRY(read_which_moe(r, p));
     if (r->has & ALL_MOE)
