@@ -43,6 +43,7 @@ typedef struct sl_qmul {
      * starts. */
     void (*rows)(const void *w, size_t row_bytes, uint32_t n_rows, const void *x, size_t n,
                  float *ret);
+    uint32_t few_x;         /* activation rows up to which `rows` for each is the quicker way */
     /* For many activation rows: `unpack` prepares n_rows <= tile_rows rows in the kernel's own form
      * of tile_bytes(n), 64-byte aligned; it may keep the address w, whose bytes must stay until the
      * last use.

@@ -48,12 +48,12 @@ uint32_t cpu_chunk(const cpu_device *d, uint64_t rows, uint64_t work, uint32_t u
 
 /* ---- tiles of weights ---- */
 
-/* Up to FEW_X activation rows weights are multiplied where they lie: unpacking costs about as much.
+/* Up to few_x activation rows weights are multiplied where they lie: unpacking costs about as much.
  * Each call waits for its first rows from memory and has nothing to fetch behind its last ones, so
  * it gets many; several activation rows come back to the same rows, which must still be in the
  * cache. Kernels take 16 of them at a time. */
-enum { FEW_X = 4, ONE_X_ROWS = 2048, FEW_X_ROWS = 256, FEW_X_GRAIN = 16 };
-_Static_assert(FEW_X * FEW_X_ROWS <= CPU_TILE_FLOATS && ONE_X_ROWS <= (int)CPU_TILE_FLOATS,
+enum { MOST_FEW_X = 4, ONE_X_ROWS = 2048, FEW_X_ROWS = 256, FEW_X_GRAIN = 16 };
+_Static_assert(MOST_FEW_X * FEW_X_ROWS <= CPU_TILE_FLOATS && ONE_X_ROWS <= (int)CPU_TILE_FLOATS,
                "results of a call on few activation rows");
 
 uint32_t cpu_tile_rows(const cpu_device *d, const sl_mat *m, uint32_t n_x)
@@ -61,12 +61,13 @@ uint32_t cpu_tile_rows(const cpu_device *d, const sl_mat *m, uint32_t n_x)
     const sl_qmul *q = &d->k.qmul[m->type];
     if (cpu_blas_takes(d, m, n_x)) return CPU_BLAS_ROWS;
     if (!q->group) return SL_DOTS_TILE;
-    return n_x > FEW_X ? q->tile_rows : n_x > 1 ? FEW_X_ROWS : ONE_X_ROWS;
+    return n_x > q->few_x ? q->tile_rows : n_x > 1 ? FEW_X_ROWS : ONE_X_ROWS;
 }
 
 uint32_t cpu_tile_grain(const cpu_device *d, const sl_mat *m, uint32_t n_x)
 {
-    return d->k.qmul[m->type].group && n_x <= FEW_X ? FEW_X_GRAIN : cpu_tile_rows(d, m, n_x);
+    const sl_qmul *q = &d->k.qmul[m->type];
+    return q->group && n_x <= q->few_x ? FEW_X_GRAIN : cpu_tile_rows(d, m, n_x);
 }
 
 void cpu_tile_load(const cpu_device *d, const sl_mat *m, uint32_t c, uint32_t row, uint32_t n,
@@ -77,7 +78,8 @@ void cpu_tile_load(const cpu_device *d, const sl_mat *m, uint32_t c, uint32_t ro
     *ret = (cpu_tile){
         .mul = q->group ? q : NULL, .row_bytes = m->row_bytes, .n = n, .cols = m->cols
     };
-    if (q->group && n_x <= FEW_X) {
+    assert(q->few_x <= MOST_FEW_X);
+    if (q->group && n_x <= q->few_x) {
         ret->w = data;
     } else if (q->group) {
         assert(n * CPU_TILE_X <= CPU_TILE_FLOATS);

@@ -818,9 +818,11 @@ void KX_NAME(sl_quant_set, KX_SET)(sl_kernels *k)
 {
     k->quantise = quantise;
 #define SUPER_ENTRY(id, name, tile, ...) \
-    k->qmul[id] = (sl_qmul){ 256, rows_##name, ROWS, tile_bytes_##name, unpack_##name, tile_##tile };
+    k->qmul[id] = (sl_qmul){ 256, rows_##name, 4, ROWS, tile_bytes_##name, unpack_##name, \
+                             tile_##tile };
 #define BLOCK_ENTRY(id, name, tile, ...) \
-    k->qmul[id] = (sl_qmul){ 32, rows_##name, ROWS, tile_bytes_##name, unpack_##name, tile_##tile };
+    k->qmul[id] = (sl_qmul){ 32, rows_##name, 4, ROWS, tile_bytes_##name, unpack_##name, \
+                             tile_##tile };
     SUPERS(SUPER_ENTRY)
     BLOCKS(BLOCK_ENTRY)
 }

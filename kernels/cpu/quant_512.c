@@ -19,6 +19,7 @@ typedef __m512 vf;
 enum {
     TILE_VECTORS = 2,
     TILE_ROWS = 16 * TILE_VECTORS,
+    FEW_X = 2,                  /* 3 rows take 0.55-0.8 of three times `rows` */
     MAX_X = 6,
     BLOCK_ELEMS = 256,
     MAX_SLOTS = 90
@@ -700,8 +701,8 @@ void KX_NAME(sl_quant_set, KX_SET)(sl_kernels *k)
 {
     k->quantise = quantise;
 #define ENTRY(id, name, bytes, zero, kind) \
-    k->qmul[id] = (sl_qmul){ (uint32_t)kind_##kind.group, rows_##name, TILE_ROWS, tile_bytes, \
-                             unpack, tile_##name };
+    k->qmul[id] = (sl_qmul){ (uint32_t)kind_##kind.group, rows_##name, FEW_X, TILE_ROWS, \
+                             tile_bytes, unpack, tile_##name };
     BLOCKS(ENTRY)
     SUPERS(ENTRY)
 }

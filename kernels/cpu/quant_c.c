@@ -131,7 +131,7 @@ void sl_quant_set_c(sl_kernels *k)
 {
     k->quantise = sl_quantise_c;
 #define ENTRY(id, name) \
-    k->qmul[id] = (sl_qmul){ sl_qtypes[id].group, rows_##name, TILE_ROWS, tile_bytes_##name, \
-                             unpack_##name, tile_##name };
+    k->qmul[id] = (sl_qmul){ sl_qtypes[id].group, rows_##name, 4, TILE_ROWS, \
+                             tile_bytes_##name, unpack_##name, tile_##name };
     SL_QTYPES(ENTRY)
 }
