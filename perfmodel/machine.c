@@ -256,7 +256,7 @@ double sl_machine_dram_s(const sl_machine *m, uint32_t threads)
 
 double sl_machine_barrier_s(const sl_machine *m, uint32_t threads)
 {
-    if (!m->n_barrier) return 2e-8 + 2.5e-7 * log2(SL_MAX(threads, 1));
+    if (!m->n_barrier) return 2e-8 + (threads > 1 ? 1e-7 * threads : 0);
     return at(m->barrier, m->n_barrier, threads);
 }
 

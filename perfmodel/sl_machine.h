@@ -131,8 +131,8 @@ SL_API bool sl_machine_same(const sl_machine_id *kept, const sl_machine_id *now,
 /* Bytes/s that n threads read: between measured points linear in threads, beyond them the
  * nearest. */
 SL_API double sl_machine_dram_s(const sl_machine *m, uint32_t threads);
-/* The same of barriers; not measured: 20 ns and 250 ns for each doubling of threads (measured with
- * 2 threads on Zen 5). */
+/* The same of barriers; not measured: 20 ns, and 100 ns for each of several threads, since they
+ * take turns at one counter (2 threads on Zen 5: 225 ns). */
 SL_API double sl_machine_barrier_s(const sl_machine *m, uint32_t threads);
 /* Operations/s of n cores: n times one core, at most peak_all. 0: no such instructions. */
 SL_API double sl_machine_peak_s(const sl_machine *m, sl_peak peak, uint32_t threads);

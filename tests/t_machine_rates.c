@@ -95,7 +95,7 @@ static void check_costs(void)
 {
     sl_machine m = plain();
     sl_machine_cost c = sl_machine_cost_at(&m, 2);
-    T_CHECK(near(c.stage_s, 1e-6 + 3 * 2.7e-7) && near(c.prefill_flops_s, 0.65 * 266e9)
+    T_CHECK(near(c.stage_s, 1e-6 + 3 * 2.2e-7) && near(c.prefill_flops_s, 0.65 * 266e9)
             && near(c.decode_flops_s, 0.45 * 266e9) && c.corun_cpu == 1 && c.corun_disk == 1,
             "derived: %g %g %g", c.stage_s, c.prefill_flops_s, c.decode_flops_s);
     m.disk = (sl_machine_disk){ .n_curves = 1, .latency_s = 1e-4, .curve = { {

@@ -104,8 +104,8 @@ static int given(sl_ctx *ctx, const char *name, const sl_machine_id *now, sl_mac
     int code = cli_machine_load(ctx, name, ret);
     if (code != CLI_DONE) return code;
     bool fits = sl_machine_same(&ret->id, now, why);
-    if (!fits) cli_warn("%s describes another machine: %s", name, why);
     if (file_fits) *file_fits = fits;
+    else if (!fits) cli_warn("%s describes another machine: %s", name, why);
     return CLI_DONE;
 }
 

@@ -18,8 +18,8 @@ SL_NODISCARD sl_status cli_make_parents(sl_ctx *ctx, const char *path);
 int cli_machine_load(sl_ctx *ctx, const char *name, sl_machine *ret);
 
 /* The same for running: with NULL the kept one, and where that is missing, damaged or of other
- * hardware a quick probe of about 2 s, which is not kept; a note says so. file_fits (may be NULL):
- * a named machine's hardware is this one's; otherwise a warning was printed. */
+ * hardware a quick probe of about 2 s, which is not kept; a note says so. file_fits: is a named
+ * machine's hardware this one's? NULL: a warning says where it is not. */
 int cli_machine(sl_ctx *ctx, const char *name, sl_machine *ret, bool *file_fits);
 
 #endif
