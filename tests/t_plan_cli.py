@@ -85,6 +85,9 @@ def check_json():
     check([g['what'] for g in p['gains']][0] == '+4 GiB RAM' and len(p['why']) > 2, 'gains and reasons')
     more = plan('-m', 'qwen3-30b-a3b', '--machine', 'laptop-16gb', '--ram', '12G', '-p', '1000', '-n', '50')
     check(more['forecast']['decode_tok_per_s'] > f['decode_tok_per_s'], 'more RAM is faster')
+    gpu = plan('-m', 'gpt-oss-120b', '--machine', 'desktop-64gb-rtx4090')
+    check(gpu['gpus'][0]['bound']['decode_tok_per_s'] > gpu['bound']['decode_tok_per_s'], 'a GPU bounds from above')
+    check(p['gpus'] == [], 'no GPU')
     q8 = plan('-m', 'qwen3-30b-a3b', '--quant', 'Q8_0', '--machine', 'laptop-16gb', '--ram', '8G')
     check(q8['model']['bytes'] > 1.6 * p['model']['bytes'] and q8['model']['quant'] == 'Q8_0', 'another quant')
 

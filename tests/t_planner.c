@@ -67,8 +67,8 @@ static bool plan_for(const sl_machine *m, const sl_planner_params *p, bool gains
     if (sl_planner_run(fx.ctx, m, &fx.shape, &fx.miss, p, gains, c) != SL_OK) return false;
     T_CHECK(c->plan.need_bytes <= p->base.ram_bytes || !p->base.ram_bytes, "need %llu of %llu",
             (unsigned long long)c->plan.need_bytes, (unsigned long long)p->base.ram_bytes);
-    T_CHECK(c->forecast.decode.seconds >= 0.99 * c->bound.decode.seconds
-            && c->forecast.prompt.seconds >= 0.99 * c->bound.prompt.seconds,
+    T_CHECK(c->forecast.decode.seconds >= 0.999999 * c->bound.decode.seconds
+            && c->forecast.prompt.seconds >= 0.999999 * c->bound.prompt.seconds,
             "forecast %g and %g s, bounds %g and %g", c->forecast.decode.seconds,
             c->forecast.prompt.seconds, c->bound.decode.seconds, c->bound.prompt.seconds);
     T_CHECK(c->best_s <= c->seconds && c->seconds <= c->base_s, "best %g chosen %g base %g",
@@ -152,13 +152,14 @@ static void dense_models_plan(void)
             c.plan.mode);
 }
 
-/* Is what was best no slower now? Returns the new best. */
+/* Is what was best no slower now? Returns the new best. 0.5 %: while a quicker disk is at work it
+ * takes more of the memory's rate from the cores. */
 static double no_slower(const char *what, double before, const sl_machine *m,
                         const sl_planner_params *p)
 {
     sl_choice c;
     if (!plan_for(m, p, false, &c)) return before;
-    T_CHECK(c.best_s <= before * 1.01, "more %s: %.9g s became %.9g", what, before, c.best_s);
+    T_CHECK(c.best_s <= before * 1.005, "more %s: %.9g s became %.9g", what, before, c.best_s);
     return c.best_s;
 }
 

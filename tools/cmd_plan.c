@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "perfmodel/sl_lens.h"
 #include "runtime/base/sl_json.h"
 #include "tools/plan_text.h"
 #include "tools/session.h"
@@ -118,6 +119,13 @@ static int plan(const struct args *a, const cli_engine_args *e, const cli_group 
     if (choice.plan.weights == SL_WEIGHTS_STREAMED && !m.disk.n_curves)
         return cli_fail("%s does not fit in RAM whole, and nobody measured the machine's disk: "
                         "`sluice probe` does", src->title);
+    for (uint32_t i = 0; i < m.n_gpus; i++) {
+        sl_lens_box box = { .machine = &m, .gpu = &m.gpu[i], .shape = src->shape, .miss = &miss,
+                            .threads = choice.plan.n_threads,
+                            .ram_bytes = (double)choice.params.ram_bytes,
+                            .kv_type = choice.params.kv_type, .kv_block = SL_KV_BLOCK_ROWS };
+        v.gpu[i] = sl_lens_latency(&box, v.load, choice.plan.max_rows);
+    }
     return show(a, ctx, &v);
 }
 

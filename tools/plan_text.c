@@ -74,8 +74,8 @@ static void print_machine(const plan_view *v)
         printf(", disk read at %.2f GB/s\n", best * 1e-9);
     else printf(", disk not measured\n");
     for (uint32_t i = 0; i < m->n_gpus; i++)
-        printf("  %s, %s: sluice does not run on GPUs yet\n", m->gpu[i].name,
-               cli_bytes(m->gpu[i].vram_bytes, vram));
+        printf("  with %s, %s (sluice does not run on GPUs yet: below is without it)\n",
+               m->gpu[i].name, cli_bytes(m->gpu[i].vram_bytes, vram));
 }
 
 /* ---- where the bytes lie ---- */
@@ -173,6 +173,16 @@ static void print_forecast(const plan_view *v)
     if (raise && (f->grade != SL_GRADE_COLD || moe)) printf("Better: %s.\n", raise);
 }
 
+/* No program is known to reach this; it says whether a GPU is worth it. */
+static void print_gpus(const plan_view *v)
+{
+    const sl_machine *m = v->machine;
+    for (uint32_t i = 0; i < m->n_gpus; i++)
+        printf("With the %s: at most %.0f tok/s of the prompt, %.1f tok/s written (bound; sluice "
+               "does not run on GPUs yet).\n", m->gpu[i].name, v->gpu[i].prompt.tok_per_s,
+               v->gpu[i].decode.tok_per_s);
+}
+
 static void print_limit(const char *what, const sl_phase *p)
 {
     if (!(p->seconds > 0)) return;
@@ -214,6 +224,7 @@ void plan_print(const plan_view *v)
         printf("  %.0f %% of the experts that tokens want are in RAM; %s are read from disk for "
                "each token.\n", 100 * f->hit_rate, cli_bytes((uint64_t)f->disk_bytes_per_token, size));
     print_limit("Reading the prompt", &f->prompt);
+    print_gpus(v);
     print_gains(c);
     printf("\nChosen by forecast (%" PRIu32 " plans compared):\n", c->n_tried);
     for (uint32_t i = 0; i < c->n_why; i++) printf("  %s\n", c->why[i]);
@@ -276,18 +287,29 @@ static json_t *gains_json(const sl_choice *c)
     return list;
 }
 
+static json_t *gpus_json(const plan_view *v)
+{
+    json_t *list = json_array();
+    for (uint32_t i = 0; i < v->machine->n_gpus; i++)
+        json_array_append_new(list, json_pack("{s:s, s:I, s:o}", "name", v->machine->gpu[i].name,
+                                              "vram_bytes",
+                                              (json_int_t)v->machine->gpu[i].vram_bytes, "bound",
+                                              cli_forecast_json(&v->gpu[i])));
+    return list;
+}
+
 json_t *plan_json(const plan_view *v)
 {
     const sl_choice *c = v->choice;
     json_t *why = json_array();
     for (uint32_t i = 0; i < c->n_why; i++) json_array_append_new(why, json_string(c->why[i]));
     json_t *root = json_pack(
-        "{s:i, s:o, s:o, s:{s:I, s:I}, s:o, s:o, s:o, s:o, s:o, s:o, s:s}", "sluice_plan", 1,
+        "{s:i, s:o, s:o, s:{s:I, s:I}, s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:s}", "sluice_plan", 1,
         "model", model_json(v), "machine", machine_json(v), "load", "n_prompt",
         (json_int_t)v->load.n_prompt, "n_gen", (json_int_t)v->load.n_gen, "params",
         cli_plan_params_json(&c->params), "placement", placement_json(v), "forecast",
         cli_forecast_json(&c->forecast), "bound", cli_forecast_json(&c->bound), "why", why, "gains",
-        gains_json(c), "command", v->command);
+        gains_json(c), "gpus", gpus_json(v), "command", v->command);
     if (root && start_s(v) > 0 && json_object_set_new(root, "load_s", json_real(start_s(v)))) {
         json_decref(root);
         root = NULL;

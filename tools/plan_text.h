@@ -15,6 +15,8 @@ typedef struct plan_view {
     sl_load load;
     const sl_choice *choice;
     const char *command;        /* the line that runs it */
+    /* for each of the machine's GPUs, what a program that used it could reach at most */
+    sl_forecast gpu[SL_MACHINE_GPUS];
 } plan_view;
 
 void plan_print(const plan_view *v);
