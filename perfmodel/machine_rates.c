@@ -5,21 +5,25 @@
 #include <math.h>
 
 /* Shares of the machine's limits that this engine's kernels reach, rounded from
- * docs/performance.md (Zen 5): matrix-vector 0.72-0.91 of DRAM's read rate, on a CPU whose peak is
- * low against its DRAM (AVX2) about 0.4 of the peak; tiles of 8 / 64 / 128 rows of the int8 peak
- * 0.34-0.43 / 0.57-0.65 / 0.59-0.67 with VNNI, 0.26-0.37 / 0.57-0.71 / 0.59-0.78 with AVX2: a
- * weight is unpacked for the price of some rows and then multiplied at a share of the peak. IQ2 and
- * IQ3 are looked up in tables, at 3-5 GB/s a core: 0.1 weights a flop of the 256-bit FP32 peak. */
-static const double dram_share = 0.85, vector_share = 0.4, table_share = 0.1;
-static const struct { double share, unpack_rows; } tile_avx2 = { 0.78, 9 },
-                                                   tile_vnni = { 0.66, 5.3 };
-/* Float weights: prefill 0.39-0.45 of the FP32 peak, nothing to unpack. */
-static const double float_share = 0.45;
+ * docs/performance.md and from probes of the same machine (Zen 5).
+ * Matrix-vector: 0.72-0.91 of DRAM's read rate; where weights come from a cache, 90 GMAC/s a core
+ * with AVX-512, 55 with AVX2. Tiles of 8 / 64 / 128 rows of the int8 peak: 0.34-0.43 / 0.57-0.65 /
+ * 0.59-0.67 with VNNI, 0.26-0.37 / 0.57-0.71 / 0.59-0.78 with AVX2: a weight is unpacked for the
+ * price of some rows and then multiplied at a share of the peak. IQ2 and IQ3 are looked up in
+ * tables, at 3-5 GB/s a core: 0.1 weights a flop of the 256-bit FP32 peak. */
+static const double dram_share = 0.85, table_share = 0.1;
+static const struct { double vector, tile, unpack_rows; } int_share[] = {
+    [SL_PEAK_I8_AVX2] = { 0.4, 0.78, 9 },
+    [SL_PEAK_I8_AVXVNNI] = { 0.3, 0.66, 5.3 },
+    [SL_PEAK_I8_VNNI512] = { 0.16, 0.66, 5.3 },
+};
+/* Float weights: 0.39-0.45 of the FP32 peak with 64 rows, less with few. */
+static const double float_share = 0.5, float_rows = 5, float_vector_share = 0.25;
 /* A core without any of the peaks' instructions: plain C, multiply-adds/s. */
 static const double plain_ops_s = 4e9;
 /* Attention: 0.38-0.50 of FP32 in decode, where each byte of F16 keys and values serves 8 flops
- * for 8 query heads on one; 0.63-0.68 in a prompt. */
-static const double decode_share = 0.45, prefill_share = 0.65, decode_flops_byte = 8;
+ * for 8 query heads on one; 0.45-0.65 in a prompt. */
+static const double decode_share = 0.45, prefill_share = 0.52, decode_flops_byte = 8;
 /* A GPU's matrix products: 60-65 % of the data sheet for MoE-Lens's A40 (its n_real against its
  * peak); tensor cores take 16 rows at a time. */
 static const double gpu_share = 0.6, gpu_vram_share = 0.8, gpu_rows = 16;
@@ -56,12 +60,11 @@ static double multiply_s(const sl_machine *m, uint32_t threads, double rows)
     double best = INFINITY;
     for (int i = SL_PEAK_I8_AVX2; i <= SL_PEAK_I8_VNNI512; i++) {
         double ops_s = sl_machine_peak_s(m, (sl_peak)i, threads);
-        bool old = i == SL_PEAK_I8_AVX2;
-        double unpacked = rows + (old ? tile_avx2.unpack_rows : tile_vnni.unpack_rows);
-        double tile = unpacked / (old ? tile_avx2.share : tile_vnni.share);
-        if (ops_s > 0) best = fmin(best, fmin(rows / vector_share, tile) / ops_s);
+        double vector = rows / int_share[i].vector;
+        double tile = (rows + int_share[i].unpack_rows) / int_share[i].tile;
+        if (ops_s > 0) best = fmin(best, fmin(vector, tile) / ops_s);
     }
-    return isfinite(best) ? best : rows / (vector_share * float_ops_s(m, threads));
+    return isfinite(best) ? best : rows / (float_share * float_ops_s(m, threads));
 }
 
 static double table_weights_s(const sl_machine *m, uint32_t threads)
@@ -76,7 +79,8 @@ static double roofline_s(const sl_machine *m, sl_type type, uint32_t threads, do
 {
     double from_ram = weight_bytes(type) / (dram_share * sl_machine_dram_s(m, threads));
     if (kind_of(type) == KIND_FLOAT)
-        return fmax(from_ram, rows / (float_share * float_ops_s(m, threads)));
+        return fmax(from_ram, fmin(rows / float_vector_share, (rows + float_rows) / float_share)
+                                  / float_ops_s(m, threads));
     double multiply = multiply_s(m, threads, rows);
     if (kind_of(type) == KIND_TABLES) multiply += 1 / table_weights_s(m, threads);
     return fmax(from_ram, multiply);
@@ -198,8 +202,8 @@ static sl_machine_cost derived(const sl_machine *m, uint32_t threads)
     for (uint32_t i = 0; i < m->n_dram; i++) all_dram = fmax(all_dram, m->dram_read[i].value);
     return (sl_machine_cost){
         .threads = threads,
-        .stage_s = 1e-6 + 3 * sl_machine_barrier_s(m, threads),
-        .elem_s = 50 / flops_s,         /* some ten operations, half of them waiting for memory */
+        .stage_s = 5e-7 + 3 * sl_machine_barrier_s(m, threads),
+        .elem_s = 70 / flops_s,         /* some ten operations, most of the time waiting */
         .decode_flops_s = fmin(decode_share * flops_s, dram_share * dram * decode_flops_byte),
         .prefill_flops_s = prefill_share * flops_s,
         /* the disk's writes to RAM come first, the cores share what is left */
