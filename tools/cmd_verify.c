@@ -422,6 +422,7 @@ static int run_all(struct verify *v)
             code = cli_session_close(&s, code);
             if (code == CLI_DONE) code = open_session(v, &s);
         }
+        if (code == CLI_DONE && cli_interrupted()) code = CLI_INTERRUPTED;
         if (code == CLI_DONE) code = generate(v, &s, v->prompt, v->a->n_gen, &g);
         if (code == CLI_DONE) take(v, &g);
     }
