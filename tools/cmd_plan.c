@@ -47,8 +47,10 @@ static const char *const about =
     "each part would give. No weight is read and nothing is run.";
 
 /* The options that decide something, as they were given. */
-static char *command_line(int argc, char **argv, const sl_source *src)
+static char *command_line(int argc, char **argv, const char *model, const sl_source *src)
 {
+    static const char *const plain =
+        "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_./+=@%-";
     static const char *const keep[] = { "-c", "--ctx-size", "-t", "--threads", "-b", "--batch-size",
                                         "-ctk", "--cache-type-k", "-ctv", "--cache-type-v", "--ram",
                                         "--policy", "--lookahead", "--read-depth", "--read-size" };
@@ -56,7 +58,10 @@ static char *command_line(int argc, char **argv, const sl_source *src)
     size_t n = 0;
     FILE *out = open_memstream(&line, &n);
     if (!out) return NULL;
-    fprintf(out, "sluice run -m %s", src->kind == SL_SOURCE_GGUF ? src->path : "MODEL.gguf");
+    const char *file = src->kind == SL_SOURCE_GGUF ? src->path : "MODEL.gguf";
+    const char *quote = file[strspn(file, plain)] ? "'" : "";
+    fprintf(out, "sluice run");
+    if (model) fprintf(out, " -m %s%s%s", quote, file, quote);
     for (int i = 1; i < argc; i++)
         for (size_t k = 0; k < SL_LEN(keep); k++) {
             size_t len = strlen(keep[k]);
@@ -160,7 +165,8 @@ int cmd_plan(int argc, char **argv)
     char *path = ctx ? cli_model_path(engine.model) : NULL;
     code = path ? CLI_DONE : CLI_FAILED;
     if (path && sl_source_open(ctx, path, a.quant, &src) != SL_OK) code = cli_fail_ctx(ctx);
-    if (src && !(command = command_line(argc, argv, src))) code = cli_fail("out of memory");
+    if (src && !(command = command_line(argc, argv, engine.model, src)))
+        code = cli_fail("out of memory");
     if (code == CLI_DONE) code = plan(&a, &engine, &groups[1], ctx, src, command);
     sl_source_close(&src);
     sl_ctx_destroy(&ctx);
