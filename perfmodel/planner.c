@@ -39,6 +39,7 @@ typedef struct search {
     candidate seen[MAX_SEEN];
     uint32_t n_seen, n_simulated;
     uint32_t best;              /* of those simulated */
+    sl_forecast best_f;
 } search;
 
 static double load_s(const sl_forecast *f)
@@ -200,8 +201,10 @@ static sl_status simulate(search *s, uint32_t i)
     sl_forecast_in in = input(s, &plan);
     SL_TRY(sl_sim_run(s->ctx, &in, NULL, NULL, &f));
     c->s = load_s(&f);
-    s->n_simulated++;
-    if (c->s < s->seen[s->best].s) s->best = i;
+    if (!s->n_simulated++ || c->s < s->seen[s->best].s) {
+        s->best = i;
+        s->best_f = f;
+    }
     return SL_OK;
 }
 
@@ -390,8 +393,6 @@ static sl_status add_gain(const search *from, const sl_plan_params *start, const
 {
     search s;
     sl_planner_params p = *from->p;
-    sl_plan plan;
-    sl_forecast f;
     p.base = *start;
     p.base.ram_bytes += more_ram;
     s.ctx = from->ctx;
@@ -401,14 +402,12 @@ static sl_status add_gain(const search *from, const sl_plan_params *start, const
     s.p = &p;
     s.base = p.base;
     SL_TRY(run_search(&s));
-    SL_TRY(sl_plan_make(s.ctx, s.shape, &s.seen[s.best].params, &plan));
-    sl_forecast_in in = input(&s, &plan);
-    SL_TRY(sl_sim_run(s.ctx, &in, NULL, NULL, &f));
+    const sl_forecast *f = &s.best_f;
     sl_gain *g = &ret->gains[ret->n_gains++];
     *g = (sl_gain){ .on = on };
     snprintf(g->what, sizeof g->what, "%s", what);
-    if (now->prompt.seconds > 0) g->prompt_tok_per_s = f.prompt.tok_per_s - now->prompt.tok_per_s;
-    if (now->decode.seconds > 0) g->decode_tok_per_s = f.decode.tok_per_s - now->decode.tok_per_s;
+    if (now->prompt.seconds > 0) g->prompt_tok_per_s = f->prompt.tok_per_s - now->prompt.tok_per_s;
+    if (now->decode.seconds > 0) g->decode_tok_per_s = f->decode.tok_per_s - now->decode.tok_per_s;
     return SL_OK;
 }
 
@@ -416,29 +415,25 @@ static sl_status add_gains(const search *s, sl_choice *ret)
 {
     const sl_plan_params *start = &s->seen[s->best].params;
     const bool streamed = s->base_plan.weights == SL_WEIGHTS_STREAMED;
+    const sl_forecast *now = &s->best_f;
     sl_machine m;
-    sl_plan plan;
-    sl_forecast now;
     uint32_t bytes, depth;
     double best;
-    SL_TRY(sl_plan_make(s->ctx, s->shape, start, &plan));
-    sl_forecast_in in = input(s, &plan);
-    SL_TRY(sl_sim_run(s->ctx, &in, NULL, NULL, &now));
     if (streamed && start->ram_bytes)
-        SL_TRY(add_gain(s, start, &now, s->machine, (uint64_t)4 << 30, SL_RES_DISK, "+4 GiB RAM",
+        SL_TRY(add_gain(s, start, now, s->machine, (uint64_t)4 << 30, SL_RES_DISK, "+4 GiB RAM",
                         ret));
     if (streamed && sl_machine_disk_best(s->machine, &bytes, &depth, &best)) {
         m = *s->machine;
         sl_planner_grow(&m, SL_RES_DISK, (best + 1e9) / best);
-        SL_TRY(add_gain(s, start, &now, &m, 0, SL_RES_DISK, "+1 GB/s disk", ret));
+        SL_TRY(add_gain(s, start, now, &m, 0, SL_RES_DISK, "+1 GB/s disk", ret));
     }
     m = *s->machine;
     best = sl_machine_dram_s(&m, m.id.cores);
     sl_planner_grow(&m, SL_RES_DRAM, (best + 1e10) / best);
-    SL_TRY(add_gain(s, start, &now, &m, 0, SL_RES_DRAM, "+10 GB/s DRAM", ret));
+    SL_TRY(add_gain(s, start, now, &m, 0, SL_RES_DRAM, "+10 GB/s DRAM", ret));
     m = *s->machine;
     sl_planner_grow(&m, SL_RES_CPU, 2);
-    return add_gain(s, start, &now, &m, 0, SL_RES_CPU, "twice the arithmetic", ret);
+    return add_gain(s, start, now, &m, 0, SL_RES_CPU, "twice the arithmetic", ret);
 }
 
 sl_status sl_planner_run(sl_ctx *ctx, const sl_machine *m, const sl_shape *shape,
