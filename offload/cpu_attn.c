@@ -581,6 +581,7 @@ sl_status cpu_post(sl_device *dev, const sl_layer *l, sl_batch *b)
     }
     assert(a->o.rows == dm && a->o.cols == (a->kind == SL_ATTN_MLA ? a->n_head * a->v_head : att));
     cpu_multiply(d, &o, 1);
+    cpu_forget_h(d);
     cpu_run_rows(d, post_task, &r, b->n_rows);
     return SL_OK;
 }

@@ -45,12 +45,6 @@ sl_status cpu_route(sl_device *dev, const sl_layer *l, const float *h, uint32_t 
     return SL_OK;
 }
 
-/* Rows of activations: floats, or quantised in groups. */
-struct acts {
-    const char *base;
-    size_t stride;          /* bytes */
-};
-
 /* Some runs of a call, whose activations fit ff at once. */
 struct ffn {
     cpu_device *d;
@@ -61,8 +55,6 @@ struct ffn {
     uint32_t chunk;         /* rows of gate and up of a task of phase 1; columns of y in phase 2 */
     uint64_t work;          /* multiply-adds of phase 2 for each column of y */
     bool add;               /* phase 2 ends with x += residual_scale * y */
-    /* the batch's h: as floats, in groups of 32, of 256; NULL: nobody asks */
-    struct acts h[3];
 };
 
 static uint32_t run_rows(const sl_expert_run *r, const sl_batch *b)
@@ -76,17 +68,18 @@ static uint32_t computed_rows(const sl_expert_run *r, const sl_batch *b)
     return r->part == SL_RUN_ADD ? 0 : run_rows(r, b);
 }
 
-/* Which form of h a matrix is multiplied with: index into ffn.h. */
-static uint32_t run_acts(const struct ffn *f, const sl_mat *m)
+/* The batch's h in the form that a matrix is multiplied with. */
+static cpu_acts h_for(const struct ffn *f, const sl_mat *m)
 {
     uint32_t group = cpu_group(f->d, m);
-    return group == 0 ? 0 : group == 32 ? 1 : 2;
+    if (!group) return (cpu_acts){ (const char *)f->b->h, f->d->w.d_model * sizeof(float) };
+    return f->d->h[group != 32];
 }
 
 /* Row j of the activations that a run's gate and up are multiplied with. */
-static const char *h_row(const struct acts *a, const sl_expert_run *r, uint32_t j)
+static const char *h_row(cpu_acts a, const sl_expert_run *r, uint32_t j)
 {
-    return a->base + (r->rows ? r->rows[j] : j) * a->stride;
+    return a.base + (r->rows ? r->rows[j] : j) * a.stride;
 }
 
 static uint32_t gate_up_unit(const struct ffn *f, const sl_expert_run *r)
@@ -105,13 +98,14 @@ static void gate_up_tile(const struct ffn *f, uint32_t run, uint32_t row, uint32
     const void *xg[CPU_TILE_X], *xu[CPU_TILE_X];
     uint32_t n_rows = run_rows(r, f->b);
     cpu_tile tg, tu;
+    cpu_acts hg = h_for(f, g), hu = h_for(f, u);
     cpu_tile_load(d, g, 0, row, n, n_rows, buf, &tg);
     cpu_tile_load(d, u, 0, row, n, n_rows, buf + d->tile_floats, &tu);
     for (uint32_t j = 0; j < n_rows; j += CPU_TILE_X) {
         uint32_t nx = SL_MIN(n_rows - j, (uint32_t)CPU_TILE_X);
         for (uint32_t e = 0; e < nx; e++) {
-            xg[e] = h_row(&f->h[run_acts(f, g)], r, j + e);
-            xu[e] = h_row(&f->h[run_acts(f, u)], r, j + e);
+            xg[e] = h_row(hg, r, j + e);
+            xu[e] = h_row(hu, r, j + e);
         }
         cpu_tile_mul(d, &tg, xg, nx, og, n);
         cpu_tile_mul(d, &tu, xu, nx, ou, n);
@@ -237,23 +231,20 @@ static uint32_t place_runs(cpu_device *d, const sl_expert_run *runs, uint32_t n_
     return n;
 }
 
-/* The batch's h in every form that a run's gate or up wants. */
+/* The batch's h in every form that a run's gate or up wants, once a layer. */
 static void prepare_h(struct ffn *f)
 {
     cpu_device *d = f->d;
     uint32_t dm = d->w.d_model;
-    size_t used = 0;
-    f->h[0] = (struct acts){ (const char *)f->b->h, dm * sizeof(float) };
     for (uint32_t i = 0; i < f->n_runs; i++)
         for (uint32_t m = 0; m < 2 && f->runs[i].part != SL_RUN_ADD; m++) {
-            const sl_mat *mat = m ? &f->runs[i].ffn.up : &f->runs[i].ffn.gate;
-            struct acts *a = &f->h[run_acts(f, mat)];
-            if (a->base) continue;
-            uint32_t group = cpu_group(d, mat);
-            *a = (struct acts){ d->qx + used, sl_qx_bytes(group, dm) };
-            cpu_quantise(d, group, f->b->h, dm, dm, f->b->n_rows, d->qx + used);
-            used += a->stride * f->b->n_rows;
-            assert(used <= d->qx_bytes);
+            uint32_t group = cpu_group(d, m ? &f->runs[i].ffn.up : &f->runs[i].ffn.gate);
+            cpu_acts *a = &d->h[group != 32];
+            if (!group || a->base) continue;
+            *a = (cpu_acts){ d->qx + d->h_bytes, sl_qx_bytes(group, dm) };
+            cpu_quantise(d, group, f->b->h, dm, dm, f->b->n_rows, d->qx + d->h_bytes);
+            d->h_bytes += a->stride * f->b->n_rows;
+            assert(d->h_bytes <= d->qx_bytes);
         }
 }
 
@@ -318,5 +309,6 @@ sl_status cpu_experts(sl_device *dev, const sl_layer *l, const sl_expert_run *ru
         f.add = last && done == n_runs;
         run_phases(d, &f);
     } while (done < n_runs);
+    if (last) cpu_forget_h(d);
     return SL_OK;
 }

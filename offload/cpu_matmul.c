@@ -235,6 +235,7 @@ static void place_acts(struct multiply *m, uint32_t i, size_t *used)
         return;
     }
     size_t bytes = sl_qx_bytes(group, cols);
+    cpu_forget_h(d);
     m->x[i] = d->qx + *used;
     m->ldx[i] = bytes;
     m->xstep[i] = bytes * p->n;

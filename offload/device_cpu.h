@@ -19,6 +19,12 @@ typedef struct cpu_blas {
     void (*sgemm)(void);        /* cblas_sgemm */
 } cpu_blas;
 
+/* Rows of activations: floats, or quantised in groups. */
+typedef struct cpu_acts {
+    const char *base;
+    size_t stride;              /* bytes */
+} cpu_acts;
+
 typedef struct cpu_device {
     sl_device base;
     sl_ctx *ctx;
@@ -42,6 +48,10 @@ typedef struct cpu_device {
     /* quantised activations: of a product's inputs, of the runs in ff */
     char *qx, *qff;
     size_t qx_bytes, qff_bytes;
+    /* What of qx is the layer's h for `experts`, which may come in several calls: in groups of 32,
+     * of 256. base NULL: not there. */
+    cpu_acts h[2];
+    size_t h_bytes;
     size_t *qff_at;             /* [max_runs] where a run's quantised activations start in qff */
     float *part;                /* [n_slots]: attention states of a row's heads on one span */
     uint32_t n_slots;
@@ -57,6 +67,13 @@ enum { CPU_ATTN_SPLIT_ROWS = 8 };
 static inline size_t cpu_attn_queries(const sl_widths *w)
 {
     return SL_MAX((size_t)SL_ATTN_QUERIES, (size_t)w->n_head);
+}
+
+/* h changes, or something else goes into qx. */
+static inline void cpu_forget_h(cpu_device *d)
+{
+    d->h[0].base = d->h[1].base = NULL;
+    d->h_bytes = 0;
 }
 
 static inline float *cpu_scratch(const cpu_device *d, uint32_t thread)
