@@ -141,8 +141,10 @@ static sl_status read_costs(const sl_json *root, sl_machine *m)
         SL_TRY(sl_json_f64(&j, "elem_s", 0, any, &c->elem_s));
         SL_TRY(sl_json_f64(&j, "decode_flops_s", 0, any, &c->decode_flops_s));
         SL_TRY(sl_json_f64(&j, "prefill_flops_s", 0, any, &c->prefill_flops_s));
+        SL_TRY(read_known(&j, "decode_bytes_s", any, &c->decode_bytes_s));
         SL_TRY(read_known(&j, "corun_cpu", 1, &c->corun_cpu));
         SL_TRY(read_known(&j, "corun_disk", 1, &c->corun_disk));
+        SL_TRY(read_known(&j, "corun_tiles", 1, &c->corun_tiles));
     }
     m->n_costs = (uint32_t)n;
     return SL_OK;
@@ -279,8 +281,10 @@ static json_t *costs_to_json(const sl_machine *m)
         json_t *v = json_pack("{s:I, s:f, s:f, s:f, s:f}", "threads", (json_int_t)c->threads,
                               "stage_s", c->stage_s, "elem_s", c->elem_s, "decode_flops_s",
                               c->decode_flops_s, "prefill_flops_s", c->prefill_flops_s);
+        set_known(v, "decode_bytes_s", c->decode_bytes_s);
         set_known(v, "corun_cpu", c->corun_cpu);
         set_known(v, "corun_disk", c->corun_disk);
+        set_known(v, "corun_tiles", c->corun_tiles);
         json_array_append_new(list, v);
     }
     return list;

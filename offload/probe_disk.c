@@ -245,7 +245,8 @@ static double share_of(double *v, uint32_t n)
 }
 
 /* Each alone and both together, in turn. */
-static sl_status measure_corun(struct corun *c, const sl_probe_disk_params *p, sl_machine_cost *ret)
+static sl_status measure_corun(struct corun *c, const sl_probe_disk_params *p, double *ret_cpu,
+                               double *ret_disk)
 {
     double cpu[CORUN_ROUNDS], disk[CORUN_ROUNDS];
     uint32_t rounds = p->quick ? 2 : CORUN_ROUNDS;
@@ -257,8 +258,8 @@ static sl_status measure_corun(struct corun *c, const sl_probe_disk_params *p, s
         cpu[i] = alone_s / both_s;
         disk[i] = both / alone;
     }
-    ret->corun_cpu = share_of(cpu, rounds);
-    ret->corun_disk = share_of(disk, rounds);
+    *ret_cpu = share_of(cpu, rounds);
+    *ret_disk = share_of(disk, rounds);
     return SL_OK;
 }
 
@@ -280,8 +281,12 @@ static sl_status measure_coruns(sl_probe_disk_reader *b, const sl_probe_disk_par
     sl_status st = probe_engine_create(b->ctx, threads, m->n_costs, weights, bytes, &c.e);
     for (uint32_t i = 0; st == SL_OK && i < m->n_costs; i++) {
         if (p->progress) p->progress(p->user, "disk and CPU together", 0.9 + 0.1 * i / m->n_costs);
+        sl_machine_cost *cost = &m->cost[i];
+        double both;
         c.point = (probe_point){ PROBE_GEMM, i, SL_Q4_K, 1 };
-        st = measure_corun(&c, p, &m->cost[i]);
+        st = measure_corun(&c, p, &cost->corun_cpu, &cost->corun_disk);
+        c.point.rows = 64;
+        if (st == SL_OK) st = measure_corun(&c, p, &cost->corun_tiles, &both);
     }
     probe_engine_destroy(&c.e);
     sl_mem_free(b->ctx, weights);

@@ -153,13 +153,15 @@ static sl_status small_stage(probe_engine *e, uint32_t at, uint32_t n_head, uint
     return e->dev[at]->ops->qkv(e->dev[at], &w, &l, &e->b);
 }
 
-/* One call of `attend`: n_rows of one sequence, the last at position `last`. */
-static sl_status attend(probe_engine *e, uint32_t at, uint32_t n_rows, uint32_t last)
+/* One call of `attend`: n_head queries a row, n_rows of one sequence, the last at position
+ * `last`. */
+static sl_status attend(probe_engine *e, uint32_t at, uint32_t n_head, uint32_t n_rows,
+                        uint32_t last)
 {
     const uint32_t *blocks = e->blocks;
     uint64_t half = (uint64_t)CONTEXT * N_HEAD_KV * HEAD_DIM * 2;
     uint64_t n = e->bytes / (2 * half), turn = e->turn++ % n;
-    sl_layer l = { .attn = { .kind = SL_ATTN_GQA, .n_head = N_HEAD, .n_head_kv = N_HEAD_KV,
+    sl_layer l = { .attn = { .kind = SL_ATTN_GQA, .n_head = n_head, .n_head_kv = N_HEAD_KV,
                              .k_dim = HEAD_DIM, .v_dim = HEAD_DIM, .scale = 0.088f } };
     sl_kv_view kv = { .k = e->weights + 2 * turn * half, .v = e->weights + (2 * turn + 1) * half,
                       .k_bytes = N_HEAD_KV * HEAD_DIM * 2, .v_bytes = N_HEAD_KV * HEAD_DIM * 2,
@@ -216,8 +218,9 @@ sl_status probe_engine_call(probe_engine *e, const probe_point *p)
     case PROBE_STAGE: return small_stage(e, p->at, 2 * e->threads[p->at], SMALL_DIM, 1);
     case PROBE_STAGE3: return small_stage(e, p->at, 6 * e->threads[p->at], SMALL_DIM, 1);
     case PROBE_ELEM: run_elems(e, p->at); return SL_OK;
-    case PROBE_DECODE: return attend(e, p->at, 1, CONTEXT - 1);
-    case PROBE_PREFILL: return attend(e, p->at, MAX_ROWS, MAX_ROWS - 1);
+    case PROBE_DECODE: return attend(e, p->at, N_HEAD, 1, CONTEXT - 1);
+    case PROBE_DECODE1: return attend(e, p->at, N_HEAD_KV, 1, CONTEXT - 1);
+    case PROBE_PREFILL: return attend(e, p->at, N_HEAD, MAX_ROWS, MAX_ROWS - 1);
     case PROBE_N_WHATS: break;
     }
     assert(!"a point");
@@ -287,7 +290,10 @@ void probe_engine_cost(const double s[PROBE_N_WHATS], sl_machine_cost *ret)
     double decode_s = s[PROBE_DECODE], prefill_s = s[PROBE_PREFILL];
     ret->elem_s = elem_s;
     ret->stage_s = fmax(1.5 * s[PROBE_STAGE] - 0.5 * s[PROBE_STAGE3] - elem_s * D_MODEL, 1e-8);
+    double one_s = s[PROBE_DECODE1];
     decode_s = fmax(decode_s - ret->stage_s - elem_s * D_MODEL, decode_s / 2);
+    one_s = fmax(one_s - ret->stage_s - elem_s * D_MODEL, one_s / 2);
+    ret->decode_bytes_s = 2.0 * N_HEAD_KV * HEAD_DIM * 2 * CONTEXT / one_s;
     prefill_s = fmax(prefill_s - ret->stage_s - elem_s * D_MODEL * MAX_ROWS, prefill_s / 2);
     ret->decode_flops_s = row * CONTEXT / decode_s;
     ret->prefill_flops_s = row * MAX_ROWS * (MAX_ROWS + 1) / 2 / prefill_s;

@@ -365,18 +365,23 @@ static sl_status play_slots(sl_ctx *ctx, const sl_trace *t, sl_policy policy, ui
     return SL_OK;
 }
 
-/* Blocks of n consecutive rows of a layer: how many different experts each uses, on average. */
+/* Blocks of n consecutive rows of a layer: how many different experts each uses, on average. Rows of
+ * one pass, as long as there are passes of so many: what is drawn varies less than a prompt. */
 typedef struct block { uint32_t n_rows, n_experts, first; } block;
 
 static double distinct_share(const sl_trace *t, uint32_t n, block *blocks, uint32_t *seen)
 {
     double sum = 0, n_blocks = 0;
+    uint32_t most = 0;
+    for (uint32_t i = 0; i < t->n_steps; i++) most = SL_MAX(most, t->steps[i].n_rows);
     uint32_t number = 1;        /* of a block; in seen: the last one that had the expert */
     memset(blocks, 0, t->n_layer * sizeof *blocks);
     memset(seen, 0, (size_t)t->n_layer * t->n_expert * sizeof *seen);
     for (uint32_t i = 0; i < t->n_steps; i++) {
         const sl_trace_step *s = &t->steps[i];
         block *b = &blocks[s->layer];
+        if (n <= most && s->n_rows < n) continue;
+        if (n <= most) *b = (block){ 0, 0, 0 };
         uint32_t *layer = seen + (size_t)s->layer * t->n_expert;
         for (uint32_t r = 0; r < s->n_rows; r++) {
             if (!b->n_rows) b->first = number++;

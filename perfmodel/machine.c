@@ -144,8 +144,10 @@ static sl_status check_cost(sl_ctx *ctx, const sl_machine *m, uint32_t i)
         { "elem_s", c->elem_s, elem_min, elem_max },
         { "decode_flops_s", c->decode_flops_s, attend_min, attend_max },
         { "prefill_flops_s", c->prefill_flops_s, attend_min, attend_max },
+        { "decode_bytes_s", c->decode_bytes_s, c->decode_bytes_s != 0 ? dram_min : 0, dram_max },
         { "corun_cpu", c->corun_cpu, 0, 1 },
         { "corun_disk", c->corun_disk, 0, 1 },
+        { "corun_tiles", c->corun_tiles, 0, 1 },
     };
     char name[64];
     for (size_t k = 0; k < SL_LEN(of); k++) {

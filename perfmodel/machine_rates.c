@@ -209,6 +209,7 @@ static sl_machine_cost derived(const sl_machine *m, uint32_t threads)
         /* the disk's writes to RAM come first, the cores share what is left */
         .corun_cpu = fmin(1, fmax(0.3, (all_dram - disk) / dram)),
         .corun_disk = 1,
+        .corun_tiles = 1,
     };
 }
 
@@ -235,17 +236,30 @@ sl_machine_cost sl_machine_cost_at(const sl_machine *m, uint32_t threads)
         .elem_s = 1 / mix(1 / a->elem_s, 1 / b->elem_s, share),
         .decode_flops_s = mix(a->decode_flops_s, b->decode_flops_s, share),
         .prefill_flops_s = mix(a->prefill_flops_s, b->prefill_flops_s, share),
+        .decode_bytes_s = mix(a->decode_bytes_s, b->decode_bytes_s, share),
         .corun_cpu = mix(a->corun_cpu, b->corun_cpu, share),
         .corun_disk = mix(a->corun_disk, b->corun_disk, share),
+        .corun_tiles = mix(a->corun_tiles, b->corun_tiles, share),
     };
     if (!inside && a->threads != threads) {     /* as much more or less as the derived ones */
         sl_machine_cost then = derived(m, a->threads);
         r.stage_s *= now.stage_s / then.stage_s;
         r.elem_s *= now.elem_s / then.elem_s;
         r.decode_flops_s *= now.decode_flops_s / then.decode_flops_s;
+        r.decode_bytes_s *= now.decode_flops_s / then.decode_flops_s;
         r.prefill_flops_s *= now.prefill_flops_s / then.prefill_flops_s;
     }
     if (r.corun_cpu <= 0) r.corun_cpu = now.corun_cpu;
     if (r.corun_disk <= 0) r.corun_disk = now.corun_disk;
+    if (r.corun_tiles <= 0) r.corun_tiles = now.corun_tiles;
     return r;
+}
+
+double sl_machine_decode_seconds(const sl_machine_cost *c, double elems, double flops)
+{
+    if (!(c->decode_bytes_s > 0)) return flops / c->decode_flops_s;
+    /* an element is multiplied by one query with 2 flops, by 8 with 16 */
+    double eight = 16 / c->decode_flops_s, one = 2 / c->decode_bytes_s;
+    double flop_s = fmax(eight - one, 0) / 14, load_s = fmax(one - 2 * flop_s, 0);
+    return elems * load_s + flops * flop_s;
 }

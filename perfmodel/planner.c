@@ -376,7 +376,7 @@ void sl_planner_grow(sl_machine *m, sl_resource on, double factor)
     for (uint32_t i = 0; i < m->n_gemms; i++) grow_gemm(m, &m->gemm[i], on, factor);
     for (uint32_t i = 0; i < m->n_costs; i++) {
         sl_machine_cost *c = &m->cost[i];
-        if (on == SL_RES_DRAM) c->decode_flops_s *= factor;
+        if (on == SL_RES_DRAM) c->decode_flops_s *= factor, c->decode_bytes_s *= factor;
         else c->prefill_flops_s *= factor, c->elem_s /= factor;
     }
     for (uint32_t i = 0; i < m->n_dram && on == SL_RES_DRAM; i++) m->dram_read[i].value *= factor;

@@ -195,7 +195,7 @@ static void disk_run(sim *s, double dt, double speed)
 static void compute(sim *s, const work *w)
 {
     double share = w->s > 0 ? fmin(w->memory_s / w->s, 1) : 0, left = w->s, from = s->now;
-    double cpu = 1 / (1 + share * (1 / s->cost.corun_cpu - 1));
+    double cpu = 1 / (share / s->cost.corun_cpu + (1 - share) / s->cost.corun_tiles);
     double disk = 1 - share * (1 - s->cost.corun_disk);
     s->busy[SL_RES_DRAM] += w->memory_s;
     s->busy[SL_RES_CPU] += w->arithmetic_s;
@@ -263,8 +263,10 @@ static void attend(sim *s)
     double growing = l->window ? fmin(fmax(window - first, 0), n) : n;
     double positions = growing * first + growing * (growing + 1) / 2 + (n - growing) * window;
     double before = l->window ? fmin(first, window - 1) : first;
-    double rate = n > 1 ? s->cost.prefill_flops_s : s->cost.decode_flops_s;
-    double seconds = positions * (double)s->step->ctx_flops / rate;
+    double elems = positions * ((double)l->k_elems + l->v_elems);
+    double flops = positions * (double)s->step->ctx_flops;
+    double seconds = n > 1 ? flops / s->cost.prefill_flops_s
+                           : sl_machine_decode_seconds(&s->cost, elems, flops);
     double bytes = before * (double)s->step->ctx_bytes + n * (double)s->step->row_bytes;
     stage(s, work_of(seconds, bytes / s->dram_s, seconds, bytes), n);
 }

@@ -82,11 +82,15 @@ typedef struct sl_machine_cost {
     double stage_s;             /* a stage with next to nothing to do: submit, its barriers */
     double elem_s;              /* norms, rope, quantising, adding: per row and element of d_model
                                  * in one stage */
-    double decode_flops_s;      /* attention of one row to F16 keys and values in RAM, GQA 8 ... */
-    double prefill_flops_s;     /* ... and of a prompt's rows over each other */
+    /* attention of one row to F16 keys and values in RAM with 8 queries for each, heads of 128;
+     * and of a prompt's rows over each other */
+    double decode_flops_s, prefill_flops_s;
+    /* the same of one row with one query for each, in bytes of keys and values; 0: unknown */
+    double decode_bytes_s;
     /* While these threads multiply one row with Q4_K weights from RAM and the disk is kept busy:
      * the share of its own speed that each keeps, 0 to 1. 0: not measured. */
     double corun_cpu, corun_disk;
+    double corun_tiles;         /* the CPU's while it multiplies many rows: memory is not the reason */
 } sl_machine_cost;
 
 /* An accelerator and its link. Rates are what is sustained; those of pageable memory and the
@@ -164,6 +168,10 @@ SL_API double sl_machine_gemm_seconds(const sl_machine *m, sl_type type, uint32_
  * was measured. Every field is > 0, the co-run shares too: not measured, the disk takes its rate
  * out of DRAM's before the CPU. */
 SL_API sl_machine_cost sl_machine_cost_at(const sl_machine *m, uint32_t threads);
+/* Seconds of a row's attention to so many elements of keys and values (F16) with so many flops: each
+ * element takes its time to load, and each flop on it, as the two measured groupings of queries
+ * say. Where one was measured: by its flops alone. */
+SL_API double sl_machine_decode_seconds(const sl_machine_cost *c, double elems, double flops);
 /* The same products on an accelerator, without copies and launches: from the measured curve of that
  * type or the one nearest in size as above; with none measured the larger of weights over 0.8 of
  * its memory's rate and operations over 0.6 of its flops_s, of 16 rows at least. */

@@ -53,12 +53,13 @@ static work product(const struct env *e, const sl_part *parts, uint32_t n, doubl
 }
 
 /* One row, or a prompt's, at so many positions together; n_read of them lie in RAM already. */
-static work attention(const struct env *e, const sl_step *s, double attended, double n_read,
-                             double rows, bool prompt)
+static work attention(const struct env *e, const sl_layer_shape *l, const sl_step *s,
+                      double attended, double n_read, double rows, bool prompt)
 {
-    double rate = e->cost.decode_flops_s;
-    if (prompt) rate = fmax(rate, e->cost.prefill_flops_s);
-    double flops = attended * (double)s->ctx_flops, arithmetic = rate > 0 ? flops / rate : 0;
+    double flops = attended * (double)s->ctx_flops;
+    double elems = attended * ((double)l->k_elems + l->v_elems);
+    double arithmetic = sl_machine_decode_seconds(&e->cost, elems, flops);
+    if (prompt) arithmetic = fmin(arithmetic, flops / e->cost.prefill_flops_s);
     double bytes = n_read * (double)s->ctx_bytes + rows * (double)s->row_bytes;
     return work_of(arithmetic, bytes / e->dram, arithmetic, bytes);
 }
@@ -227,7 +228,7 @@ static void decode(const struct env *e, sl_forecast *ret)
         if (!same_layer(e->shape, i)) {
             layer_set(e, ls, 1, &l);
             double attended = sl_bound_attended(load->n_prompt, (uint32_t)n, ls->window) / n;
-            work att = attention(e, l.attend, attended, attended - 1, 1, false);
+            work att = attention(e, ls, l.attend, attended, attended - 1, 1, false);
             work_add(&l.apart, &att, 1);
             t = layer_turn(e, ls, &l.experts);
         }
@@ -306,7 +307,8 @@ static void prompt_attention(const struct env *e, work *all)
             uint32_t k = 0, n_steps = layer_steps(e, l, steps);
             while (k < n_steps && steps[k].kind != SL_STEP_ATTEND) k++;
             assert(k < n_steps);
-            att = attention(e, &steps[k], sl_bound_attended(0, n, l->window), earlier, n, true);
+            att = attention(e, l, &steps[k], sl_bound_attended(0, n, l->window), earlier, n,
+                            true);
         }
         work_add(all, &att, 1);
     }

@@ -22,7 +22,7 @@ static void ask(const sl_machine *m)
     for (size_t t = 0; t < SL_LEN(threads); t++) {
         sl_machine_cost c = sl_machine_cost_at(m, threads[t]);
         double costs[] = { c.stage_s, c.elem_s, c.decode_flops_s, c.prefill_flops_s, c.corun_cpu,
-                           c.corun_disk };
+                           c.corun_disk, c.corun_tiles, sl_machine_decode_seconds(&c, 9, 70) };
         for (size_t i = 0; i < SL_LEN(costs); i++) need(isfinite(costs[i]) && costs[i] > 0);
         for (uint32_t type = 0; type < SL_N_TYPES; type++) {
             double before = 0;
