@@ -145,6 +145,7 @@ static sl_status read_costs(const sl_json *root, sl_machine *m)
         SL_TRY(read_known(&j, "corun_cpu", 1, &c->corun_cpu));
         SL_TRY(read_known(&j, "corun_disk", 1, &c->corun_disk));
         SL_TRY(read_known(&j, "corun_tiles", 1, &c->corun_tiles));
+        SL_TRY(read_known(&j, "call_s", any, &c->call_s));
     }
     m->n_costs = (uint32_t)n;
     return SL_OK;
@@ -285,6 +286,7 @@ static json_t *costs_to_json(const sl_machine *m)
         set_known(v, "corun_cpu", c->corun_cpu);
         set_known(v, "corun_disk", c->corun_disk);
         set_known(v, "corun_tiles", c->corun_tiles);
+        set_known(v, "call_s", c->call_s);
         json_array_append_new(list, v);
     }
     return list;

@@ -36,6 +36,7 @@ typedef enum probe_what {
     PROBE_STAGE, PROBE_STAGE3,  /* a stage of one row with a little work, and with thrice that */
     PROBE_ELEM,                 /* norm and quantising of many rows */
     PROBE_DECODE, PROBE_DECODE1, PROBE_PREFILL,     /* attention; 1: one query for each key */
+    PROBE_CALL1, PROBE_CALL8,   /* `experts` of one and of eight, on 64 rows each */
     PROBE_N_WHATS
 } probe_what;
 typedef struct probe_point {

@@ -101,7 +101,7 @@ static sl_status visit_all(struct curves *c, double seconds)
 /* Medians of each round's costs: what they are differences of was measured at once. */
 static void fill_costs(const struct curves *c, uint32_t first, sl_machine_cost *ret)
 {
-    double v[5][MAX_ROUNDS];
+    double v[6][MAX_ROUNDS];
     for (uint32_t r = 0; r < c->n_rounds; r++) {
         double s[PROBE_N_WHATS];
         sl_machine_cost cost;
@@ -113,13 +113,15 @@ static void fill_costs(const struct curves *c, uint32_t first, sl_machine_cost *
         v[2][r] = cost.decode_flops_s;
         v[3][r] = cost.prefill_flops_s;
         v[4][r] = cost.decode_bytes_s;
+        v[5][r] = cost.call_s;
     }
     *ret = (sl_machine_cost){ .threads = c->threads[c->points[first].at],
                               .stage_s = median(v[0], c->n_rounds),
                               .elem_s = median(v[1], c->n_rounds),
                               .decode_flops_s = median(v[2], c->n_rounds),
                               .prefill_flops_s = median(v[3], c->n_rounds),
-                              .decode_bytes_s = median(v[4], c->n_rounds) };
+                              .decode_bytes_s = median(v[4], c->n_rounds),
+                              .call_s = median(v[5], c->n_rounds) };
 }
 
 static void fill_in(struct curves *c, sl_machine *m)

@@ -24,6 +24,7 @@ enum {
     FEW_ROWS = 8,
     QX_GROUP = 256,
     ELEM_ROWS = 8,              /* of a task */
+    CALL_ROWS = 64,             /* of an expert, to time calls of few and of many */
     KV_BLOCK = 64,              /* rows */
     MAX_CALLS = 1000            /* of one visit */
 };
@@ -117,14 +118,14 @@ static uint32_t pass_rows(uint32_t n)
     return n < FEW_ROWS ? n : SL_MIN(n * N_USED, (uint32_t)MAX_ROWS);
 }
 
-/* One call of `experts`: some of a layer's, each on n rows. */
-static sl_status experts(probe_engine *e, uint32_t at, sl_type type, uint32_t n)
+/* One call of `experts`: n_runs of a layer's, each on n rows. */
+static sl_status experts(probe_engine *e, uint32_t at, sl_type type, uint32_t n, uint32_t n_runs)
 {
     uint32_t rows[N_USED][MAX_ROWS], all = pass_rows(n);
     sl_expert_run runs[N_USED];
     sl_layer l = { .moe = true, .residual_scale = 1, .act = { .kind = SL_ACT_SILU } };
     e->b.n_rows = all;
-    for (uint32_t i = 0; i < N_USED; i++) {
+    for (uint32_t i = 0; i < n_runs; i++) {
         for (uint32_t j = 0; j < n; j++) rows[i][j] = j * (all / n) + i % (all / n);
         runs[i] = (sl_expert_run){ .ffn = { .gate = matrix(e, type, D_EXPERT, D_MODEL),
                                             .up = matrix(e, type, D_EXPERT, D_MODEL),
@@ -132,7 +133,7 @@ static sl_status experts(probe_engine *e, uint32_t at, sl_type type, uint32_t n)
                                    .rows = rows[i], .weights = e->expert_w, .n_rows = n,
                                    .index = i };
     }
-    return e->dev[at]->ops->experts(e->dev[at], &l, runs, N_USED, false, &e->b);
+    return e->dev[at]->ops->experts(e->dev[at], &l, runs, n_runs, false, &e->b);
 }
 
 /* One call of `qkv` with n_head heads of dim elements, whose few weights stay in the cache. */
@@ -214,7 +215,9 @@ static void run_elems(probe_engine *e, uint32_t at)
 sl_status probe_engine_call(probe_engine *e, const probe_point *p)
 {
     switch (p->what) {
-    case PROBE_GEMM: return experts(e, p->at, p->type, p->rows);
+    case PROBE_GEMM: return experts(e, p->at, p->type, p->rows, N_USED);
+    case PROBE_CALL1: return experts(e, p->at, SL_Q4_K, CALL_ROWS, 1);
+    case PROBE_CALL8: return experts(e, p->at, SL_Q4_K, CALL_ROWS, 8);
     case PROBE_STAGE: return small_stage(e, p->at, 2 * e->threads[p->at], SMALL_DIM, 1);
     case PROBE_STAGE3: return small_stage(e, p->at, 6 * e->threads[p->at], SMALL_DIM, 1);
     case PROBE_ELEM: run_elems(e, p->at); return SL_OK;
@@ -295,6 +298,7 @@ void probe_engine_cost(const double s[PROBE_N_WHATS], sl_machine_cost *ret)
     one_s = fmax(one_s - ret->stage_s - elem_s * D_MODEL, one_s / 2);
     ret->decode_bytes_s = 2.0 * N_HEAD_KV * HEAD_DIM * 2 * CONTEXT / one_s;
     prefill_s = fmax(prefill_s - ret->stage_s - elem_s * D_MODEL * MAX_ROWS, prefill_s / 2);
+    ret->call_s = fmax((8 * s[PROBE_CALL1] - s[PROBE_CALL8]) / 7, ret->stage_s);
     ret->decode_flops_s = row * CONTEXT / decode_s;
     ret->prefill_flops_s = row * MAX_ROWS * (MAX_ROWS + 1) / 2 / prefill_s;
 }

@@ -13,7 +13,8 @@
  *     "gemms": [ { "type": "Q4_K", "threads": 1,
  *       "points": [ { "rows": 1, "ops_s": 6e10 }, ... ] }, ... ],          multiply-adds/s
  *     "costs": [ { "threads", "stage_s", "elem_s", "decode_flops_s", "prefill_flops_s",
- *       "decode_bytes_s", "corun_cpu", "corun_disk", "corun_tiles" (these may be missing) }, ... ],
+ *       "decode_bytes_s", "corun_cpu", "corun_disk", "corun_tiles", "call_s" (may be missing) },
+ *       ... ],
  *     "gpus": [ { "name", "vram_bytes", "vram_bytes_s", "flops_s", "h2d_bytes_s", "d2h_bytes_s",
  *       and perhaps "h2d_pageable_bytes_s", "d2h_pageable_bytes_s", "copy_s", "launch_s",
  *       "gemms" (without threads) }, ... ] }

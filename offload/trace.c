@@ -365,8 +365,8 @@ static sl_status play_slots(sl_ctx *ctx, const sl_trace *t, sl_policy policy, ui
     return SL_OK;
 }
 
-/* Blocks of n consecutive rows of a layer: how many different experts each uses, on average. Rows of
- * one pass, as long as there are passes of so many: what is drawn varies less than a prompt. */
+/* Blocks of n consecutive rows of a layer: how many different experts each uses, on average. Rows
+ * of one pass, as long as there are passes of so many: what is drawn varies less than a prompt. */
 typedef struct block { uint32_t n_rows, n_experts, first; } block;
 
 static double distinct_share(const sl_trace *t, uint32_t n, block *blocks, uint32_t *seen)

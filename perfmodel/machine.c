@@ -148,6 +148,7 @@ static sl_status check_cost(sl_ctx *ctx, const sl_machine *m, uint32_t i)
         { "corun_cpu", c->corun_cpu, 0, 1 },
         { "corun_disk", c->corun_disk, 0, 1 },
         { "corun_tiles", c->corun_tiles, 0, 1 },
+        { "call_s", c->call_s, c->call_s != 0 ? stage_min : 0, stage_max },
     };
     char name[64];
     for (size_t k = 0; k < SL_LEN(of); k++) {

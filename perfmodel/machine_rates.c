@@ -210,6 +210,7 @@ static sl_machine_cost derived(const sl_machine *m, uint32_t threads)
         .corun_cpu = fmin(1, fmax(0.3, (all_dram - disk) / dram)),
         .corun_disk = 1,
         .corun_tiles = 1,
+        .call_s = 5e-7 + 3 * sl_machine_barrier_s(m, threads),
     };
 }
 
@@ -240,6 +241,7 @@ sl_machine_cost sl_machine_cost_at(const sl_machine *m, uint32_t threads)
         .corun_cpu = mix(a->corun_cpu, b->corun_cpu, share),
         .corun_disk = mix(a->corun_disk, b->corun_disk, share),
         .corun_tiles = mix(a->corun_tiles, b->corun_tiles, share),
+        .call_s = mix(a->call_s, b->call_s, share),
     };
     if (!inside && a->threads != threads) {     /* as much more or less as the derived ones */
         sl_machine_cost then = derived(m, a->threads);
@@ -252,6 +254,7 @@ sl_machine_cost sl_machine_cost_at(const sl_machine *m, uint32_t threads)
     if (r.corun_cpu <= 0) r.corun_cpu = now.corun_cpu;
     if (r.corun_disk <= 0) r.corun_disk = now.corun_disk;
     if (r.corun_tiles <= 0) r.corun_tiles = now.corun_tiles;
+    r.call_s = fmax(r.call_s, r.stage_s);
     return r;
 }
 

@@ -26,10 +26,6 @@ enum {
     MAX_PASSES = 6                              /* of a prompt's, the others are between these */
 };
 #define GOLDEN 0.6180339887498949
-/* Each stage of experts quantises all rows of the pass anew: of what elem_s counts about so much
- * (offload/probe_engine.c). A layer's first stage is part of the measured rates. */
-#define QUANTISE 0.2
-
 /* A layer's parts in a pass of some rows. Equal layers share one. */
 struct parts {
     const sl_layer_shape *of;
@@ -252,7 +248,8 @@ static void stage(sim *s, work w, double rows)
     double elems = rows * s->shape->d_model * s->cost.elem_s;
     w.s += elems;
     w.arithmetic_s += elems;
-    fixed(s, s->cost.stage_s);
+    bool tiles = s->step->kind == SL_STEP_EXPERTS && s->rows > 1;
+    fixed(s, tiles ? s->cost.call_s : s->cost.stage_s);
     compute(s, &w);
 }
 
@@ -521,7 +518,6 @@ static void in_order(sim *s, const struct parts *p)
                 call_add(s, &c, p);
                 got++;
             }
-        if (left < n_now) c.rows += QUANTISE * s->rows;
         left -= got;
         call_run(s, &c, p, !left);
         n_pinned -= got;

@@ -90,7 +90,10 @@ typedef struct sl_machine_cost {
     /* While these threads multiply one row with Q4_K weights from RAM and the disk is kept busy:
      * the share of its own speed that each keeps, 0 to 1. 0: not measured. */
     double corun_cpu, corun_disk;
-    double corun_tiles;         /* the CPU's while it multiplies many rows: memory is not the reason */
+    double corun_tiles;         /* the CPU's while it multiplies many rows: memory has room then */
+    /* what a stage of experts of many rows takes whatever the number of experts: threads share few
+     * of them less evenly; 0: stage_s */
+    double call_s;
 } sl_machine_cost;
 
 /* An accelerator and its link. Rates are what is sustained; those of pageable memory and the
@@ -168,9 +171,9 @@ SL_API double sl_machine_gemm_seconds(const sl_machine *m, sl_type type, uint32_
  * was measured. Every field is > 0, the co-run shares too: not measured, the disk takes its rate
  * out of DRAM's before the CPU. */
 SL_API sl_machine_cost sl_machine_cost_at(const sl_machine *m, uint32_t threads);
-/* Seconds of a row's attention to so many elements of keys and values (F16) with so many flops: each
- * element takes its time to load, and each flop on it, as the two measured groupings of queries
- * say. Where one was measured: by its flops alone. */
+/* Seconds of a row's attention to so many elements of keys and values (F16) with so many flops:
+ * each element takes its time to load, and each flop on it, as the two measured groupings of
+ * queries say. Where one was measured: by its flops alone. */
 SL_API double sl_machine_decode_seconds(const sl_machine_cost *c, double elems, double flops);
 /* The same products on an accelerator, without copies and launches: from the measured curve of that
  * type or the one nearest in size as above; with none measured the larger of weights over 0.8 of

@@ -24,8 +24,8 @@ static sl_machine example(void)
         .gemm = { { SL_Q4_K, 1, 2, { { 1, 6e10 }, { 8, 2e11 } } },
                   { SL_Q4_K, 2, 1, { { 1, 1.1e11 } } },
                   { SL_F16, 1, 2, { { 1, 1e10 }, { 64, 5e10 } } } },
-        .cost = { { 1, 1e-6, 4e-10, 5e10, 8e10, 1.9e10, 0.9, 0.8, 0.95 },
-                  { 4, 3e-6, 1e-10, 2e11, 3e11, 6e10, 0, 0, 0 } },
+        .cost = { { 1, 1e-6, 4e-10, 5e10, 8e10, 1.9e10, 0.9, 0.8, 0.95, 2e-5 },
+                  { 4, 3e-6, 1e-10, 2e11, 3e11, 6e10, 0, 0, 0, 0 } },
         .gpu = { { "Some GPU", (uint64_t)12 << 30, 3.6e11, 5.1e13, 2.4e10, 2.3e10, 1.1e10, 9e9,
                    8e-6, 5e-6, 1, { { SL_Q8_0, 0, 2, { { 1, 2e11 }, { 512, 2e13 } } } } } },
     };
@@ -109,8 +109,8 @@ static void check_rates_back(const sl_machine *m, const sl_machine *back)
                 && near(a->elem_s, b->elem_s) && near(a->decode_flops_s, b->decode_flops_s)
                 && near(a->prefill_flops_s, b->prefill_flops_s)
                 && near(a->decode_bytes_s, b->decode_bytes_s) && a->corun_cpu == b->corun_cpu
-                && a->corun_disk == b->corun_disk && a->corun_tiles == b->corun_tiles, "cost %d",
-                i);
+                && a->corun_disk == b->corun_disk && a->corun_tiles == b->corun_tiles
+                && a->call_s == b->call_s, "cost %d", i);
     }
     const sl_machine_gpu *a = m->gpu, *b = back->gpu;
     T_CHECK(!strcmp(a->name, b->name) && a->vram_bytes == b->vram_bytes
@@ -270,6 +270,7 @@ static void check_bad_rates(void)
     check_spoiled("costs.0", "corun_disk", "1.01", "costs[0].corun_disk");
     check_spoiled("costs.0", "corun_disk", NULL, NULL);
     check_spoiled("costs.0", "corun_tiles", "2", "costs[0].corun_tiles");
+    check_spoiled("costs.0", "call_s", "20", "costs[0].call_s is 20");
 }
 
 static void check_bad_gpus(void)

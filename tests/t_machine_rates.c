@@ -103,8 +103,8 @@ static void check_costs(void)
     T_CHECK(near(sl_machine_cost_at(&m, 2).corun_cpu, 0.9), "a tenth of DRAM goes to the disk");
     T_CHECK(sl_machine_cost_at(&m, 1).corun_cpu == 1, "one thread leaves room");
     m.n_costs = 2;
-    m.cost[0] = (sl_machine_cost){ 1, 1e-6, 4e-10, 50e9, 80e9, 0, 0.9, 0, 0 };
-    m.cost[1] = (sl_machine_cost){ 3, 3e-6, 2e-10, 90e9, 160e9, 0, 0.7, 0.8, 0.9 };
+    m.cost[0] = (sl_machine_cost){ 1, 1e-6, 4e-10, 50e9, 80e9, 0, 0.9, 0, 0, 0 };
+    m.cost[1] = (sl_machine_cost){ 3, 3e-6, 2e-10, 90e9, 160e9, 0, 0.7, 0.8, 0.9, 0 };
     T_CHECK(sl_machine_cost_at(&m, 1).stage_s == 1e-6 && sl_machine_cost_at(&m, 3).stage_s == 3e-6,
             "points");
     c = sl_machine_cost_at(&m, 2);

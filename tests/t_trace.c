@@ -196,7 +196,7 @@ static void forecasts(void)
             "2 to 7 slots, once each: %u points", c.n_points);
     T_CHECK(c.at[2].hit == 1 - 4 / 12.0 && c.at[2].spread > 1.999 && c.at[2].spread < 2.001,
             "4 slots: hits %g, spread %g", c.at[2].hit, c.at[2].spread);
-    /* two rows of the prompt use 2 and 4 experts, all four 4; no pass has 8, so they are any rows */
+    /* two rows of the prompt use 2 and 4 experts, all four 4; no pass has 8: any rows then */
     T_CHECK(c.n_distinct == 3 && c.distinct[0].rows == 2 && c.distinct[0].share == 3 / 8.0
                 && c.distinct[1].share == 4 / 8.0 && c.distinct[2].share == 6 / 8.0,
             "%u points: %g, %g, %g", c.n_distinct, c.distinct[0].share, c.distinct[1].share,
