@@ -283,7 +283,8 @@ int cli_planner_params(const cli_engine_args *a, const cli_group *g, sl_ctx *ctx
     cli_set_reads(m, p);
     if (a->plan) code = take_plan(a, g, ctx, shape, available_bytes, p);
     if (code == CLI_DONE) code = take_flags(a, g, p);
-    q.fix_threads = a->plan || a->n_threads;
+    /* two seconds beside whatever else runs say too little about threads */
+    q.fix_threads = a->plan || a->n_threads || (m && m->source == SL_MACHINE_QUICK);
     q.fix_rows = a->plan || cli_given(g, "--batch-size");
     q.fix_ahead = a->plan || cli_given(g, "--lookahead");
     q.fix_reads = a->plan || cli_given(g, "--read-depth") || cli_given(g, "--read-size");
