@@ -371,7 +371,8 @@ struct scope {
 
 static sl_status check_params(sl_ctx *ctx, const sl_probe_params *p)
 {
-    uint32_t n_threads = p->threads ? p->n_threads : 2, most = SL_MACHINE_GEMMS / n_threads;
+    uint32_t n_threads = p->threads ? p->n_threads : 2;
+    uint32_t most = SL_MACHINE_GEMMS / SL_MAX(n_threads, 1);
     if (p->threads && (!p->n_threads || p->n_threads > SL_MACHINE_COSTS || p->max_threads))
         return sl_fail(ctx, SL_E_ARG, "probe: %u thread counts, expected 1 to %d and no maximum",
                        p->n_threads, SL_MACHINE_COSTS);

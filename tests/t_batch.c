@@ -220,7 +220,8 @@ int main(void)
     st = crowd("room for 1, nothing shared", N_CTX, false);
     T_CHECK(st.preemptions && st.recomputed_tokens && !st.shared_tokens, "nothing was short");
     st = crowd("room for 2", 2 * N_CTX, true);
-    T_CHECK(st.preemptions && st.shared_tokens, "nothing was short or shared");
+    T_CHECK(st.shared_tokens && (st.preemptions || n_jobs < N_REQUESTS),
+            "nothing was short or shared");
     check_common_beginning();
     check_idle_hold_all();
     sl_model_close(&m);

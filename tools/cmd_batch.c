@@ -292,6 +292,7 @@ static int begin(struct batch *b, struct slot *s, batch_line *line)
 
 static int add_text(struct slot *s, const char *text, size_t n)
 {
+    if (!n) return CLI_DONE;
     if (s->n_text + n > s->cap_text) {
         size_t cap = 2 * (s->n_text + n) + 256;
         char *more = realloc(s->text, cap);
