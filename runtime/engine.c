@@ -424,6 +424,18 @@ static void draw_or_finish(sl_engine *e, seq *s, const float *logits)
     else if (!fits) finish(e, s, SL_DONE_CONTEXT);
 }
 
+/* Nobody found room: whoever was submitted last and has some gives it back, so that the oldest
+ * never waits for a younger one. False: the oldest itself is all that is left. */
+static bool make_room(sl_engine *e)
+{
+    for (uint32_t n = sort_running(e); n-- > 1; ) {
+        if (!e->kv.n_used[e->order[n]]) continue;
+        preempt(e, e->order[n]);
+        return true;
+    }
+    return false;
+}
+
 /* Blocks that this pass filled can serve others now. */
 static void end_rows(sl_engine *e)
 {
@@ -464,7 +476,7 @@ static void take_results(sl_engine *e)
         e->stats.prompt_tokens += !again && s->n_past < s->n_prompt_end;
         s->n_past++;
         s->n_computed = SL_MAX(s->n_computed, s->n_past);
-        if (s->want_logits)
+        if (s->want_logits && !again)
             emit(e, (sl_engine_event){ .kind = SL_EV_LOGITS, .seq = s->id, .pos = b->pos[r],
                                        .token = b->token[r], .logits = logits });
         if (s->n_past == s->n_known) draw_or_finish(e, s, logits);
@@ -479,6 +491,7 @@ sl_status sl_engine_step(sl_engine *e, const sl_engine_event **ret_ev, uint32_t 
         if (e->seqs[s].state == SEQ_RUNNING && e->seqs[s].stopped)
             finish(e, &e->seqs[s], SL_DONE_STOPPED);
     bool prompt = build_pass(e);
+    while (!e->lane.batch.n_rows && make_room(e)) prompt = build_pass(e);
     if (!e->lane.batch.n_rows) {
         fail_oldest(e);
     } else {

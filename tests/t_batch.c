@@ -206,6 +206,35 @@ static void check_idle_hold_all(void)
     sl_engine_close(&e);
 }
 
+/* Two that go on and together want more than there is: the younger gives back what it has. */
+static void check_two_go_on(void)
+{
+    sl_engine *e = open_engine(2, N_CTX, false);
+    int32_t tokens[N_CTX] = { 0 };
+    sl_seq ids[2] = { 0, 0 };
+    uint32_t done = 0;
+    for (uint32_t turn = 0; turn < 2; turn++) {
+        for (uint32_t i = 0; i < 2; i++) {
+            sl_request r = { .seq = ids[i], .tokens = tokens,
+                             .n_tokens = turn ? 40 : i ? 3 * 32 : 5 * 32 };
+            T_NEED(sl_engine_submit(e, &r, &ids[i]) == SL_OK, "%s", sl_error(ctx));
+        }
+        while (sl_engine_busy(e)) {
+            const sl_engine_event *ev;
+            uint32_t n;
+            T_NEED(sl_engine_step(e, &ev, &n) == SL_OK, "%s", sl_error(ctx));
+            kv_check(&e->kv);
+            for (uint32_t k = 0; k < n; k++) {
+                T_CHECK(!ev[k].error, "turn %u: %s", turn, ev[k].error);
+                done++;
+                if (turn) sl_engine_cancel(e, ev[k].seq);
+            }
+        }
+    }
+    T_CHECK(done == 4, "%u turns done", done);
+    sl_engine_close(&e);
+}
+
 int main(void)
 {
     alarm(280);
@@ -224,6 +253,7 @@ int main(void)
             "nothing was short or shared");
     check_common_beginning();
     check_idle_hold_all();
+    check_two_go_on();
     sl_model_close(&m);
     sl_ctx_destroy(&ctx);
     return t_end();

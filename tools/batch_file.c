@@ -7,7 +7,9 @@
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/stat.h>
+#include <time.h>
 #include <unistd.h>
 
 /* FNV-1a. Source: Fowler, Noll, Vo. */
@@ -33,6 +35,13 @@ static bool complain(char why[200], const char *field, const char *expected)
 {
     snprintf(why, 200, "%s: expected %s", field, expected);
     return false;
+}
+
+/* A text without NUL, which would end it early where it is used; NULL: it is none. */
+static const char *plain(const json_t *v)
+{
+    const char *s = json_string_value(v);
+    return s && strlen(s) == json_string_length(v) ? s : NULL;
 }
 
 static bool read_float(const json_t *body, const char *key, double min, double max, float *ret,
@@ -70,7 +79,7 @@ static bool read_stops(const json_t *body, cli_strings *ret, char why[200])
     if (n > CLI_MAX_STRINGS) return complain(why, "stop", "at most 16 texts");
     ret->n = 0;
     for (size_t i = 0; i < n; i++) {
-        const char *s = json_string_value(json_is_array(v) ? json_array_get(v, i) : v);
+        const char *s = plain(json_is_array(v) ? json_array_get(v, i) : v);
         if (!s) return complain(why, "stop", "a text or a list of texts");
         ret->s[ret->n++] = s;
     }
@@ -127,8 +136,8 @@ static bool read_content(json_t *message, const char **ret, char why[200])
     json_t *content = json_object_get(message, "content"), *part;
     size_t i, n = 0;
     if (json_is_string(content)) {
-        *ret = json_string_value(content);
-        return true;
+        *ret = plain(content);
+        return *ret || complain(why, "content", "a text without NUL");
     }
     if (!json_is_array(content)) return complain(why, "content", "a text");
     json_array_foreach(content, i, part) {
@@ -145,8 +154,8 @@ static bool read_content(json_t *message, const char **ret, char why[200])
     }
     json_object_set_new(message, "content", json_stringn(text, n));
     free(text);
-    *ret = json_string_value(json_object_get(message, "content"));
-    return *ret || complain(why, "content", "memory");
+    *ret = plain(json_object_get(message, "content"));
+    return *ret || complain(why, "content", "a text without NUL");
 }
 
 static bool read_messages(const json_t *list, batch_request *r, char why[200])
@@ -160,7 +169,7 @@ static bool read_messages(const json_t *list, batch_request *r, char why[200])
     if (!r->messages) return complain(why, "messages", "memory");
     json_array_foreach(list, i, message) {
         sl_chat_msg *m = &r->messages[i];
-        m->role = json_string_value(json_object_get(message, "role"));
+        m->role = plain(json_object_get(message, "role"));
         if (!m->role) return complain(why, "messages", "a role and a content in each");
         if (!read_content(message, &m->content, why)) return false;
     }
@@ -193,7 +202,7 @@ static bool parse(const char *text, size_t n, const batch_defaults *d, batch_req
     if (!json_is_object(r->root)) return complain(why, "the line", "an object");
     const json_t *body = json_object_get(r->root, "body"), *id;
     id = json_object_get(r->root, "custom_id");
-    if (id && !json_is_string(id)) return complain(why, "custom_id", "a text");
+    if (id && !plain(id)) return complain(why, "custom_id", "a text without NUL");
     r->openai = body != NULL;
     if (body && !json_is_object(body)) return complain(why, "body", "an object");
     if (!body) body = r->root;
@@ -362,6 +371,15 @@ static batch_line *line_of(const batch_file *f, const char *text, size_t n, uint
     return l;
 }
 
+/* Could this have become a result? */
+static bool torn(const char *text, size_t n)
+{
+    static const char *const begins[] = { "{\"custom_id\":", "{\"id\":\"batch_req_" };
+    for (size_t i = 0; i < SL_LEN(begins); i++)
+        if (!memcmp(text, begins[i], SL_MIN(n, strlen(begins[i])))) return true;
+    return false;
+}
+
 /* Marks what the results have; *ret_whole: bytes up to the last newline. */
 static int take_results(batch_file *f, const char *text, size_t n, size_t *ret_whole)
 {
@@ -377,7 +395,9 @@ static int take_results(batch_file *f, const char *text, size_t n, size_t *ret_w
         at += len + 1;
     }
     *ret_whole = at;
-    return CLI_DONE;
+    if (at == n || torn(text + at, n - at)) return CLI_DONE;
+    return cli_fail("%s: its end is no result of `sluice batch`; -o names a file of its own",
+                    f->out_name);
 }
 
 /* The whole of an open file; NULL: said. */
@@ -411,6 +431,12 @@ int batch_open_results(batch_file *f, const char *out)
     f->out_name = out;
     f->out = open(out, O_RDWR | O_CREAT | O_CLOEXEC, 0666);
     if (f->out < 0) return cli_fail("open %s: %s", out, strerror(errno));
+    struct stat a, b;
+    if (!fstat(f->out, &a) && !stat(f->in_name, &b) && a.st_dev == b.st_dev
+        && a.st_ino == b.st_ino)
+        return cli_fail("%s: results would go into the file of requests", out);
+    if (flock(f->out, LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK)
+        return cli_fail("%s: another run is writing to it", out);
     char *text = read_all(f, &n);
     if (!text) return CLI_FAILED;
     int code = take_results(f, text, n, &whole);
@@ -438,6 +464,10 @@ int batch_write(batch_file *f, json_t *obj)
     free(text);
     if (done == n) {
         f->out_bytes += n;
+        if (time(NULL) >= f->sync_at) {     /* a power cut loses seconds */
+            (void)fdatasync(f->out);
+            f->sync_at = time(NULL) + 5;
+        }
         return CLI_DONE;
     }
     int err = errno;
@@ -489,6 +519,18 @@ int batch_sort(batch_file *f)
 
 /* ---- a result ---- */
 
+/* A text that may have been cut within a character. */
+static json_t *readable(const char *text)
+{
+    char copy[256];
+    json_t *v = json_string(text);
+    if (v) return v;
+    snprintf(copy, sizeof copy, "%s", text);
+    for (char *c = copy; *c; c++)
+        if ((unsigned char)*c >= 0x80) *c = '?';
+    return json_string(copy);
+}
+
 static json_t *usage(const batch_answer *a)
 {
     return json_pack("{s:I, s:I, s:I}", "prompt_tokens", (json_int_t)a->n_prompt,
@@ -508,10 +550,10 @@ static json_t *openai_body(const batch_line *l, const batch_request *r, const ba
     else
         choice = json_pack("{s:i, s:o, s:n, s:s}", "index", 0, "text", text, "logprobs",
                            "finish_reason", a->finish_reason);
-    return json_pack("{s:s, s:s, s:I, s:s, s:[o], s:o}", "id", id, "object",
+    return json_pack("{s:s, s:s, s:I, s:o, s:[o], s:o}", "id", id, "object",
                      r->chat ? "chat.completion" : "text_completion", "created",
-                     (json_int_t)a->created, "model", a->model, "choices", choice, "usage",
-                     usage(a));
+                     (json_int_t)a->created, "model", readable(a->model), "choices", choice,
+                     "usage", usage(a));
 }
 
 json_t *batch_result(const batch_line *l, const batch_request *r, const batch_answer *a)
@@ -520,16 +562,16 @@ json_t *batch_result(const batch_line *l, const batch_request *r, const batch_an
     request_id(l, request);
     snprintf(id, sizeof id, "batch_%s", request);
     if (r->openai && a->error)
-        return json_pack("{s:s, s:s, s:s, s:n, s:{s:s, s:s}}", "id", id, "custom_id", l->id,
+        return json_pack("{s:s, s:s, s:s, s:n, s:{s:s, s:o}}", "id", id, "custom_id", l->id,
                          "request_id", request, "response", "error", "code", "invalid_request",
-                         "message", a->error);
+                         "message", readable(a->error));
     if (r->openai)
         return json_pack("{s:s, s:s, s:s, s:{s:i, s:s, s:o}, s:n}", "id", id, "custom_id", l->id,
                          "request_id", request, "response", "status_code", 200, "request_id",
                          request, "body", openai_body(l, r, a), "error");
     if (a->error)
-        return json_pack("{s:s, s:s, s:s}", "custom_id", l->id, "error", a->error, "request_id",
-                         request);
+        return json_pack("{s:s, s:o, s:s}", "custom_id", l->id, "error", readable(a->error),
+                         "request_id", request);
     return json_pack("{s:s, s:o, s:s, s:o, s:s}", "custom_id", l->id, "text",
                      json_stringn(a->text, a->n_text), "finish_reason", a->finish_reason, "usage",
                      usage(a), "request_id", request);

@@ -40,6 +40,7 @@ typedef struct batch_file {
     uint32_t n_ids;
     int out;                    /* -1: not open */
     uint64_t out_bytes;         /* written whole */
+    int64_t sync_at;            /* when they go to the disk next */
 } batch_file;
 
 /* What one line asks for. Texts live as long as root. */

@@ -121,6 +121,7 @@ static bool encode(struct batch *b, const batch_request *r, int32_t **ret_ids, u
     else if (!*ret_n) {
         snprintf(why, 200, "the prompt is empty");
         free(*ret_ids);
+        *ret_ids = NULL;
         code = CLI_FAILED;
     }
     return code == CLI_DONE;
@@ -253,12 +254,12 @@ static void end_slot(struct batch *b, struct slot *s)
     *s = (struct slot){ .line = NULL };
 }
 
-/* A request that cannot be done has a result too: it says why. */
-static int refuse(struct batch *b, struct slot *s, const char *why)
+/* A request that can never be done has a result too: it says why. */
+static int refuse(struct batch *b, struct slot *s, bool never, const char *why)
 {
     cli_warn("%s:%" PRIu32 ": %s", b->file.in_name, s->line->number, why);
     b->n_refused++;
-    int code = write_result(b, s, NULL, why);
+    int code = never ? write_result(b, s, NULL, why) : CLI_DONE;
     end_slot(b, s);
     return code;
 }
@@ -270,18 +271,18 @@ static int begin(struct batch *b, struct slot *s, batch_line *line)
     *s = (struct slot){ .line = line };
     if (!batch_parse(&b->file, line, &b->defaults, &s->request, why)
         || !encode(b, &s->request, &ids, &s->n_prompt, why))
-        return refuse(b, s, why);
+        return refuse(b, s, true, why);
     if (s->n_prompt > b->s.n_ctx) {
         free(ids);
         snprintf(why, sizeof why, "the prompt has %" PRIu32 " tokens and the context %" PRIu32
                  " (-c)", s->n_prompt, b->s.n_ctx);
-        return refuse(b, s, why);
+        return refuse(b, s, false, why);    /* another run may have a larger one */
     }
     sl_request r = { .tokens = ids, .n_tokens = s->n_prompt, .n_predict = s->request.max_tokens,
                      .ignore_eog = b->sampler->ignore_eog, .sampler = s->request.sampler };
     sl_status st = sl_engine_submit(b->s.engine, &r, &s->seq);
     free(ids);
-    if (st == SL_E_ARG) return refuse(b, s, sl_error(b->s.ctx));
+    if (st == SL_E_ARG) return refuse(b, s, true, sl_error(b->s.ctx));
     if (st != SL_OK) return cli_fail_ctx(b->s.ctx);
     sl_detok_init(&s->detok);
     cli_stop_init(&s->stop, &s->request.stops);
@@ -405,13 +406,13 @@ static int loop(struct batch *b)
     for (;;) {
         const sl_engine_event *ev;
         uint32_t n;
+        if (cli_interrupted()) return CLI_INTERRUPTED;
         int code = fill_slots(b);
         if (code != CLI_DONE || !b->n_running) return code;
         if (sl_engine_step(b->s.engine, &ev, &n) != SL_OK) return cli_fail_ctx(b->s.ctx);
         code = take_events(b, ev, n);
         if (code != CLI_DONE) return code;
         show_progress(b);
-        if (cli_interrupted()) return CLI_INTERRUPTED;
     }
 }
 
@@ -502,10 +503,17 @@ static int start(struct batch *b, cli_engine_args *e, const cli_group *g)
     snprintf(b->no_chat, sizeof b->no_chat, "messages: %.120s; --chat-template NAME sets one",
              sl_error(b->s.ctx));
     const sl_sampler_params *p = &b->sampler->p;
+    uint64_t stops = 0;
+    for (uint32_t i = 0; i < b->defaults.stops.n; i++)
+        for (const char *c = b->defaults.stops.s[i];; c++) {
+            stops = (stops ^ (unsigned char)*c) * 1099511628211u + 1;
+            if (!*c) break;
+        }
     snprintf(b->settings, sizeof b->settings,
-             "%.100s %" PRIu64 " %s n %" PRIu32 " temp %g top_k %u top_p %g min_p %g penalty %g %u "
-             "seed %" PRIu64 " eos %d", sl_model_name(b->s.model),
-             sl_model_shape(b->s.model)->total_bytes,
+             "%.100s %016" PRIx64 " kv %u %u acts %u blas %u stops %" PRIx64 " %s n %" PRIu32
+             " temp %g top_k %u top_p %g min_p %g penalty %g %u seed %" PRIu64 " eos %d",
+             sl_model_name(b->s.model), sl_plan_shape_id(sl_model_shape(b->s.model)), e->kv_k,
+             e->kv_v, e->activations, e->blas, stops,
              b->has_chat ? sl_chat_name(b->chat.kind) : "text", b->defaults.max_tokens,
              (double)p->temp, p->top_k, (double)p->top_p, (double)p->min_p,
              (double)p->repeat_penalty, p->repeat_last_n, p->seed, b->sampler->ignore_eog);
