@@ -74,26 +74,28 @@ def check_run(tmp, machine):
         check(last[key] == value, f'{key}: {last[key]}')
     check_quantities(last['quantities'], True, 2)
 
-    trace = tmp + '/t.jsonl'
-    floor = int(re.search(r'floor of (\d+) MiB', sluice('run', '--ram', '1M', '-c', '512').stderr)[1])
-    budget = floor + 4          # for some of the 4.8 MiB of experts
-    ram = ('--ram', f'{budget}M', '--policy', 'lru')
-    r = sluice('verify', *quick, *ram, '--log', log, '--json', '-f', TEXT, '--trace-routing', trace)
-    check(r.returncode == 0, 'a streamed run of a text: ' + r.stderr)
-    streamed = json.loads(r.stdout)
-    check({'hit_rate', 'disk_bytes_per_token', 'stall_share'} <= set(streamed['quantities']), 'what streams have')
-    check(streamed['budget_bytes'] == budget << 20, 'the budget')
-    check_quantities(streamed['quantities'], True, 2)
-    hits = streamed['quantities']['hit_rate']
-    check(hits['spread'] < 0.05 and 0 <= hits['measured'] < 1, 'much the same hits in every run: ' + str(hits))
-    r = sluice('verify', *quick, *ram, '--log', log, '--json', '-f', TEXT, '--trace', trace)
-    again = json.loads(r.stdout)['quantities']['hit_rate']
-    # the process's own share of the budget, and so the slots, differ a little from start to start
-    check(abs(again['predicted'] - again['measured']) < 0.1, f'the kept trace forecasts the hits: {again}')
+    streams = 'SLUICE_SANITIZED' not in os.environ     # a sanitizer's own memory outweighs the model
+    if streams:
+        trace = tmp + '/t.jsonl'
+        floor = int(re.search(r'floor of (\d+) MiB', sluice('run', '--ram', '1M', '-c', '512').stderr)[1])
+        budget = floor + 4          # for some of the 4.8 MiB of experts
+        ram = ('--ram', f'{budget}M', '--policy', 'lru')
+        r = sluice('verify', *quick, *ram, '--log', log, '--json', '-f', TEXT, '--trace-routing', trace)
+        check(r.returncode == 0, 'a streamed run of a text: ' + r.stderr)
+        streamed = json.loads(r.stdout)
+        check({'hit_rate', 'disk_bytes_per_token', 'stall_share'} <= set(streamed['quantities']), 'what streams have')
+        check(streamed['budget_bytes'] == budget << 20, 'the budget')
+        check_quantities(streamed['quantities'], True, 2)
+        hits = streamed['quantities']['hit_rate']
+        check(hits['spread'] < 0.05 and 0 <= hits['measured'] < 1, 'much the same hits in every run: ' + str(hits))
+        r = sluice('verify', *quick, *ram, '--log', log, '--json', '-f', TEXT, '--trace', trace)
+        again = json.loads(r.stdout)['quantities']['hit_rate']
+        # the process's own share of the budget, and so the slots, differ a little from start to start
+        check(abs(again['predicted'] - again['measured']) < 0.1, f'the kept trace forecasts the hits: {again}')
     r = sluice('verify', *quick, '--log', log, '--cold')
     check(r.returncode == 0 and 'decode tok/s' in r.stdout and 'predicted (quick) at' in r.stdout, 'a table: ' + r.stdout)
     check('calibrated' not in r.stdout and 'another prompt' not in r.stderr, 'cold: nothing is run before')
-    check(len(lines(log)) == 8, 'each run adds two lines')
+    check(len(lines(log)) == (8 if streams else 4), 'each run adds two lines')
 
     for model in ('olmoe', 'qwen3'):    # without text; without experts too
         r = sluice('verify', *quick, '--log', log, '--json', '-m', os.path.join(ROOT, f'tests/golden/arch/{model}.gguf'))
