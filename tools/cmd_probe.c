@@ -221,9 +221,14 @@ static int probe(const struct args *a, sl_ctx *ctx, const char *path)
     free(folder);
     if (tty) fprintf(stderr, "\r%50s\r", "");
     if (st == SL_OK && no_disk) cli_warn("the disk is not measured: %s", sl_error(ctx));
-    if (st != SL_OK || sl_machine_save(ctx, &m, path) != SL_OK) return cli_fail_ctx(ctx);
+    /* a part must not take the place of the whole that other commands forecast by */
+    bool keep = a->out || !(a->types || a->n_threads);
+    if (st == SL_OK && keep) st = sl_machine_save(ctx, &m, path);
+    if (st != SL_OK) return cli_fail_ctx(ctx);
     int code = print_result(&m, a->json);
-    cli_note("measured in %.1f s, kept in %s", cli_now_s() - start_s, path);
+    double s = cli_now_s() - start_s;
+    if (keep) cli_note("measured in %.1f s, kept in %s", s, path);
+    else cli_note("measured in %.1f s; only a part, so not kept (-o FILE does)", s);
     return code;
 }
 
