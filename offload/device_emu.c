@@ -89,7 +89,8 @@ static sl_status emu_alloc(sl_device *dev, sl_account acc, size_t bytes, void **
                        "emu: %zu bytes for %s, %llu of %llu are taken", bytes,
                        sl_account_name(acc), (unsigned long long)d->used_bytes,
                        (unsigned long long)d->mem.limit_bytes);
-    void *p = mmap(NULL, room, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    void *p = mmap(NULL, room, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE,
+                   -1, 0);
     if (p == MAP_FAILED)
         return sl_fail(d->ctx, SL_E_NOMEM, "emu: the host has no %zu bytes for %s", bytes,
                        sl_account_name(acc));
