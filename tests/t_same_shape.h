@@ -41,6 +41,8 @@ static void same_layer(const sl_layer_shape *a, const sl_layer_shape *b, const c
     SAME(a, b, v_elems);
     SAME(a, b, kv_unit);
     SAME(a, b, window);
+    SAME(a, b, q_elems);
+    SAME(a, b, att_elems);
     SAME(a, b, ctx_flops_row);
     SAME(a, b, qkv_int_flops_row);
     SAME(a, b, post_int_flops_row);
@@ -56,6 +58,7 @@ static void same_shape(const sl_shape *a, const sl_shape *b, const char *name)
     SAME(a, b, d_model);
     SAME(a, b, n_vocab);
     SAME(a, b, n_ctx_train);
+    SAME(a, b, n_rot);
     SAME(a, b, embed_bytes);
     SAME(a, b, head_bytes);
     SAME_PARTS(head, 1);
@@ -67,6 +70,7 @@ static void same_shape(const sl_shape *a, const sl_shape *b, const char *name)
     SAME(a, b, vector_bytes);
     SAME(a, b, n_params);
     SAME(a, b, row_scratch_bytes);
+    SAME(a, b, row_lane_bytes);
     for (uint32_t l = 0; l < a->n_layer && a->n_layer == b->n_layer; l++) {
         snprintf(in_layer, sizeof in_layer, "%s layer %u", name, l);
         same_layer(&a->layers[l], &b->layers[l], in_layer);
