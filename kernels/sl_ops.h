@@ -154,6 +154,7 @@ typedef struct sl_batch {
     const uint32_t *seq;        /* [n_rows] index into sl_kv_view.blocks */
     const uint32_t *logit_row;  /* [n_logits] rows whose logits are wanted, ascending */
     uint32_t n_logits;
+    float *cos, *sin;           /* [n_rot / 2] of the rows' positions, times the rope's scale */
     float *x;                   /* residual stream [d_model] */
     float *h;                   /* normed input of the current half layer [d_model] */
     float *y;                   /* sum of expert outputs [d_model], zeroed by `post` */
@@ -187,7 +188,7 @@ typedef enum sl_run_part {
 } sl_run_part;
 
 /* One expert (or dense FFN, or shared expert) on its rows. rows NULL: every row of the batch;
- * weights NULL: 1. */
+ * weights NULL: 1. Both are host memory. */
 typedef struct sl_expert_run {
     sl_ffn ffn;                 /* with data, but for SL_RUN_ADD */
     sl_run_part part;

@@ -21,7 +21,7 @@ static void turn(const struct rows_of *r, uint32_t row, float *x)
 {
     const sl_rope *p = &r->w->rope;
     size_t at = (size_t)row * (p->n_rot / 2);
-    if (p->kind != SL_ROPE_NONE) r->d->k.rope(p->kind, r->d->cos + at, r->d->sin + at, p->n_rot, x);
+    if (p->kind != SL_ROPE_NONE) r->d->k.rope(p->kind, r->b->cos + at, r->b->sin + at, p->n_rot, x);
 }
 
 static void norm_in_task(void *arg, uint32_t row, uint32_t thread)
@@ -581,7 +581,6 @@ sl_status cpu_post(sl_device *dev, const sl_layer *l, sl_batch *b)
     }
     assert(a->o.rows == dm && a->o.cols == (a->kind == SL_ATTN_MLA ? a->n_head * a->v_head : att));
     cpu_multiply(d, &o, 1);
-    cpu_forget_h(d);
     cpu_run_rows(d, post_task, &r, b->n_rows);
     return SL_OK;
 }

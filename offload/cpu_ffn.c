@@ -294,10 +294,11 @@ static void run_phases(cpu_device *d, struct ffn *f)
 }
 
 sl_status cpu_experts(sl_device *dev, const sl_layer *l, const sl_expert_run *runs, uint32_t n_runs,
-                      bool last, sl_batch *b)
+                      unsigned ends, sl_batch *b)
 {
     cpu_device *d = (cpu_device *)dev;
     uint32_t done = 0;
+    if (ends & SL_EXPERTS_FIRST) cpu_forget_h(d);
     do {
         struct ffn f = { .d = d, .l = l, .runs = runs + done, .b = b };
         f.n_runs = place_runs(d, f.runs, n_runs - done, b);
@@ -306,9 +307,8 @@ sl_status cpu_experts(sl_device *dev, const sl_layer *l, const sl_expert_run *ru
                            "experts: layer %u, a run of %u rows of width %u exceeds ff_sum",
                            l->index, run_rows(f.runs, b), f.runs->ffn.gate.rows);
         done += f.n_runs;
-        f.add = last && done == n_runs;
+        f.add = (ends & SL_EXPERTS_LAST) && done == n_runs;
         run_phases(d, &f);
     } while (done < n_runs);
-    if (last) cpu_forget_h(d);
     return SL_OK;
 }

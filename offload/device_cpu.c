@@ -1,7 +1,6 @@
 /* offload/device_cpu.c - the cpu device: memory, creation, embed and head.
  * Invariants: every stage is finished when it returns; nothing allocates in a stage; a scratch
- * buffer is used by one stage at a time, and only the rope angles live from `embed` to the end of a
- * pass. */
+ * buffer is used by one stage at a time, but for a layer's quantised h (device_cpu.h). */
 #include "offload/device_cpu.h"
 
 #include <assert.h>
@@ -38,17 +37,55 @@ static void cpu_free(sl_device *dev, void *p)
     free(o);
 }
 
-static sl_status cpu_copy(sl_device *dev, void *dst, const void *src, size_t bytes)
+static sl_status cpu_pin(sl_device *dev, void *p, size_t bytes)
 {
     (void)dev;
+    (void)p;
+    (void)bytes;
+    return SL_OK;
+}
+
+static void cpu_unpin(sl_device *dev, void *p)
+{
+    (void)dev;
+    (void)p;
+}
+
+static void cpu_memory(const sl_device *dev, sl_device_memory *ret)
+{
+    (void)dev;
+    *ret = (sl_device_memory){ 0 };     /* all of it is in the context's accounts */
+}
+
+static void cpu_touch(sl_device *dev, const void *p, size_t bytes, bool write)
+{
+    (void)dev;
+    (void)p;
+    (void)bytes;
+    (void)write;
+}
+
+static sl_status cpu_copy(sl_device *dev, sl_queue q, void *dst, const void *src, size_t bytes)
+{
+    (void)dev;
+    (void)q;
     memmove(dst, src, bytes);
     return SL_OK;
 }
 
-static sl_status cpu_record(sl_device *dev, sl_event *ret)
+static sl_status cpu_record(sl_device *dev, sl_queue q, sl_event *ret)
 {
     (void)dev;
+    (void)q;
     *ret = 0;
+    return SL_OK;
+}
+
+static sl_status cpu_wait(sl_device *dev, sl_queue q, sl_event ev)
+{
+    (void)dev;
+    (void)q;
+    (void)ev;
     return SL_OK;
 }
 
@@ -80,7 +117,7 @@ static void embed_task(void *arg, uint32_t row, uint32_t thread)
         for (uint32_t i = 0; i < e->w->d_model; i++) x[i] *= e->w->embed_scale;
     if (r->kind == SL_ROPE_NONE) return;
     uint32_t half = r->n_rot / 2;
-    float *c = e->d->cos + (size_t)row * half, *s = e->d->sin + (size_t)row * half;
+    float *c = e->b->cos + (size_t)row * half, *s = e->b->sin + (size_t)row * half;
     for (uint32_t i = 0; i < half; i++) {
         double angle = (double)e->b->pos[row] * r->inv_freq[i];
         c[i] = (float)(cos(angle) * (double)r->scale);
@@ -124,9 +161,11 @@ static void cpu_destroy(sl_device *dev)
 }
 
 static const sl_device_ops cpu_ops = {
-    .name = "cpu", .alloc = cpu_alloc, .free = cpu_free, .copy = cpu_copy, .record = cpu_record,
-    .sync = cpu_sync, .embed = cpu_embed, .qkv = cpu_qkv, .attend = cpu_attend, .post = cpu_post,
-    .route = cpu_route, .experts = cpu_experts, .head = cpu_head, .destroy = cpu_destroy,
+    .name = "cpu", .alloc = cpu_alloc, .alloc_host = cpu_alloc, .free = cpu_free, .pin = cpu_pin,
+    .unpin = cpu_unpin, .memory = cpu_memory, .touch = cpu_touch, .copy = cpu_copy,
+    .record = cpu_record, .wait = cpu_wait, .sync = cpu_sync, .embed = cpu_embed, .qkv = cpu_qkv,
+    .attend = cpu_attend, .post = cpu_post, .route = cpu_route, .experts = cpu_experts,
+    .head = cpu_head, .destroy = cpu_destroy,
 };
 
 /* a * b * size bytes on the scratch account, with room for one cache line more. */
@@ -181,8 +220,6 @@ static sl_status take_scratch(cpu_device *d)
     d->qx_bytes = rows * SL_MAX(2 * qx_most(w->cols, 1), qx_most(SL_MAX(w->mla, w->att), w->heads));
     d->qff_bytes = rows * qx_most(w->ff_sum, w->n_used + 1ull);
     d->max_runs = w->n_expert + 2;
-    SL_TRY(take(d, rows, w->n_rot / 2, sizeof(float), &d->cos));
-    SL_TRY(take(d, rows, w->n_rot / 2, sizeof(float), &d->sin));
     SL_TRY(take(d, rows, w->mla, sizeof(float), &d->mla));
     SL_TRY(take(d, rows, w->n_expert, sizeof(float), &d->router));
     SL_TRY(take(d, rows, w->ff_sum, sizeof(float), &d->ff));
@@ -224,10 +261,4 @@ sl_status sl_device_create_cpu(sl_ctx *ctx, const sl_device_params *p, sl_device
     }
     *ret = &d->base;
     return SL_OK;
-}
-
-void sl_device_destroy(sl_device **d)
-{
-    if (*d) (*d)->ops->destroy(*d);
-    *d = NULL;
 }

@@ -35,7 +35,6 @@ typedef struct cpu_device {
     cpu_blas blas;
     struct cpu_owned *owned;
     /* Scratch, taken at create. */
-    float *cos, *sin;           /* [max_rows][n_rot / 2]: angles of the pass in flight */
     float *mla;                 /* [max_rows][w.mla] */
     float *router;              /* [max_rows][n_expert] */
     /* [max_rows * ff_sum]: activations of the runs of one `experts` step */
@@ -172,6 +171,6 @@ sl_status cpu_post(sl_device *dev, const sl_layer *l, sl_batch *b);
 sl_status cpu_route(sl_device *dev, const sl_layer *l, const float *h, uint32_t n_rows,
                     uint32_t *ret_id, float *ret_w, float *ret_shared_w);
 sl_status cpu_experts(sl_device *dev, const sl_layer *l, const sl_expert_run *runs, uint32_t n_runs,
-                      bool last, sl_batch *b);
+                      unsigned ends, sl_batch *b);
 
 #endif

@@ -133,7 +133,7 @@ static sl_status experts(probe_engine *e, uint32_t at, sl_type type, uint32_t n,
                                    .rows = rows[i], .weights = e->expert_w, .n_rows = n,
                                    .index = i };
     }
-    return e->dev[at]->ops->experts(e->dev[at], &l, runs, n_runs, false, &e->b);
+    return e->dev[at]->ops->experts(e->dev[at], &l, runs, n_runs, 0, &e->b);
 }
 
 /* One call of `qkv` with n_head heads of dim elements, whose few weights stay in the cache. */

@@ -127,7 +127,9 @@ void sl_shape_sum_attn(sl_shape_sum *m, uint32_t layer, const sl_shape_attn *a)
     l->v_elems = a->latent ? 0 : a->n_head_kv * a->v_dim;
     l->kv_unit = both & -both;      /* their lowest common bit */
     l->window = a->window;
-    l->ctx_flops_row = 2 * (uint64_t)a->n_head * (a->k_dim + a->v_dim);
+    l->q_elems = a->n_head * a->k_dim;
+    l->att_elems = a->n_head * a->v_dim;
+    l->ctx_flops_row = 2 * ((uint64_t)l->q_elems + l->att_elems);
     WIDEN(q, (uint64_t)a->n_head * a->k_dim);
     WIDEN(k, (uint64_t)a->n_head_kv * a->k_dim);
     WIDEN(v, (uint64_t)a->n_head_kv * a->v_dim);
@@ -144,8 +146,8 @@ void sl_shape_sum_attn(sl_shape_sum *m, uint32_t layer, const sl_shape_attn *a)
  * together. */
 uint64_t sl_shape_row_scratch(const sl_shape_widths *w)
 {
-    uint64_t lane = 3 * w->d_model + w->q + w->k + w->v + w->att + 2 * w->n_used + 1;
-    uint64_t device = w->n_rot + w->mla + w->n_expert + w->ff_sum;
+    uint64_t lane = 3 * w->d_model + w->q + w->k + w->v + w->att + w->n_rot + 2 * w->n_used + 1;
+    uint64_t device = w->mla + w->n_expert + w->ff_sum;
     uint64_t inputs = SL_MAX(2 * (w->cols * 5 / 4 + 192),
                              SL_MAX(w->mla, w->att) * 5 / 4 + 192 * w->heads);
     return sizeof(float) * (lane + device) + inputs + w->ff_sum * 5 / 4 + 192 * (w->n_used + 1);
@@ -177,6 +179,7 @@ sl_shape sl_shape_sum_end(sl_shape_sum *m)
         WIDEN(ff_sum, l->n_used * expert + ff);
     }
     s->dense_bytes = s->total_bytes - SL_MIN(s->experts_bytes, s->total_bytes);
+    s->n_rot = (uint32_t)w->n_rot;
     s->row_scratch_bytes = sl_shape_row_scratch(w);
     return *s;
 }

@@ -1,12 +1,27 @@
 /* perfmodel/sl_plan.h - every decision taken before a run. The engine takes nothing else.
- * Here: all on the CPU, with all weights in RAM, or experts (and dense weights that do not fit)
- * read from disk as they are needed. Pure functions of numbers.
+ * Weights are all in RAM, or experts (and dense weights that do not fit) are read from disk as they
+ * are needed; the CPU computes everything, or shares the work with an accelerator. Pure functions
+ * of numbers.
  * Units: bytes, positions, rows. Tested by tests/t_plan.c. */
 #ifndef SL_PLAN_H
 #define SL_PLAN_H
 
 #include "perfmodel/sl_shape.h"
 #include "runtime/base/sl_type.h"
+
+/* An accelerator beside the CPU, and what an emulated one is like. */
+typedef enum sl_accel_kind { SL_ACCEL_NONE, SL_ACCEL_EMU, SL_ACCEL_CUDA } sl_accel_kind;
+typedef struct sl_accel {
+    sl_accel_kind kind;
+    uint32_t index;         /* cuda: which card */
+    uint32_t n_cores;       /* emu: of the machine's cores, those that compute for it */
+    uint64_t mem_bytes;     /* what all of it may come to on the device */
+    uint64_t own_bytes;     /* of these, what the device takes for itself: context, workspaces */
+    double up_bytes_s, down_bytes_s;    /* emu: of its links; 0: no limit */
+    double link_s;          /* emu: from the end of a copy on its link until it is over */
+} sl_accel;
+
+typedef enum sl_where { SL_ON_CPU, SL_ON_DEVICE } sl_where;
 
 typedef struct sl_plan_params {
     uint32_t n_ctx;         /* positions a sequence may reach; 0: the model's own */
@@ -34,7 +49,14 @@ typedef struct sl_plan_params {
     /* multiply quantised weights by float32 activations: slower, for comparing */
     bool float_acts;
     bool blas;              /* sl_device_params (offload/sl_device.h); default false */
+    sl_accel accel;         /* default: none, and what follows is not looked at */
+    /* wishes, taken where they fit; SL_PLAN_AUTO (the default): the plan chooses */
+    uint32_t n_lanes;       /* 1 or 2 */
+    uint32_t kv_on, prompts_on, head_on;    /* sl_where */
+    uint32_t n_stay, send_rows, send_all_rows;  /* as in sl_split */
 } sl_plan_params;
+
+#define SL_PLAN_AUTO UINT32_MAX
 
 #define SL_KV_BLOCK_ROWS 32u    /* positions of a KV block; divides the attention key block of 64 */
 
@@ -58,6 +80,40 @@ enum { SL_SLOT_CLASSES = 8 };   /* more sizes than this: all slots have the larg
  * slots: what the causal bound of such a pass is made of. */
 enum { SL_MAX_MISSED = 64 };    /* more count as so many */
 typedef struct sl_misses { uint64_t turns[SL_SLOT_CLASSES][SL_MAX_MISSED + 1]; } sl_misses;
+
+/* What an accelerator has of a pass, and how the rest of it gets there. It computes qkv, post,
+ * route, dense FFNs and shared experts; embed is the CPU's. Norms, biases and other vectors stay on
+ * it. All else that it multiplies with either stays there or is sent up in each pass, in the order
+ * of use, through a ring. */
+typedef struct sl_split {
+    sl_accel accel;         /* kind SL_ACCEL_NONE: the CPU does everything; all of this is 0 then */
+    /* Where keys and values lie. On the device: it attends for all rows. On the CPU: the CPU
+     * attends for rows that decode, and `prompts` says who does for the other rows. */
+    sl_where kv, prompts;
+    sl_where head;          /* who multiplies with the head */
+    bool head_stays;        /* head on the device: its matrix stays there */
+    uint32_t n_lanes;       /* parts of a pass's rows that take turns; each has its own buffers */
+    uint32_t n_dense_layers;    /* leading layers whose dense matrices stay on the device */
+    /* Routed experts: [0, n_stay) of each layer stay on the device. Of the others, one that gets at
+     * least send_rows rows of a lane is sent up and computed there; with fewer the CPU computes it
+     * where it lies (Fiddler's rule). A pass of at least send_all_rows rows sends up all of them,
+     * before its routers have spoken. */
+    uint32_t n_stay, send_rows, send_all_rows;
+    uint64_t ring_bytes;    /* what is sent up passes through; of at most piece_bytes a copy */
+    uint64_t piece_bytes;
+    /* Outputs of experts that wait for their turn to be added: this many [d_model] of a lane. */
+    uint32_t stored_runs;
+    /* Positions of keys and values, of one layer, that a lane's prompt rows see at most; prompts on
+     * the device while KV lies in RAM, else 0. */
+    uint32_t prompt_positions;
+    /* device memory, by account; their sum with accel.own_bytes is need_bytes */
+    uint64_t dense_bytes;   /* SL_ACC_DENSE: what stays, but for experts */
+    uint64_t stay_bytes;    /* SL_ACC_SLOTS: experts that stay; the ring besides */
+    uint64_t kv_bytes;      /* SL_ACC_KV */
+    uint64_t scratch_bytes; /* SL_ACC_SCRATCH: activations of all lanes */
+    uint64_t need_bytes;
+    uint64_t host_bytes;    /* RAM: the lanes' buffers that copies run from and to */
+} sl_split;
 
 typedef struct sl_plan {
     const char *mode;       /* "all in RAM, all on the CPU": the banner prints it */
@@ -91,6 +147,7 @@ typedef struct sl_plan {
     uint64_t ram_bytes;     /* the budget it was made for; 0: none */
     uint32_t cpu_mask;      /* as in the params */
     bool float_acts, blas;  /* as in the params */
+    sl_split split;         /* of the work with an accelerator */
 } sl_plan;
 
 SL_API sl_plan_params sl_plan_defaults(void);

@@ -47,6 +47,8 @@ typedef struct sl_layer_shape {
     /* a power of two that divides each head's key and value; 0: not known */
     uint32_t kv_unit;
     uint32_t window;            /* 0: all positions */
+    /* of a row, all query heads: queries, and what attention makes of them */
+    uint32_t q_elems, att_elems;
     uint64_t ctx_flops_row;     /* scores and values: one row on one position */
     /* What of the flops is on quantised weights, which are multiplied as 8-bit integers. */
     uint64_t qkv_int_flops_row, post_int_flops_row, expert_int_flops_row, ffn_int_flops_row;
@@ -55,6 +57,7 @@ typedef struct sl_layer_shape {
 typedef struct sl_shape {
     uint32_t n_layer, d_model, n_vocab;
     uint32_t n_ctx_train;       /* context the model was made for */
+    uint32_t n_rot;             /* rope angles of a row, a cosine and a sine for each two */
     uint64_t embed_bytes;       /* the table; a row of it is read per token */
     uint64_t head_bytes;        /* 0 when tied: then the head reads the table */
     sl_part head;               /* what the head multiplies by, the table's when tied */

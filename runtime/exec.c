@@ -11,7 +11,7 @@
 /* Floats of one row of a lane, in the order of lane_init's pointers. */
 static uint64_t acts_floats(const sl_widths *w)
 {
-    return 3ull * w->d_model + w->q + w->k + w->v + w->att + 2ull * w->n_used + 1;
+    return 3ull * w->d_model + w->q + w->k + w->v + w->att + w->n_rot + 2ull * w->n_used + 1;
 }
 
 /* Outputs that wait for their turn, and guesses at the next layer's experts: of streamed
@@ -41,13 +41,14 @@ sl_status lane_init(sl_engine *e)
     uint64_t rows = e->plan.max_rows, pairs = rows * w->n_used;
     uint64_t logits = (uint64_t)e->plan.max_logits * w->n_vocab;
     uint64_t bytes = (rows * acts_floats(w) + logits) * sizeof(float);
-    SL_TRY(e->dev->ops->alloc(e->dev, SL_ACC_SCRATCH, bytes + 64 * 12, &n->acts));
+    SL_TRY(e->dev->ops->alloc(e->dev, SL_ACC_SCRATCH, bytes + 64 * 14, &n->acts));
     char *at = n->acts;
     struct { void **p; uint64_t width; } parts[] = {
         { (void **)&n->batch.x, w->d_model }, { (void **)&n->batch.h, w->d_model },
         { (void **)&n->batch.y, w->d_model }, { (void **)&n->batch.q, w->q },
         { (void **)&n->batch.k, w->k }, { (void **)&n->batch.v, w->v },
-        { (void **)&n->batch.att, w->att }, { (void **)&n->batch.expert_id, w->n_used },
+        { (void **)&n->batch.att, w->att }, { (void **)&n->batch.cos, w->n_rot / 2 },
+        { (void **)&n->batch.sin, w->n_rot / 2 }, { (void **)&n->batch.expert_id, w->n_used },
         { (void **)&n->batch.expert_w, w->n_used }, { (void **)&n->batch.shared_w, 1 },
     };
     for (size_t i = 0; i < SL_LEN(parts); i++) {
@@ -239,12 +240,13 @@ static sl_status run_as_they_land(sl_engine *e, const sl_layer *l, uint32_t n_ro
     lane *n = &e->lane;
     uint32_t left = n_routed, extra = n_runs - n_routed;
     float *out = n->out;
-    for (;;) {
+    for (unsigned mark = SL_EXPERTS_FIRST; ; mark = 0) {
         uint32_t got = sl_stream_ready(e->loaded.stream, n->ready, n->data), n_part = 0;
         give_data(e, got);
         left -= got;
         if (!left) {
-            sl_status st = e->dev->ops->experts(e->dev, l, n->runs, n_runs, true, &n->batch);
+            sl_status st = e->dev->ops->experts(e->dev, l, n->runs, n_runs,
+                                                mark | SL_EXPERTS_LAST, &n->batch);
             computed(e, got);
             return st;
         }
@@ -258,7 +260,7 @@ static sl_status run_as_they_land(sl_engine *e, const sl_layer *l, uint32_t n_ro
             r->part = SL_RUN_ADD;
         }
         extra = 0;
-        SL_TRY(e->dev->ops->experts(e->dev, l, n->part, n_part, false, &n->batch));
+        SL_TRY(e->dev->ops->experts(e->dev, l, n->part, n_part, mark, &n->batch));
         computed(e, got);
     }
 }
@@ -273,7 +275,8 @@ static sl_status run_in_order(sl_engine *e, const sl_layer *l, uint32_t n_routed
         bool last = at + got == n_routed;
         assert(n->ready[0] == at && n->ready[got - 1] == at + got - 1);
         give_data(e, got);
-        SL_TRY(e->dev->ops->experts(e->dev, l, n->runs + at, last ? n_runs - at : got, last,
+        unsigned mark = (at ? 0 : SL_EXPERTS_FIRST) | (last ? SL_EXPERTS_LAST : 0);
+        SL_TRY(e->dev->ops->experts(e->dev, l, n->runs + at, last ? n_runs - at : got, mark,
                                     &n->batch));
         computed(e, got);
         at += got;
@@ -289,7 +292,7 @@ static sl_status run_experts(sl_engine *e, const sl_step *step, const sl_layer *
     bool in_order = n->batch.n_rows > e->plan.stored_rows;
     if (l->moe) {
         sl_event ev;
-        SL_TRY(e->dev->ops->record(e->dev, &ev));
+        SL_TRY(e->dev->ops->record(e->dev, SL_Q_COMPUTE, &ev));
         SL_TRY(e->dev->ops->sync(e->dev, ev));      /* the router's answer is in host memory */
         if (e->trace) report_routes(e, l);
         n_runs = n_routed = group_by_expert(e, l);
@@ -309,7 +312,9 @@ static sl_status run_experts(sl_engine *e, const sl_step *step, const sl_layer *
                              .n_rows = n->batch.n_rows,
                              .weights = l->shared_gate.rows ? n->batch.shared_w : NULL,
                              .index = l->moe ? l->routing.n_expert : 0 };
-    if (!n_routed) return e->dev->ops->experts(e->dev, l, n->runs, n_runs, true, &n->batch);
+    if (!n_routed)
+        return e->dev->ops->experts(e->dev, l, n->runs, n_runs,
+                                    SL_EXPERTS_FIRST | SL_EXPERTS_LAST, &n->batch);
     return in_order ? run_in_order(e, l, n_routed, n_runs)
                     : run_as_they_land(e, l, n_routed, n_runs);
 }
@@ -361,7 +366,7 @@ sl_status exec_pass(sl_engine *e)
         if (s->kind != SL_STEP_HEAD || e->lane.batch.n_logits) e->stats.bytes_touched += s->bytes;
         e->stats.bytes_touched += s->row_bytes * e->lane.batch.n_rows;
     }
-    SL_TRY(e->dev->ops->record(e->dev, &done));
+    SL_TRY(e->dev->ops->record(e->dev, SL_Q_COMPUTE, &done));
     SL_TRY(e->dev->ops->sync(e->dev, done));
     sl_stream_pass_done(e->loaded.stream);
     e->stats.passes++;

@@ -305,7 +305,9 @@ static sl_status read_attn(opener *o)
     o->ls->kv_unit = (a->k_dim | a->v_dim) & -(a->k_dim | a->v_dim);
     o->ls->v_elems = ar->attn == SL_ATTN_MLA ? 0 : a->n_head_kv * a->v_dim;
     o->ls->window = a->window;
-    o->ls->ctx_flops_row = 2 * (uint64_t)a->n_head * (a->k_dim + a->v_dim);
+    o->ls->q_elems = a->n_head * a->k_dim;
+    o->ls->att_elems = a->n_head * a->v_dim;
+    o->ls->ctx_flops_row = 2 * ((uint64_t)o->ls->q_elems + o->ls->att_elems);
     return SL_OK;
 }
 
@@ -565,6 +567,7 @@ static void measure_shape(opener *o)
     for (uint32_t i = 0; i < s->n_layer; i++)
         s->experts_bytes += m->layer_shapes[i].expert_bytes * m->layer_shapes[i].n_expert;
     s->dense_bytes = s->total_bytes - SL_MIN(s->experts_bytes, s->total_bytes);
+    s->n_rot = w->n_rot;
     s->row_scratch_bytes = row_scratch(w);
     for (uint64_t i = 0; i < sl_gguf_n_tensors(m->gguf); i++) {
         const sl_tensor *t = sl_gguf_tensor(m->gguf, i);

@@ -541,6 +541,8 @@ static void open_engine(struct engine *e, const struct model *m, uint32_t thread
     e->b.k = take(e, (size_t)ROWS * w->k * 4);
     e->b.v = take(e, (size_t)ROWS * w->v * 4);
     e->b.att = take(e, (size_t)ROWS * w->att * 4);
+    e->b.cos = take(e, (size_t)ROWS * w->n_rot * 2);
+    e->b.sin = take(e, (size_t)ROWS * w->n_rot * 2);
     e->b.expert_id = take(e, (size_t)ROWS * w->n_used * 4);
     e->b.expert_w = take(e, (size_t)ROWS * w->n_used * 4);
     e->b.shared_w = take(e, ROWS * 4);
@@ -591,16 +593,19 @@ static sl_status out_of_order(struct engine *e, const sl_layer *l, sl_expert_run
 {
     float *out = e->out;
     sl_status st = SL_OK;
+    unsigned ends = SL_EXPERTS_FIRST;
     for (uint32_t i = n; i-- > 0 && st == SL_OK; ) {
         if (i % 2 == 0) continue;
         runs[i].part = SL_RUN_STORE;
         runs[i].out = out;
         out += (runs[i].rows ? runs[i].n_rows : e->b.n_rows) * (size_t)D;
-        st = e->dev->ops->experts(e->dev, l, runs + i, 1, false, &e->b);
+        st = e->dev->ops->experts(e->dev, l, runs + i, 1, ends, &e->b);
+        ends = 0;
         runs[i].part = SL_RUN_ADD;
         runs[i].ffn.gate.data = runs[i].ffn.up.data = runs[i].ffn.down.data = NULL;
     }
-    return st == SL_OK ? e->dev->ops->experts(e->dev, l, runs, n, true, &e->b) : st;
+    return st == SL_OK ? e->dev->ops->experts(e->dev, l, runs, n, ends | SL_EXPERTS_LAST, &e->b)
+                       : st;
 }
 
 static sl_status run_experts(struct engine *e, const sl_layer *l)
@@ -608,10 +613,13 @@ static sl_status run_experts(struct engine *e, const sl_layer *l)
     sl_expert_run runs[16];
     sl_status st = SL_OK;
     uint32_t n = group_rows(e, l, runs);
-    if (e->calls == ONE_CALL) return e->dev->ops->experts(e->dev, l, runs, n, true, &e->b);
+    if (e->calls == ONE_CALL)
+        return e->dev->ops->experts(e->dev, l, runs, n, SL_EXPERTS_FIRST | SL_EXPERTS_LAST, &e->b);
     if (e->calls == OUT_OF_ORDER) return out_of_order(e, l, runs, n);
     for (uint32_t i = 0; i < n && st == SL_OK; i++)
-        st = e->dev->ops->experts(e->dev, l, runs + i, 1, i + 1 == n, &e->b);
+        st = e->dev->ops->experts(e->dev, l, runs + i, 1,
+                                  (i ? 0 : SL_EXPERTS_FIRST) | (i + 1 == n ? SL_EXPERTS_LAST : 0),
+                                  &e->b);
     return st;
 }
 
@@ -746,7 +754,7 @@ static void check_errors(void)
     T_CHECK(e.dev->ops->embed(e.dev, &m.w, &e.b) == SL_E_ARG, "a negative token");
     sl_expert_run run = { .ffn = m.layers[0].ffn };
     run.ffn.gate.rows = ROWS * m.widths.ff_sum + 1;
-    T_CHECK(e.dev->ops->experts(e.dev, m.layers, &run, 1, true, &e.b) == SL_E_ARG,
+    T_CHECK(e.dev->ops->experts(e.dev, m.layers, &run, 1, SL_EXPERTS_LAST, &e.b) == SL_E_ARG,
             "a run beyond ff_sum");
     sl_mem_report r;
     sl_mem_get(e.ctx, &r);

@@ -41,6 +41,8 @@ static void same_layer(const sl_layer_shape *a, const sl_layer_shape *b, const c
     SAME(a, b, v_elems);
     SAME(a, b, kv_unit);
     SAME(a, b, window);
+    SAME(a, b, q_elems);
+    SAME(a, b, att_elems);
     SAME(a, b, ctx_flops_row);
     SAME(a, b, qkv_int_flops_row);
     SAME(a, b, post_int_flops_row);
@@ -56,6 +58,7 @@ static void same_shape(const sl_shape *a, const sl_shape *b, const char *name)
     SAME(a, b, d_model);
     SAME(a, b, n_vocab);
     SAME(a, b, n_ctx_train);
+    SAME(a, b, n_rot);
     SAME(a, b, embed_bytes);
     SAME(a, b, head_bytes);
     SAME_PARTS(head, 1);
