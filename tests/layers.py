@@ -19,7 +19,7 @@ ALLOWED = {
     'tools': ['runtime/base', 'kernels', 'perfmodel', 'offload', 'runtime'],
     'tests': ['runtime/base', 'kernels', 'perfmodel', 'offload', 'runtime', 'tools'],
 }
-SOURCES = ('.c', '.h', '.cu', '.cuh', '.inc')
+SOURCES = ('.c', '.h', '.cu', '.cuh', '.cpp', '.inc')
 MAX_COLUMNS = 100       # but for lines that are one piece of text or of a macro
 MAX_LINES = 1500
 
