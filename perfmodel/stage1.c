@@ -65,7 +65,7 @@ static work attention(const struct env *e, const sl_layer_shape *l, const sl_ste
 }
 
 /* Embedding, one layer and head: what sl_pipe_build makes of a model with this layer alone. */
-enum { LAYER_STEPS = 7 };
+enum { LAYER_STEPS = 8 };
 static uint32_t layer_steps(const struct env *e, const sl_layer_shape *l, sl_step *steps)
 {
     sl_shape one = *e->shape;
