@@ -1,4 +1,5 @@
 /* offload/device.c - which accelerators are built in. */
+#include "offload/device_cuda.h"
 #include "offload/device_emu.h"
 
 static sl_status absent(sl_ctx *ctx, const sl_accel *a)
@@ -12,6 +13,7 @@ static sl_status absent(sl_ctx *ctx, const sl_accel *a)
 
 sl_status sl_accel_find(sl_ctx *ctx, sl_accel *a)
 {
+    if (a->kind == SL_ACCEL_CUDA) return sl_cuda_find(ctx, a);
     if (a->kind != SL_ACCEL_EMU) return absent(ctx, a);
     if (!a->mem_bytes) a->mem_bytes = EMU_BYTES;
     return SL_OK;
@@ -20,6 +22,7 @@ sl_status sl_accel_find(sl_ctx *ctx, sl_accel *a)
 sl_status sl_device_create_accel(sl_ctx *ctx, const sl_accel *a, const sl_device_params *p,
                                  sl_device **ret)
 {
+    if (a->kind == SL_ACCEL_CUDA) return sl_cuda_create(ctx, a, p, ret);
     return a->kind == SL_ACCEL_EMU ? sl_emu_create(ctx, a, p, ret) : absent(ctx, a);
 }
 

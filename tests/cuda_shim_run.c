@@ -259,6 +259,15 @@ void shim_run(const unsigned grid[3], const unsigned block[3], void (*call)(void
             }
 }
 
+void shim_end(void)
+{
+    if (!m) return;
+    munmap(m->stacks, (size_t)MAX_THREADS * STACK);
+    t_guarded_free(m->shared, SHARED);
+    free(m);
+    m = NULL;
+}
+
 int shim_submit(void *stream, const unsigned grid[3], const unsigned block[3],
                 void (*call)(void *), const void *arg, size_t bytes)
 {

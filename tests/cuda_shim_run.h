@@ -28,6 +28,9 @@ void shim_copies_done(void);
 /* Runs call(arg) as every thread of every block; returns when all have ended. */
 void shim_run(const unsigned grid[3], const unsigned block[3], void (*call)(void *), void *arg);
 
+/* Gives back what this host thread took for its launches. */
+void shim_end(void);
+
 /* Where launches go: shim_run at once, unless a test has set it. The call's arguments are copied by
  * whoever runs it later. Returns the launch's error. */
 extern int (*shim_on_launch)(void *stream, const unsigned grid[3], const unsigned block[3],

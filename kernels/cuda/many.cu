@@ -3,7 +3,9 @@
  * halves of what it activates) by BN slots, 32 elements along k at a time. While one step is
  * multiplied, the next one's weights are on their way to registers, still in blocks, and its
  * activations to shared memory.
- * float32 weights and activations are two halves each, and three products of them are added. */
+ * With quantised weights activations are rounded to float16, which costs less than the 8 bits that
+ * the CPU gives them. With float weights they are two halves, and float32 weights are too: then two
+ * or three products are added, and results are as good as float32's. */
 #include "kernels/cuda/blocks.cuh"
 
 enum { BM = 128, BK = 32, LD = BK + 8 };    /* LD: rows of 80 bytes, so that ldmatrix's 8 rows lie
@@ -13,14 +15,15 @@ enum { BM = 128, BK = 32, LD = BK + 8 };    /* LD: rows of 80 bytes, so that ldm
 template <int T, int WM_, int WN_> struct shape {
     enum {
         WM = WM_, WN = WN_, MI = BM / 16 / WM_, BN = 32 * WN_, THREADS = 32 * WM_ * WN_,
-        PARTS = T == SL_F32 ? 2 : 1,            /* halves of a float */
-        STAGES = PARTS == 1 ? 2 : 1,
+        WP = T == SL_F32 ? 2 : 1,               /* halves of a weight, of an activation */
+        XP = is_float(T) ? 2 : 1,
+        STAGES = T == SL_F32 ? 1 : 2,           /* 48 KiB of shared memory hold no more */
         UNITS = BM * BK / 16 / THREADS,         /* of weights, for each thread and step */
-        CHUNKS = BN * BK / 8 * PARTS / THREADS  /* 16 bytes of activations, likewise */
+        CHUNKS = BN * BK / 8 * XP / THREADS     /* 16 bytes of activations, likewise */
     };
     struct shared {
-        alignas(16) uint16_t w[STAGES][PARTS][BM][LD];
-        alignas(16) uint16_t x[STAGES][PARTS][BN][LD];
+        alignas(16) uint16_t w[STAGES][WP][BM][LD];
+        alignas(16) uint16_t x[STAGES][XP][BN][LD];
     };
 };
 
@@ -113,7 +116,7 @@ __device__ __forceinline__ void multiply(const typename S::shared *s, int stage,
 #pragma unroll
     for (int k = 0; k < BK; k += 16) {
 #pragma unroll
-        for (int part = 0; part < (S::PARTS == 1 ? 1 : 3); part++) {
+        for (int part = 0; part < S::WP + S::XP - 1; part++) {
             int wp = part == 2, xp = part == 1;     /* w x, w x', w' x */
             uint32_t a[S::MI][4], b[2][4];
 #pragma unroll
@@ -142,7 +145,7 @@ __device__ __forceinline__ void finish(const sl_cuda_product &p, const sl_cuda_r
                                        uint32_t first, uint64_t pad, float (&acc)[S::MI][4][4])
 {
     uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32, c = blockIdx.z;
-    uint64_t scale_at = 2 * S::PARTS * pad;
+    uint64_t scale_at = 2 * S::XP * pad;
 #pragma unroll
     for (int j = 0; j < 4; j++)
 #pragma unroll
@@ -239,7 +242,7 @@ __global__ __launch_bounds__(32 * WM * WN) void many(sl_cuda_product p, uint64_t
         for (int i = 0; i < S::UNITS; i++) {
             uint32_t r = (threadIdx.x + i * S::THREADS) / 2;
             unload<T>(&w[i], &s.w[next][0][r][16 * w_unit],
-                      &s.w[next][S::PARTS - 1][r][16 * w_unit]);
+                      &s.w[next][S::WP - 1][r][16 * w_unit]);
         }
         cu_copies_done();
         __syncthreads();
@@ -250,7 +253,7 @@ __global__ __launch_bounds__(32 * WM * WN) void many(sl_cuda_product p, uint64_t
 bool sl_cuda_many_x(sl_type type, sl_cuda_x *ret)
 {
     switch (type) {
-#define CASE(t) case t: *ret = t == SL_F32 ? SL_CUDA_X_HALVES : SL_CUDA_X_HALF; return true;
+#define CASE(t) case t: *ret = is_float(t) ? SL_CUDA_X_HALVES : SL_CUDA_X_HALF; return true;
     CU_TYPES(CASE)
 #undef CASE
     default: return false;
@@ -271,9 +274,10 @@ int sl_cuda_many(void *stream, const sl_cuda_product *p)
         default: return -1;
         }
     }
-    dim3 grid(x, n_tiles(p, 128), z);
+    dim3 grid(x, n_tiles(p, is_float(p->type) ? 64 : 128), z);
     switch (p->type) {
-#define CASE(t) case t: return CU_LAUNCH((many<t, 2, 4>), grid, 256, stream, *p, pad);
+#define CASE(t) case t: return CU_LAUNCH((many<t, is_float(t) ? 4 : 2, is_float(t) ? 2 : 4>), \
+                                         grid, 256, stream, *p, pad);
     CU_TYPES(CASE)
 #undef CASE
     default: return -1;

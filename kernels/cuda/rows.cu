@@ -186,20 +186,6 @@ int sl_cuda_add_norm(void *stream, const sl_norm *p, float scale, float *x, floa
 
 /* ---- elements ---- */
 
-__global__ void activate(sl_act a, const float *gate, const float *up, float *ret, uint64_t n)
-{
-    uint64_t i = (uint64_t)blockIdx.x * ROW_THREADS + threadIdx.x;
-    if (i < n) ret[i] = cu_act(a, gate[i], up[i]);
-}
-
-int sl_cuda_act(void *stream, const sl_act *act, const float *gate, const float *up, float *ret,
-                uint64_t n)
-{
-    if (!n) return 0;
-    return CU_LAUNCH(activate, (unsigned)((n + ROW_THREADS - 1) / ROW_THREADS), ROW_THREADS, stream,
-                     *act, gate, up, ret, n);
-}
-
 __global__ void combine(const float *out, const uint32_t *at, const uint32_t *slot,
                         const float *weight, float *y, float residual_scale, float *x, uint32_t n)
 {

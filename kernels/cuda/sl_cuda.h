@@ -26,9 +26,9 @@ extern "C" {
  *   few    reads weights once for at most 4 slots of a run at a time: for few slots, at the speed
  *          of memory. Quantised weights are multiplied by 8-bit activations with the integer
  *          formula of kernels/sl_quant.h (sums in another order), float weights by floats.
- *   many   tensor cores, 128 rows of weights by 32 or 128 slots: weights become float16 on their
- *          way (float32 ones two of them), activations were made float16 by sl_cuda_halve. Weights
- *          beyond 65504 in size become infinite. */
+ *   many   tensor cores, 128 rows of weights by 32, 64 or 128 slots: weights become float16 on
+ *          their way (float32 ones two of them), activations were made float16 by sl_cuda_halve
+ *          (two of them for float weights). Weights beyond 65504 in size become infinite. */
 typedef struct sl_cuda_run {
     const void *w[2];           /* gate or the only one; up or NULL */
     const float *bias[2];       /* [rows], or NULL */
@@ -38,8 +38,8 @@ typedef struct sl_cuda_run {
 typedef enum sl_cuda_x {
     SL_CUDA_X_FLOAT,    /* floats: few, with float weights */
     SL_CUDA_X_QUANT,    /* rows of sl_qx_bytes (kernels/sl_quant.h): few, with quantised weights */
-    SL_CUDA_X_HALF,     /* rows of sl_cuda_half_bytes: many, all weights but float32 */
-    SL_CUDA_X_HALVES    /* rows of sl_cuda_halves_bytes: many, float32 weights */
+    SL_CUDA_X_HALF,     /* rows of sl_cuda_half_bytes: many, with quantised weights */
+    SL_CUDA_X_HALVES    /* rows of sl_cuda_halves_bytes: many, with float weights */
 } sl_cuda_x;
 
 typedef struct sl_cuda_product {
@@ -89,9 +89,6 @@ int sl_cuda_norm(void *stream, const sl_norm *norm, const float *x, uint64_t ldx
 /* x += scale * y; h = norm(x); y = 0. Rows of n floats. */
 int sl_cuda_add_norm(void *stream, const sl_norm *norm, float scale, float *x, float *y, float *h,
                      uint32_t n_rows, uint32_t n);
-/* ret[i] = act(gate[i], up[i]) */
-int sl_cuda_act(void *stream, const sl_act *act, const float *gate, const float *up, float *ret,
-                uint64_t n);
 /* y[row] += sum over e in [at[row], at[row + 1]) of weight[e] * out[slot[e]], in that order; then,
  * when x is not NULL, x[row] += residual_scale * y[row]. weight NULL: 1. Rows of n floats. */
 int sl_cuda_combine(void *stream, const float *out, const uint32_t *at, const uint32_t *slot,
