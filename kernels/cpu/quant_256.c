@@ -117,8 +117,8 @@ Q256_INLINE __m256i add_madd(__m256i sum, __m256i p, __m256i sc)
 #endif
 }
 
-/* The prefetch of `rows`: bytes in the order of their addresses, whatever the order of use, from
- * the rows after the ones in work on; unrolled, that is slower. It stops at the last row: another
+/* A prefetch: bytes in the order of their addresses, whatever the order of use, from the rows after
+ * the ones in work on; unrolled, that is slower. That of `rows` stops at the last row: another
  * thread may have what follows. */
 typedef struct ahead { const char *next, *end; } ahead;
 
@@ -429,7 +429,8 @@ typedef __m256i q256_w[8][2];   /* 32 elements: 4 of 8 rows each, two times 8 ro
 
 typedef struct super_tile {
     q256_w w[8];
-    __m256i corr[8][2];         /* per 32 elements two int16: mn, or -zero * sc */
+    /* mn, or -zero * sc, as two int16: with half those of 32 elements [8], else of 64 [4] */
+    __m256i corr[8][2];
     __m256 d[2], dmin[2];
     __m256i sc[][2];            /* [8], with half [16]; AVX2: twice as int16, VNNI: int32 */
 } super_tile;
@@ -439,6 +440,19 @@ typedef struct block_tile {
     __m256 d[2];
     __m256 dmin[];              /* [2] with mins */
 } block_tile;
+
+/* A tile starts with the rows behind its own, which the next one is most likely of: they are
+ * fetched while this one is multiplied. */
+enum { TILE_HEAD = 64 };
+_Static_assert(sizeof(ahead) <= TILE_HEAD, "the head of a tile");
+
+Q256_INLINE char *start_tile(const void *w, size_t row_bytes, uint32_t n_rows, void *ret)
+{
+    const char *next = (const char *)w + n_rows * row_bytes;
+    ahead *head = ret;
+    *head = (ahead){ next, next + n_rows * row_bytes };
+    return (char *)ret + TILE_HEAD;
+}
 
 /* What a sub-block is multiplied with. */
 typedef struct tile_kind {
@@ -490,7 +504,9 @@ Q256_INLINE void unpack_scales(const q256_super *t, const uint8_t *const *b, sup
             corr[r] =
                 _mm256_mullo_epi16(sc[r], _mm256_set1_epi16((int16_t)-zero_of(t->sgn, t->zero)));
     }
-    transpose(corr, &g->corr[0][h], 2);
+    transpose(corr, t->half ? &g->corr[0][h] : both, t->half ? 2 : 1);
+    for (int j = 0; j < 4 && !t->half; j++)
+        g->corr[j][h] = _mm256_blend_epi16(both[2 * j], both[2 * j + 1], 0xaa);
     transpose(sc, both, 1);
     for (int j = 0; j < 8; j++) {
         __m256i first = _mm256_srai_epi32(_mm256_slli_epi32(both[j], 16), 16);
@@ -507,7 +523,7 @@ Q256_INLINE void unpack_scales(const q256_super *t, const uint8_t *const *b, sup
 Q256_INLINE void unpack_super(const q256_super *t, const void *w, size_t row_bytes, uint32_t n_rows,
                               size_t n, void *ret)
 {
-    char *to = ret;
+    char *to = start_tile(w, row_bytes, n_rows, ret);
     for (size_t k = 0; k < n / 256; k++, to += super_bytes(t->half)) {
         super_tile *g = (super_tile *)(void *)to;
         for (int h = 0; h < 2; h++) {
@@ -540,7 +556,7 @@ Q256_INLINE void transpose_lanes(const __m256i *v, __m256i *ret, size_t step)
 Q256_INLINE void unpack_block(const q256_block *t, const void *w, size_t row_bytes, uint32_t n_rows,
                               size_t n, void *ret)
 {
-    char *to = ret;
+    char *to = start_tile(w, row_bytes, n_rows, ret);
     for (size_t k = 0; k < n / 32; k++, to += block_bytes(t->mins)) {
         block_tile *g = (block_tile *)(void *)to;
         for (int h = 0; h < 2; h++) {
@@ -590,18 +606,23 @@ Q256_INLINE void add_part(tile_kind kind, const __m256i (*w)[2], int count, cons
                 _mm256_add_epi32(sum[h][x], sc ? _mm256_mullo_epi32(p[h][x], sc[h]) : p[h][x]);
 }
 #else
+/* The compiler would add a chain's products as a tree, and has no registers for its leaves. */
 Q256_INLINE void add_part(tile_kind kind, const __m256i (*w)[2], int count, const int8_t *const *a,
                           uint32_t cols, const __m256i *sc, __m256i (*sum)[COLS])
 {
     __m256i p[2][COLS];
     Q256_UNROLL
     for (int e = 0; e < count; e++) {
+        __m256i w0 = w[e][0], w1 = w[e][1];
         Q256_UNROLL
         for (uint32_t x = 0; x < cols; x++) {
             __m256i v = four(a[x] + 4 * e);
-            __m256i p0 = pairs(kind.sgn, w[e][0], v), p1 = pairs(kind.sgn, w[e][1], v);
+            __m256i p0 = pairs(kind.sgn, w0, v), p1 = pairs(kind.sgn, w1, v);
             p[0][x] = e % kind.chain ? _mm256_add_epi16(p[0][x], p0) : p0;
             p[1][x] = e % kind.chain ? _mm256_add_epi16(p[1][x], p1) : p1;
+            if (kind.chain < 4) continue;
+            KEEP(p[0][x]);
+            KEEP(p[1][x]);
         }
         if (e % kind.chain != kind.chain - 1) continue;
         Q256_UNROLL
@@ -638,6 +659,13 @@ Q256_INLINE void finish(bool mins, const __m256 *d, const __m256 *dmin, __m256i 
     }
 }
 
+/* From the sums of 16 elements. */
+Q256_INLINE __m128i sums_of_32(const int16_t *s)
+{
+    __m256i v = _mm256_madd_epi16(q256_load(s), _mm256_set1_epi16(1));
+    return _mm_packs_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
+}
+
 Q256_INLINE void super_cols(tile_kind kind, const super_tile *g, const q256_x *x, uint32_t cols,
                             size_t k, float (*acc)[ROWS])
 {
@@ -649,8 +677,12 @@ Q256_INLINE void super_cols(tile_kind kind, const super_tile *g, const q256_x *x
                            + 16 * k;
         a[c] = (const int8_t *)x->x[c] + 256 * k;
         __m256i c0 = _mm256_setzero_si256(), c1 = c0;
-        for (int j = 0; j < 8 && kind.corr; j++) {
-            __m256i v = four((const int8_t *)(s + 2 * j));
+        int16_t s32[8];
+        _mm_storeu_si128((void *)s32, sums_of_32(s));
+        KEEP_STORED(s32);
+        const int n_corr = !kind.corr ? 0 : kind.half ? 8 : 4;
+        for (int j = 0; j < n_corr; j++) {
+            __m256i v = four((kind.half ? s : s32) + 2 * j);
             c0 = add_madd(c0, g->corr[j][0], v);
             c1 = add_madd(c1, g->corr[j][1], v);
         }
@@ -696,12 +728,15 @@ Q256_INLINE void block_cols(tile_kind kind, int zero, const block_tile *g, const
 
 /* Up to MANY activation rows; super: groups of 256, else of 32. */
 Q256_INLINE void tile_many(bool super, tile_kind kind, int zero, const void *tile, uint32_t n_rows,
-                           const void *const *x, uint32_t n_x, size_t n, float *ret, size_t ld)
+                           const void *const *x, uint32_t n_x, size_t n, float *ret, size_t ld,
+                           ahead *f)
 {
     _Alignas(32) float acc[MANY][ROWS];
     uint32_t group = super ? 256 : 32;
     q256_x at = { x, sl_qx_scales(n), sl_qx_sums(group, n) };
-    const char *g = tile;
+    const char *g = (const char *)tile + TILE_HEAD;
+    const size_t n_steps = n / group * ((n_x + COLS - 1) / COLS);
+    const size_t step = ((size_t)(f->end - f->next) / SL_MAX(n_steps, 1) + 63) / 64 * 64;
     memset(acc, 0, n_x * sizeof acc[0]);
     for (size_t k = 0; k < n / group;
          k++, g += super ? super_bytes(kind.half) : block_bytes(kind.mins)) {
@@ -709,6 +744,7 @@ Q256_INLINE void tile_many(bool super, tile_kind kind, int zero, const void *til
         const block_tile *b = (const void *)g;
         for (uint32_t j = 0; j < n_x; j += COLS) {
             at.x = x + j;
+            fetch(f, step);
 #define COLUMNS(c) (super ? super_cols(kind, s, &at, c, k, acc + j) \
                           : block_cols(kind, zero, b, &at, c, k, acc + j))
             switch (n_x - j) {
@@ -726,9 +762,10 @@ Q256_INLINE void tile_many(bool super, tile_kind kind, int zero, const void *til
 Q256_INLINE void tile_all(bool super, tile_kind kind, int zero, const void *tile, uint32_t n_rows,
                           const void *const *x, uint32_t n_x, size_t n, float *ret, size_t ld)
 {
+    ahead f = *(const ahead *)tile;
     for (uint32_t j = 0; j < n_x; j += MANY)
         tile_many(super, kind, zero, tile, n_rows, x + j, SL_MIN(n_x - j, MANY), n, ret + j * ld,
-                  ld);
+                  ld, &f);
 }
 
 /* Kernels of tiles: name, chain, sgn, half, mins, zero (of groups of 32). */
@@ -806,11 +843,11 @@ TILE(q8_0, false, 128, 1, true, false, false, Q256_VNNI)
 #define SUPER(id, name, tile, bytes, zero, mins, half, sgn, load, sc) \
     static const q256_super type_##name = { bytes, zero, mins, half, sgn, q256_q_##load, q256_scales_##sc }; \
     FUNCTIONS(name, super) \
-    static size_t tile_bytes_##name(size_t n) { return n / 256 * super_bytes(half); }
+    static size_t tile_bytes_##name(size_t n) { return TILE_HEAD + n / 256 * super_bytes(half); }
 #define BLOCK(id, name, tile, bytes, zero, mins, sgn, load, dd) \
     static const q256_block type_##name = { bytes, zero, mins, sgn, q256_q_##load, q256_d_##dd, q256_m_f16 }; \
     FUNCTIONS(name, block) \
-    static size_t tile_bytes_##name(size_t n) { return n / 32 * block_bytes(mins); }
+    static size_t tile_bytes_##name(size_t n) { return TILE_HEAD + n / 32 * block_bytes(mins); }
 SUPERS(SUPER)
 BLOCKS(BLOCK)
 
