@@ -7,22 +7,26 @@
 
 #include <assert.h>
 
-/* What the next call reads, a line at each step of an inner loop: memory works while this call
- * multiplies. */
+/* What the next call reads, a line every so many steps of the inner loops: memory works while this
+ * call multiplies. Lines asked for faster than memory answers would occupy what the loops' own
+ * misses of the first-level cache need. */
 struct fetch {
     const char *const *at;
-    size_t left, offset;
+    size_t offset;
+    uint32_t left, wait, pace;
 };
 
-static struct fetch fetch_of(const sl_attn_fetch *f)
+/* n_steps: of all inner loops of the call, about. */
+static struct fetch fetch_of(const sl_attn_fetch *f, uint32_t n_steps)
 {
-    return (struct fetch){ f->line, f->n, f->offset };
+    uint32_t pace = SL_MAX(n_steps / SL_MAX(f->n, 1u), 1u);
+    return (struct fetch){ f->line, f->offset, f->n, f->n ? pace : UINT32_MAX, pace };
 }
 
 KX_INLINE void fetch_one(struct fetch *f)
 {
-    if (!f->left) return;
-    f->left--;
+    if (__builtin_expect(--f->wait != 0, 1)) return;
+    f->wait = --f->left ? f->pace : UINT32_MAX;
     __builtin_prefetch(*f->at++ + f->offset, 0, 2);
 }
 
@@ -51,7 +55,8 @@ KX_INLINE void score_tile(const float *const *q, uint32_t k_dim, const float *pa
 /* Scores of all queries on all keys that are there, [n_q][SL_ATTN_BLOCK]. */
 static void scores(const sl_attn_tile *t, float *s, float *panel)
 {
-    struct fetch f = fetch_of(&t->next_k);
+    uint32_t n_tiles = (t->n_q + KX_NQ - 1) / KX_NQ, n_panels = SL_ATTN_BLOCK / KX_P;
+    struct fetch f = fetch_of(&t->next_k, n_panels * n_tiles * t->k_dim);
     for (uint32_t j = t->first / KX_P * KX_P; j < t->end; j += KX_P) {
         const void *k[KX_P];
         for (uint32_t e = 0; e < KX_P; e++)
@@ -208,7 +213,8 @@ static void attend(const sl_attn_tile *t)
     assert(t->type != SL_Q8_0 || (t->k_dim % 32 == 0 && t->v_dim % 32 == 0));
     float *s = t->scratch, *old = s + SL_ATTN_QUERIES * SL_ATTN_BLOCK, *now = old + SL_ATTN_QUERIES;
     float *panel = now + 3 * SL_ATTN_QUERIES, *wide = panel + 32 * (size_t)t->k_dim;
-    struct fetch f = fetch_of(&t->next_v);
+    uint32_t n_tiles = (t->n_q + KX_NQ - 1) / KX_NQ, n_vectors = (t->v_dim + KX_P - 1) / KX_P;
+    struct fetch f = fetch_of(&t->next_v, n_vectors * n_tiles * (t->end - t->first));
     const void *rows[SL_ATTN_BLOCK];
     scores(t, s, panel);
     weights(t, s, old, now);

@@ -117,8 +117,8 @@ Q256_INLINE __m256i add_madd(__m256i sum, __m256i p, __m256i sc)
 #endif
 }
 
-/* The prefetch of `rows`: bytes in the order of their addresses, whatever the order of use, from
- * the rows after the ones in work on; unrolled, that is slower. It stops at the last row: another
+/* A prefetch: bytes in the order of their addresses, whatever the order of use, from the rows after
+ * the ones in work on; unrolled, that is slower. That of `rows` stops at the last row: another
  * thread may have what follows. */
 typedef struct ahead { const char *next, *end; } ahead;
 
@@ -297,128 +297,70 @@ Q256_INLINE __m256i stored(bool sgn, __m256i q)
     return sgn && Q256_VNNI ? _mm256_xor_si256(q, _mm256_set1_epi8((char)0x80)) : q;
 }
 
-/* 8 blocks' activations, two blocks in each register: elements 0 .. 15 and 16 .. 31. */
-typedef struct block_x {
-    __m256i lo[4], hi[4], sums;
-} block_x;
-
-Q256_INLINE block_x load_blocks(const int8_t *a, const int16_t *s)
-{
-    block_x x = { .sums = q256_load(s) };
-    Q256_UNROLL
-    for (int i = 0; i < 4; i++) {
-        x.lo[i] = q256_two((const uint8_t *)a + 64 * i, (const uint8_t *)a + 64 * i + 32);
-        x.hi[i] = q256_two((const uint8_t *)a + 64 * i + 16, (const uint8_t *)a + 64 * i + 48);
-    }
-    return x;
-}
-
-/* Four sums of each block's products, the two blocks in a lane each. */
-Q256_INLINE __m256i two_blocks(const q256_block *t, const uint8_t *b, const uint8_t *c, __m256i lo,
-                               __m256i hi)
+/* Sums across each of 8 registers of int32, or of int16 whose sums of four fit (q < 32). */
+Q256_INLINE __m256i sum_eight(bool words, const __m256i *v)
 {
     const __m256i ones = _mm256_set1_epi16(1);
-    __m256i q, h;
-    t->q(b, c, &q, &h);
-#if Q256_VNNI
-    const __m256i null = _mm256_setzero_si256();
-    return _mm256_dpbusd_avx_epi32(_mm256_dpbusd_avx_epi32(null, stored(t->sgn, q), lo),
-                                   stored(t->sgn, h), hi);
-#endif
-    lo = pairs(t->sgn, q, lo);
-    hi = pairs(t->sgn, h, hi);
-    /* at most 4 * 31 * 127 */
-    if (!t->sgn) return _mm256_madd_epi16(_mm256_add_epi16(lo, hi), ones);
-    return _mm256_add_epi32(_mm256_madd_epi16(lo, ones), _mm256_madd_epi16(hi, ones));
+    __m256i h[2];
+    Q256_UNROLL
+    for (int i = 0; i < 2; i++, v += 4) {
+        if (words)
+            h[i] = _mm256_madd_epi16(_mm256_hadd_epi16(_mm256_hadd_epi16(v[0], v[1]),
+                                                       _mm256_hadd_epi16(v[2], v[3])), ones);
+        else
+            h[i] = _mm256_hadd_epi32(_mm256_hadd_epi32(v[0], v[1]), _mm256_hadd_epi32(v[2], v[3]));
+    }
+    return _mm256_add_epi32(_mm256_permute2x128_si256(h[0], h[1], 0x20),
+                            _mm256_permute2x128_si256(h[0], h[1], 0x31));
 }
 
-/* u of 8 blocks. */
-Q256_INLINE __m256 u_blocks(const q256_block *t, const uint8_t *b, const block_x *x)
+/* u of a block of each of eight rows; sums: those of 16 activations each. */
+Q256_INLINE __m256 u_blocks(const q256_block *t, const uint8_t *const *b, __m256i a,
+                            const int16_t *sums)
 {
-    const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
-    const uint8_t *at[8];
-    __m256i p[4], corr = x->sums;
+    __m256i p[8];
     Q256_UNROLL
-    for (uint32_t i = 0; i < 8; i++) at[i] = b + i * t->block_bytes;
-    Q256_UNROLL
-    for (int i = 0; i < 4; i++) p[i] = two_blocks(t, at[2 * i], at[2 * i + 1], x->lo[i], x->hi[i]);
-    __m256i sum = _mm256_hadd_epi32(_mm256_hadd_epi32(p[0], p[1]), _mm256_hadd_epi32(p[2], p[3]));
-    sum = _mm256_permutevar8x32_epi32(sum, order);
+    for (int i = 0; i < 8; i++) {
+        __m256i q = t->q(b[i]);
+#if Q256_VNNI
+        p[i] = _mm256_dpbusd_avx_epi32(_mm256_setzero_si256(), stored(t->sgn, q), a);
+#else
+        p[i] = pairs(t->sgn, q, a);
+        if (t->sgn) p[i] = _mm256_madd_epi16(p[i], _mm256_set1_epi16(1));
+#endif
+    }
+    __m256i sum = sum_eight(!Q256_VNNI && !t->sgn, p), corr = four(sums);
     int zero = zero_of(t->sgn, t->zero);
     if (t->mins || zero)
         corr = _mm256_madd_epi16(corr, _mm256_set1_epi16((int16_t)(t->mins ? 1 : -zero)));
     if (zero) sum = _mm256_add_epi32(sum, corr);
-    __m256 u = _mm256_mul_ps(t->d(at), _mm256_cvtepi32_ps(sum));
-    return t->mins ? _mm256_fnmadd_ps(t->dmin(at), _mm256_cvtepi32_ps(corr), u) : u;
+    __m256 u = _mm256_mul_ps(t->d(b), _mm256_cvtepi32_ps(sum));
+    return t->mins ? _mm256_fnmadd_ps(t->dmin(b), _mm256_cvtepi32_ps(corr), u) : u;
 }
 
-/* Zeros behind fewer than 8 blocks. */
-static const uint8_t *pad_blocks(const uint8_t *b, size_t bytes, uint8_t *ret)
-{
-    memset(ret, 0, 8 * 34);
-    return memcpy(ret, b, bytes);
-}
-
-/* 8 values of each of four rows: value i of all four to ret[i]. */
-Q256_INLINE void by_value(const __m256 *u, __m128 *ret)
-{
-    __m256 l0 = _mm256_unpacklo_ps(u[0], u[1]), l1 = _mm256_unpacklo_ps(u[2], u[3]);
-    __m256 h0 = _mm256_unpackhi_ps(u[0], u[1]), h1 = _mm256_unpackhi_ps(u[2], u[3]);
-    const __m256 v[4] = { _mm256_shuffle_ps(l0, l1, 0x44), _mm256_shuffle_ps(l0, l1, 0xee),
-                          _mm256_shuffle_ps(h0, h1, 0x44), _mm256_shuffle_ps(h0, h1, 0xee) };
-    Q256_UNROLL
-    for (int i = 0; i < 4; i++) {
-        ret[i] = _mm256_castps256_ps128(v[i]);
-        ret[4 + i] = _mm256_extractf128_ps(v[i], 1);
-    }
-}
-
-Q256_INLINE __m128 add_some(const __m128 *v, const float *scale, size_t from, size_t to, __m128 acc)
-{
-    __m128 copy[8];     /* or v would be in memory for others, too */
-    memcpy(copy, v, sizeof copy);
-    for (; from < to; from++) acc = _mm_fmadd_ps(_mm_set1_ps(scale[from]), copy[from], acc);
-    return acc;
-}
-
-/* Four rows at a time: the sums of one are a chain of fma that takes longer than memory. The last 8
- * blocks reach back over some that were there already; only rows of fewer are copied. */
+/* Eight rows at a time, a lane each: the sums of one are a chain of fma that takes longer than
+ * memory. */
 Q256_INLINE void rows_block(const q256_block *t, const void *w, size_t row_bytes, uint32_t n_rows,
                             const void *x, size_t n, float *ret)
 {
     const int8_t *a = x;
     const float *scale = (const float *)(const void *)(a + sl_qx_scales(n));
     const int16_t *s = (const int16_t *)(const void *)(a + sl_qx_sums(32, n));
-    const size_t n_blocks = n / 32;
-    uint8_t copy[4][8 * 34];
-    int8_t a_copy[256] = { 0 };
-    float got[4];
-    if (n_blocks < 8) a = memcpy(a_copy, a, n);
-    ahead f = fetch_first(w, row_bytes, n_rows, 4);
-    for (uint32_t r = 0; r < n_rows; r += 4) {
-        const uint8_t *b[4];
-        __m128 acc = _mm_setzero_ps();
-        for (uint32_t i = 0; i < 4; i++) b[i] = row_at(w, row_bytes, n_rows, r + i);
-        for (uint32_t i = 0; i < 4 && n_blocks < 8; i++)
-            b[i] = pad_blocks(b[i], n_blocks * t->block_bytes, copy[i]);
-        for (size_t k = 0; k < n_blocks; k += 8) {
-            const size_t at = n_blocks < 8 ? 0 : SL_MIN(k, n_blocks - 8);
-            __m256 u[4];
-            fetch(&f, 4 * SL_MIN(n_blocks - k, (size_t)8) * t->block_bytes);
-            block_x xk = load_blocks(a + 32 * at, s + 2 * at);
+    float got[8];
+    ahead f = fetch_first(w, row_bytes, n_rows, 8);
+    for (uint32_t r = 0; r < n_rows; r += 8) {
+        const uint8_t *b[8];
+        __m256 acc = _mm256_setzero_ps();
+        for (uint32_t i = 0; i < 8; i++) b[i] = row_at(w, row_bytes, n_rows, r + i);
+        for (size_t k = 0; k < n / 32; k++) {
+            fetch(&f, 8 * t->block_bytes);
+            __m256 u = u_blocks(t, b, q256_load(a + 32 * k), s + 2 * k);
+            acc = _mm256_fmadd_ps(_mm256_set1_ps(scale[k]), u, acc);
             Q256_UNROLL
-            for (int i = 0; i < 4; i++) u[i] = u_blocks(t, b[i] + at * t->block_bytes, &xk);
-            __m128 v[8];
-            by_value(u, v);
-            if (n_blocks - k < 8) {
-                acc = add_some(v, scale + at, k - at, n_blocks - at, acc);
-                break;
-            }
-            Q256_UNROLL
-            for (int i = 0; i < 8; i++) acc = _mm_fmadd_ps(_mm_set1_ps(scale[k + i]), v[i], acc);
+            for (uint32_t i = 0; i < 8; i++) b[i] += t->block_bytes;
         }
-        _mm_storeu_ps(got, acc);
-        for (uint32_t i = 0; i < 4 && r + i < n_rows; i++) ret[r + i] = got[i];
+        _mm256_storeu_ps(got, acc);
+        for (uint32_t i = 0; i < 8 && r + i < n_rows; i++) ret[r + i] = got[i];
     }
 }
 
@@ -429,7 +371,8 @@ typedef __m256i q256_w[8][2];   /* 32 elements: 4 of 8 rows each, two times 8 ro
 
 typedef struct super_tile {
     q256_w w[8];
-    __m256i corr[8][2];         /* per 32 elements two int16: mn, or -zero * sc */
+    /* mn, or -zero * sc, as two int16: with half those of 32 elements [8], else of 64 [4] */
+    __m256i corr[8][2];
     __m256 d[2], dmin[2];
     __m256i sc[][2];            /* [8], with half [16]; AVX2: twice as int16, VNNI: int32 */
 } super_tile;
@@ -439,6 +382,19 @@ typedef struct block_tile {
     __m256 d[2];
     __m256 dmin[];              /* [2] with mins */
 } block_tile;
+
+/* A tile starts with the rows behind its own, which the next one is most likely of: they are
+ * fetched while this one is multiplied. */
+enum { TILE_HEAD = 64 };
+_Static_assert(sizeof(ahead) <= TILE_HEAD, "the head of a tile");
+
+Q256_INLINE char *start_tile(const void *w, size_t row_bytes, uint32_t n_rows, void *ret)
+{
+    const char *next = (const char *)w + n_rows * row_bytes;
+    ahead *head = ret;
+    *head = (ahead){ next, next + n_rows * row_bytes };
+    return (char *)ret + TILE_HEAD;
+}
 
 /* What a sub-block is multiplied with. */
 typedef struct tile_kind {
@@ -490,7 +446,9 @@ Q256_INLINE void unpack_scales(const q256_super *t, const uint8_t *const *b, sup
             corr[r] =
                 _mm256_mullo_epi16(sc[r], _mm256_set1_epi16((int16_t)-zero_of(t->sgn, t->zero)));
     }
-    transpose(corr, &g->corr[0][h], 2);
+    transpose(corr, t->half ? &g->corr[0][h] : both, t->half ? 2 : 1);
+    for (int j = 0; j < 4 && !t->half; j++)
+        g->corr[j][h] = _mm256_blend_epi16(both[2 * j], both[2 * j + 1], 0xaa);
     transpose(sc, both, 1);
     for (int j = 0; j < 8; j++) {
         __m256i first = _mm256_srai_epi32(_mm256_slli_epi32(both[j], 16), 16);
@@ -507,7 +465,7 @@ Q256_INLINE void unpack_scales(const q256_super *t, const uint8_t *const *b, sup
 Q256_INLINE void unpack_super(const q256_super *t, const void *w, size_t row_bytes, uint32_t n_rows,
                               size_t n, void *ret)
 {
-    char *to = ret;
+    char *to = start_tile(w, row_bytes, n_rows, ret);
     for (size_t k = 0; k < n / 256; k++, to += super_bytes(t->half)) {
         super_tile *g = (super_tile *)(void *)to;
         for (int h = 0; h < 2; h++) {
@@ -526,38 +484,22 @@ Q256_INLINE void unpack_super(const q256_super *t, const void *w, size_t row_byt
     }
 }
 
-/* Lane by lane: rows 0 .. 3 and 4 .. 7 of 4 dwords each. */
-Q256_INLINE void transpose_lanes(const __m256i *v, __m256i *ret, size_t step)
-{
-    __m256i a = _mm256_unpacklo_epi32(v[0], v[1]), b = _mm256_unpacklo_epi32(v[2], v[3]);
-    __m256i c = _mm256_unpackhi_epi32(v[0], v[1]), d = _mm256_unpackhi_epi32(v[2], v[3]);
-    ret[0] = _mm256_unpacklo_epi64(a, b);
-    ret[step] = _mm256_unpackhi_epi64(a, b);
-    ret[2 * step] = _mm256_unpacklo_epi64(c, d);
-    ret[3 * step] = _mm256_unpackhi_epi64(c, d);
-}
-
 Q256_INLINE void unpack_block(const q256_block *t, const void *w, size_t row_bytes, uint32_t n_rows,
                               size_t n, void *ret)
 {
-    char *to = ret;
+    char *to = start_tile(w, row_bytes, n_rows, ret);
     for (size_t k = 0; k < n / 32; k++, to += block_bytes(t->mins)) {
         block_tile *g = (block_tile *)(void *)to;
         for (int h = 0; h < 2; h++) {
             const uint8_t *b[8];
-            __m256i lo[4], hi[4];
             for (uint32_t r = 0; r < 8; r++)
                 b[r] = row_at(w, row_bytes, n_rows, 8 * (uint32_t)h + r) + k * t->block_bytes;
             g->d[h] = t->d(b);
             if (t->mins) g->dmin[h] = t->dmin(b);
+            __m256i v[8];
             Q256_UNROLL
-            for (int r = 0; r < 4; r++) {
-                t->q(b[r], b[r + 4], &lo[r], &hi[r]);
-                lo[r] = stored(t->sgn, lo[r]);
-                hi[r] = stored(t->sgn, hi[r]);
-            }
-            transpose_lanes(lo, &g->w[0][h], 2);
-            transpose_lanes(hi, &g->w[4][h], 2);
+            for (int r = 0; r < 8; r++) v[r] = stored(t->sgn, t->q(b[r]));
+            transpose(v, &g->w[0][h], 2);
         }
     }
 }
@@ -590,18 +532,23 @@ Q256_INLINE void add_part(tile_kind kind, const __m256i (*w)[2], int count, cons
                 _mm256_add_epi32(sum[h][x], sc ? _mm256_mullo_epi32(p[h][x], sc[h]) : p[h][x]);
 }
 #else
+/* The compiler would add a chain's products as a tree, and has no registers for its leaves. */
 Q256_INLINE void add_part(tile_kind kind, const __m256i (*w)[2], int count, const int8_t *const *a,
                           uint32_t cols, const __m256i *sc, __m256i (*sum)[COLS])
 {
     __m256i p[2][COLS];
     Q256_UNROLL
     for (int e = 0; e < count; e++) {
+        __m256i w0 = w[e][0], w1 = w[e][1];
         Q256_UNROLL
         for (uint32_t x = 0; x < cols; x++) {
             __m256i v = four(a[x] + 4 * e);
-            __m256i p0 = pairs(kind.sgn, w[e][0], v), p1 = pairs(kind.sgn, w[e][1], v);
+            __m256i p0 = pairs(kind.sgn, w0, v), p1 = pairs(kind.sgn, w1, v);
             p[0][x] = e % kind.chain ? _mm256_add_epi16(p[0][x], p0) : p0;
             p[1][x] = e % kind.chain ? _mm256_add_epi16(p[1][x], p1) : p1;
+            if (kind.chain < 4) continue;
+            KEEP(p[0][x]);
+            KEEP(p[1][x]);
         }
         if (e % kind.chain != kind.chain - 1) continue;
         Q256_UNROLL
@@ -638,6 +585,13 @@ Q256_INLINE void finish(bool mins, const __m256 *d, const __m256 *dmin, __m256i 
     }
 }
 
+/* From the sums of 16 elements. */
+Q256_INLINE __m128i sums_of_32(const int16_t *s)
+{
+    __m256i v = _mm256_madd_epi16(q256_load(s), _mm256_set1_epi16(1));
+    return _mm_packs_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
+}
+
 Q256_INLINE void super_cols(tile_kind kind, const super_tile *g, const q256_x *x, uint32_t cols,
                             size_t k, float (*acc)[ROWS])
 {
@@ -649,8 +603,12 @@ Q256_INLINE void super_cols(tile_kind kind, const super_tile *g, const q256_x *x
                            + 16 * k;
         a[c] = (const int8_t *)x->x[c] + 256 * k;
         __m256i c0 = _mm256_setzero_si256(), c1 = c0;
-        for (int j = 0; j < 8 && kind.corr; j++) {
-            __m256i v = four((const int8_t *)(s + 2 * j));
+        int16_t s32[8];
+        _mm_storeu_si128((void *)s32, sums_of_32(s));
+        KEEP_STORED(s32);
+        const int n_corr = !kind.corr ? 0 : kind.half ? 8 : 4;
+        for (int j = 0; j < n_corr; j++) {
+            __m256i v = four((kind.half ? s : s32) + 2 * j);
             c0 = add_madd(c0, g->corr[j][0], v);
             c1 = add_madd(c1, g->corr[j][1], v);
         }
@@ -696,12 +654,15 @@ Q256_INLINE void block_cols(tile_kind kind, int zero, const block_tile *g, const
 
 /* Up to MANY activation rows; super: groups of 256, else of 32. */
 Q256_INLINE void tile_many(bool super, tile_kind kind, int zero, const void *tile, uint32_t n_rows,
-                           const void *const *x, uint32_t n_x, size_t n, float *ret, size_t ld)
+                           const void *const *x, uint32_t n_x, size_t n, float *ret, size_t ld,
+                           ahead *f)
 {
     _Alignas(32) float acc[MANY][ROWS];
     uint32_t group = super ? 256 : 32;
     q256_x at = { x, sl_qx_scales(n), sl_qx_sums(group, n) };
-    const char *g = tile;
+    const char *g = (const char *)tile + TILE_HEAD;
+    const size_t n_steps = n / group * ((n_x + COLS - 1) / COLS);
+    const size_t step = ((size_t)(f->end - f->next) / SL_MAX(n_steps, 1) + 63) / 64 * 64;
     memset(acc, 0, n_x * sizeof acc[0]);
     for (size_t k = 0; k < n / group;
          k++, g += super ? super_bytes(kind.half) : block_bytes(kind.mins)) {
@@ -709,6 +670,7 @@ Q256_INLINE void tile_many(bool super, tile_kind kind, int zero, const void *til
         const block_tile *b = (const void *)g;
         for (uint32_t j = 0; j < n_x; j += COLS) {
             at.x = x + j;
+            fetch(f, step);
 #define COLUMNS(c) (super ? super_cols(kind, s, &at, c, k, acc + j) \
                           : block_cols(kind, zero, b, &at, c, k, acc + j))
             switch (n_x - j) {
@@ -726,9 +688,10 @@ Q256_INLINE void tile_many(bool super, tile_kind kind, int zero, const void *til
 Q256_INLINE void tile_all(bool super, tile_kind kind, int zero, const void *tile, uint32_t n_rows,
                           const void *const *x, uint32_t n_x, size_t n, float *ret, size_t ld)
 {
+    ahead f = *(const ahead *)tile;
     for (uint32_t j = 0; j < n_x; j += MANY)
         tile_many(super, kind, zero, tile, n_rows, x + j, SL_MIN(n_x - j, MANY), n, ret + j * ld,
-                  ld);
+                  ld, &f);
 }
 
 /* Kernels of tiles: name, chain, sgn, half, mins, zero (of groups of 32). */
@@ -806,11 +769,11 @@ TILE(q8_0, false, 128, 1, true, false, false, Q256_VNNI)
 #define SUPER(id, name, tile, bytes, zero, mins, half, sgn, load, sc) \
     static const q256_super type_##name = { bytes, zero, mins, half, sgn, q256_q_##load, q256_scales_##sc }; \
     FUNCTIONS(name, super) \
-    static size_t tile_bytes_##name(size_t n) { return n / 256 * super_bytes(half); }
+    static size_t tile_bytes_##name(size_t n) { return TILE_HEAD + n / 256 * super_bytes(half); }
 #define BLOCK(id, name, tile, bytes, zero, mins, sgn, load, dd) \
     static const q256_block type_##name = { bytes, zero, mins, sgn, q256_q_##load, q256_d_##dd, q256_m_f16 }; \
     FUNCTIONS(name, block) \
-    static size_t tile_bytes_##name(size_t n) { return n / 32 * block_bytes(mins); }
+    static size_t tile_bytes_##name(size_t n) { return TILE_HEAD + n / 32 * block_bytes(mins); }
 SUPERS(SUPER)
 BLOCKS(BLOCK)
 

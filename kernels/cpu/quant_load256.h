@@ -30,8 +30,7 @@ typedef struct q256_block {
     uint32_t block_bytes;
     int zero;
     bool mins, sgn;
-    /* Two blocks, one in each lane: elements 0 .. 15 and 16 .. 31. */
-    void (*q)(const uint8_t *b, const uint8_t *c, __m256i *lo, __m256i *hi);
+    __m256i (*q)(const uint8_t *b);
     __m256 (*d)(const uint8_t *const *b);       /* of 8 blocks */
     __m256 (*dmin)(const uint8_t *const *b);    /* with mins */
 } q256_block;
@@ -75,8 +74,8 @@ Q256_INLINE __m256i q256_nibbles_in_order(__m128i v)
 /* 16 bytes: the low nibbles are elements 0 .. 15, the high ones 16 .. 31. */
 Q256_INLINE __m256i q256_nibbles(const uint8_t *p)
 {
-    __m128i v = _mm_loadu_si128((const void *)p);
-    return q256_and(_mm256_set_m128i(_mm_srli_epi16(v, 4), v), 15);
+    __m256i v = _mm256_broadcastsi128_si256(_mm_loadu_si128((const void *)p));
+    return q256_and(_mm256_srlv_epi32(v, _mm256_setr_epi32(0, 0, 0, 0, 4, 4, 4, 4)), 15);
 }
 
 Q256_INLINE __m256i q256_levels(const uint8_t *p, const int8_t *level)
@@ -90,82 +89,34 @@ static const int8_t q256_iq4[16] = { -127, -104, -83, -65, -49, -35, -22, -10,
 static const int8_t q256_e2m1[16] = { 12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0 };
 
 /* Blocks of 32. */
-Q256_INLINE __m256i q256_two(const uint8_t *b, const uint8_t *c)
+Q256_INLINE __m256i q256_q_q4_0(const uint8_t *b) { return q256_nibbles(b + 2); }
+Q256_INLINE __m256i q256_q_q4_1(const uint8_t *b) { return q256_nibbles(b + 4); }
+Q256_INLINE __m256i q256_q_q5_0(const uint8_t *b)
 {
-    return _mm256_set_m128i(_mm_loadu_si128((const void *)c), _mm_loadu_si128((const void *)b));
+    return _mm256_or_si256(q256_nibbles(b + 6), q256_and(q256_bits(sl_load_u32(b + 2)), 16));
 }
 
-Q256_INLINE void q256_two_nibbles(const uint8_t *b, const uint8_t *c, __m256i *lo, __m256i *hi)
+Q256_INLINE __m256i q256_q_q5_1(const uint8_t *b)
 {
-    __m256i v = q256_two(b, c);
-    *lo = q256_and(v, 15);
-    *hi = q256_and(_mm256_srli_epi16(v, 4), 15);
+    return _mm256_or_si256(q256_nibbles(b + 8), q256_and(q256_bits(sl_load_u32(b + 4)), 16));
 }
 
-Q256_INLINE void q256_q_q4_0(const uint8_t *b, const uint8_t *c, __m256i *lo, __m256i *hi)
-{
-    q256_two_nibbles(b + 2, c + 2, lo, hi);
-}
+Q256_INLINE __m256i q256_q_q8_0(const uint8_t *b) { return q256_load(b + 2); }
+Q256_INLINE __m256i q256_q_iq4_nl(const uint8_t *b) { return q256_levels(b + 2, q256_iq4); }
+Q256_INLINE __m256i q256_q_mxfp4(const uint8_t *b) { return q256_levels(b + 1, q256_e2m1); }
 
-Q256_INLINE void q256_q_q4_1(const uint8_t *b, const uint8_t *c, __m256i *lo, __m256i *hi)
-{
-    q256_two_nibbles(b + 4, c + 4, lo, hi);
-}
-
-Q256_INLINE void q256_fifth_bits(uint32_t b, uint32_t c, __m256i *lo, __m256i *hi)
-{
-    *lo = _mm256_or_si256(*lo, q256_and(q256_bits((b & 0xffff) | c << 16), 16));
-    *hi = _mm256_or_si256(*hi, q256_and(q256_bits(b >> 16 | (c & 0xffff0000)), 16));
-}
-
-Q256_INLINE void q256_q_q5_0(const uint8_t *b, const uint8_t *c, __m256i *lo, __m256i *hi)
-{
-    q256_two_nibbles(b + 6, c + 6, lo, hi);
-    q256_fifth_bits(sl_load_u32(b + 2), sl_load_u32(c + 2), lo, hi);
-}
-
-Q256_INLINE void q256_q_q5_1(const uint8_t *b, const uint8_t *c, __m256i *lo, __m256i *hi)
-{
-    q256_two_nibbles(b + 8, c + 8, lo, hi);
-    q256_fifth_bits(sl_load_u32(b + 4), sl_load_u32(c + 4), lo, hi);
-}
-
-Q256_INLINE void q256_q_q8_0(const uint8_t *b, const uint8_t *c, __m256i *lo, __m256i *hi)
-{
-    *lo = q256_two(b + 2, c + 2);
-    *hi = q256_two(b + 18, c + 18);
-}
-
-Q256_INLINE __m256i q256_table(const int8_t *level)
-{
-    return _mm256_broadcastsi128_si256(_mm_loadu_si128((const void *)level));
-}
-
-Q256_INLINE void q256_q_iq4_nl(const uint8_t *b, const uint8_t *c, __m256i *lo, __m256i *hi)
-{
-    q256_two_nibbles(b + 2, c + 2, lo, hi);
-    *lo = _mm256_shuffle_epi8(q256_table(q256_iq4), *lo);
-    *hi = _mm256_shuffle_epi8(q256_table(q256_iq4), *hi);
-}
-
-Q256_INLINE void q256_q_mxfp4(const uint8_t *b, const uint8_t *c, __m256i *lo, __m256i *hi)
-{
-    q256_two_nibbles(b + 1, c + 1, lo, hi);
-    *lo = _mm256_shuffle_epi8(q256_table(q256_e2m1), *lo);
-    *hi = _mm256_shuffle_epi8(q256_table(q256_e2m1), *hi);
-}
-
+/* Two chains: each insertion waits for the one before. */
 Q256_INLINE __m256 q256_f16_at(const uint8_t *const *b, int at)
 {
-    __m128i v = _mm_setzero_si128();
-    v = _mm_insert_epi16(v, sl_load_u16(b[0] + at), 0);
+    __m128i v = _mm_cvtsi32_si128(sl_load_u16(b[0] + at));
+    __m128i h = _mm_cvtsi32_si128(sl_load_u16(b[4] + at));
     v = _mm_insert_epi16(v, sl_load_u16(b[1] + at), 1);
+    h = _mm_insert_epi16(h, sl_load_u16(b[5] + at), 1);
     v = _mm_insert_epi16(v, sl_load_u16(b[2] + at), 2);
+    h = _mm_insert_epi16(h, sl_load_u16(b[6] + at), 2);
     v = _mm_insert_epi16(v, sl_load_u16(b[3] + at), 3);
-    v = _mm_insert_epi16(v, sl_load_u16(b[4] + at), 4);
-    v = _mm_insert_epi16(v, sl_load_u16(b[5] + at), 5);
-    v = _mm_insert_epi16(v, sl_load_u16(b[6] + at), 6);
-    return _mm256_cvtph_ps(_mm_insert_epi16(v, sl_load_u16(b[7] + at), 7));
+    h = _mm_insert_epi16(h, sl_load_u16(b[7] + at), 3);
+    return _mm256_cvtph_ps(_mm_unpacklo_epi64(v, h));
 }
 
 Q256_INLINE __m256 q256_d_f16(const uint8_t *const *b) { return q256_f16_at(b, 0); }
