@@ -6,8 +6,8 @@
 #include <math.h>
 
 enum {
-    SEARCH_PASSES = 40,         /* simulated of each candidate ... */
-    FINAL_PASSES = 300,         /* ... and of the choice */
+    SEARCH_PASSES = 24,         /* simulated of each candidate ... */
+    FINAL_PASSES = 150,         /* ... and of the choice */
     ROW_UNIT = 64, SWEEPS = 3
 };
 #define GAIN 0.99               /* a neighbour must take less than this of the best */
@@ -23,7 +23,7 @@ typedef struct search {
     sl_forecast_in in;
     const sl_planner_params *p;
     const sl_queue *queue;
-    uint32_t mean;              /* positions of a request in its end, in whole blocks */
+    double mean;                /* positions of a request in its end, in blocks, and one more */
     sl_queue_choice *c;
     point best;
     double best_s;              /* INFINITY: none */
@@ -105,12 +105,30 @@ static sl_status improve(search *s, int knob)
     return SL_OK;
 }
 
+/* The block more is what a prompt that begins leaves to each that decodes. */
 static double mean_positions(const sl_queue *q, uint32_t n_ctx)
 {
     double sum = 0;
     for (uint32_t i = 0; i < q->n_lengths; i++)
-        sum += fmin((double)q->lengths[i].prompt + q->lengths[i].gen, n_ctx);
-    return sum / q->n_lengths;
+        sum += round_up(fmin((double)q->lengths[i].prompt + q->lengths[i].gen, n_ctx),
+                        SL_KV_BLOCK_ROWS);
+    return sum / q->n_lengths + SL_KV_BLOCK_ROWS;
+}
+
+/* Ages mixed, as many sequences as are best; or so many from prompt to end together, which is
+ * quicker where few want different experts in every pass. */
+static sl_lens_bound stage_1(const sl_lens_box *box, const sl_queue *q)
+{
+    double n_requests = (double)q->n_requests;
+    sl_lens_bound b = sl_lens_batch(box, q->lengths, q->n_lengths, n_requests);
+    sl_lens_mix mix = sl_lens_mean(q->lengths, q->n_lengths, 1);
+    double most = fmin(n_requests, SL_PLANNER_MAX_SEQ);
+    for (double n = 1;; n = fmin(2 * n, most)) {
+        sl_lens_bound r = sl_lens_round(box, n, (uint32_t)(mix.prompt + 0.5),
+                                        (uint32_t)ceil(mix.gen));
+        if (r.tok_per_s > b.tok_per_s) b = r;
+        if (n >= most) return b;
+    }
 }
 
 /* What stage 1 finds best, or fewer sequences where that does not fit: it does not know of every
@@ -149,8 +167,8 @@ sl_status sl_planner_queue(sl_ctx *ctx, const sl_machine *m, const sl_shape *sha
                                                              - (double)p->base.process_bytes
                                                        : 0,
                         .kv_type = p->base.kv_type, .kv_block = SL_KV_BLOCK_ROWS };
-    s.mean = round_up(mean_positions(queue, p->base.n_ctx), SL_KV_BLOCK_ROWS);
-    c.bound = sl_lens_batch(&box, queue->lengths, queue->n_lengths, (double)queue->n_requests);
+    s.mean = mean_positions(queue, p->base.n_ctx);
+    c.bound = stage_1(&box, queue);
     SL_TRY(begin(&s, &c.bound));
     double before = INFINITY;
     for (int i = 0; i < SWEEPS && s.best_s < before; i++) {
@@ -161,6 +179,8 @@ sl_status sl_planner_queue(sl_ctx *ctx, const sl_machine *m, const sl_shape *sha
     SL_TRY(sl_plan_make(ctx, shape, &c.params, &c.plan));
     s.in.plan = &c.plan;
     SL_TRY(sl_queue_simulate(ctx, &s.in, queue, FINAL_PASSES, &c.forecast));
+    /* a mixture of both ways may be better than either */
+    c.bound.tok_per_s = fmax(c.bound.tok_per_s, c.forecast.bound_tok_per_s);
     *ret = c;
     return SL_OK;
 }

@@ -162,7 +162,8 @@ static bool make_room(sl_schedule *s)
 static bool advance(sl_schedule *s, job *j)
 {
     if (!j->rows) return true;
-    uint32_t end = j->past + j->rows;
+    uint32_t end = j->past + j->rows, from = SL_MAX(j->computed, j->past);
+    if (from < j->prompt && end > from) s->stats.prompt_tokens += SL_MIN(end, j->prompt) - from;
     s->stats.recomputed_rows += SL_MIN(j->computed, end) - SL_MIN(j->computed, j->past);
     j->past = end;
     j->computed = SL_MAX(j->computed, end);
@@ -175,7 +176,6 @@ static bool advance(sl_schedule *s, job *j)
     if (j->draws && fits) j->known++;
     if (j->draws && fits && j->left) return true;
     s->n_free += j->blocks;
-    s->stats.last_tokens += j->draws;
     s->stats.finished++;
     return false;
 }

@@ -20,7 +20,6 @@
 #include <string.h>
 
 enum {
-    STORE_DEPTH = 64, STORE_BYTES = 1 << 20,    /* offload/sl_store.h: where the plan says 0 */
     AHEAD_MAX = 64,                             /* offload/stream.c: experts read ahead */
     QUANTILES = 16,                             /* of the rows that an expert gets */
     DRAWS = 2048,                               /* layers' turns that decoding is averaged over */
@@ -452,12 +451,16 @@ static void as_they_land(sim *s, const struct parts *p, uint32_t n, uint32_t n_m
 }
 
 /* Does a pass of many rows find the layer's expert x there? The one that is used latest again goes
- * first, which is one of the layer just computed: the first layers of a class keep theirs. */
+ * first, which is one of the layer just computed: the first layers of a class keep theirs, but for
+ * what reads go through. */
 static bool kept(const sim *s, uint32_t layer, uint32_t x)
 {
     const sl_layer_shape *l = &s->shape->layers[layer];
+    uint32_t c = sl_plan_class(s->plan, l);
+    const sl_slot_class *k = &s->plan->cls[c];
     if (!s->settled) return false;
-    return s->class_first[layer] + x < s->plan->cls[sl_plan_class(s->plan, l)].n_slots;
+    uint32_t ring = k->n_slots < k->n_experts ? sl_plan_ring(s->plan, c) : 0;
+    return s->class_first[layer] + x + ring < k->n_slots;
 }
 
 static const struct parts *parts_of(const sim *s, uint32_t layer)
@@ -474,16 +477,24 @@ static bool chosen(const sim *s, uint32_t x)
     return floor(from + share) > floor(from);
 }
 
-/* Where sure reads ahead go: the next layer, if it has experts. */
-static void read_on(sim *s, uint32_t layer, uint32_t n_now, uint32_t n_pinned)
+/* Slots that a layer's reads go through. */
+static uint32_t ring_of(const sim *s, const struct parts *p)
+{
+    uint32_t c = sl_plan_class(s->plan, p->of);
+    return SL_MIN(sl_plan_ring(s->plan, c), s->plan->cls[c].n_slots);
+}
+
+/* Where sure reads ahead go: the next layer, if it has experts. n_ring: read for the one at hand,
+ * not computed yet. */
+static void read_on(sim *s, uint32_t layer, uint32_t n_now, uint32_t n_ring)
 {
     if (s->plan->no_ahead || layer + 1 >= s->shape->n_layer) return;
     const struct parts *p = parts_of(s, layer + 1);
     uint32_t n = p->of->n_expert;
     if (!n || 4 * n_now < 3 * s->shape->layers[layer].n_expert) return;
     uint32_t n_slots = s->plan->cls[sl_plan_class(s->plan, p->of)].n_slots;
-    uint32_t most = SL_MIN(n_slots / 4, (uint32_t)AHEAD_MAX);
-    for (; s->ahead_at < n && s->n_ahead < most && n_pinned + s->n_ahead < n_slots; s->ahead_at++) {
+    uint32_t most = SL_MIN(n_slots / 4, (uint32_t)AHEAD_MAX), ring = ring_of(s, p);
+    for (; s->ahead_at < n && s->n_ahead < most && n_ring + s->n_ahead < ring; s->ahead_at++) {
         if (kept(s, layer + 1, s->ahead_at)) continue;
         s->have[1][s->ahead_at] = ask_expert(s, p);
         s->n_ahead++;
@@ -491,16 +502,16 @@ static void read_on(sim *s, uint32_t layer, uint32_t n_now, uint32_t n_pinned)
     pump(s);
 }
 
-/* Reads for experts of the layer from `from` on, as far as slots go. Returns the first without. */
-static uint32_t assign(sim *s, const struct parts *p, uint32_t from, uint32_t at,
-                       uint32_t *n_pinned)
+/* Reads for experts of the layer from `from` on, as far as the ring goes; the one whose turn it is
+ * has room in any case. Returns the first without. */
+static uint32_t assign(sim *s, const struct parts *p, uint32_t from, uint32_t at, uint32_t *n_ring)
 {
-    uint32_t n_slots = s->plan->cls[sl_plan_class(s->plan, p->of)].n_slots;
+    uint32_t ring = ring_of(s, p);
     for (; from < p->of->n_expert; from++) {
         if (s->have[0][from] || !chosen(s, from)) continue;
-        if (*n_pinned >= n_slots && from > at) break;
+        if (*n_ring >= ring && from > at) break;
         s->have[0][from] = ask_expert(s, p);
-        ++*n_pinned;
+        ++*n_ring;
     }
     pump(s);
     return from;
@@ -509,7 +520,7 @@ static uint32_t assign(sim *s, const struct parts *p, uint32_t from, uint32_t at
 /* Many rows: in ascending order, the next layer's reads behind this one's. */
 static void in_order(sim *s, const struct parts *p)
 {
-    uint32_t layer = s->step->layer, n = p->of->n_expert, n_now = 0, n_pinned = 0, at = 0;
+    uint32_t layer = s->step->layer, n = p->of->n_expert, n_now = 0, n_ring = 0, at = 0;
     uint64_t *swap = s->have[0];
     s->have[0] = s->have[1];
     s->have[1] = swap;
@@ -517,28 +528,30 @@ static void in_order(sim *s, const struct parts *p)
     s->n_ahead = s->ahead_at = 0;
     for (uint32_t x = 0; x < n; x++) {
         n_now += chosen(s, x);
+        n_ring += chosen(s, x) && s->have[0][x];
         if (kept(s, layer, x)) s->have[0][x] = HIT;
-        n_pinned += chosen(s, x) && s->have[0][x];
     }
-    uint32_t next = assign(s, p, 0, 0, &n_pinned), left = n_now;
+    uint32_t next = assign(s, p, 0, 0, &n_ring), left = n_now;
     draw_rows(s, p, n_now);
     while (left) {
         struct call c = { .rows = 0 };
         uint32_t got = 0;
-        if (next == n) read_on(s, layer, n_now, n_pinned);
+        if (next == n) read_on(s, layer, n_now, n_ring);
         while (at < n && !chosen(s, at)) at++;
-        next = assign(s, p, next, at, &n_pinned);
+        next = assign(s, p, next, at, &n_ring);
         if (!landed(s, s->have[0][at])) wait_for(s, s->have[0][at]);
+        uint32_t n_read = 0;
         for (; at < n && (!chosen(s, at) || (s->have[0][at] && landed(s, s->have[0][at]))); at++)
             if (chosen(s, at)) {
+                n_read += s->have[0][at] != HIT;
                 call_add(s, &c, p);
                 got++;
             }
         left -= got;
         call_run(s, &c, p, !left);
-        n_pinned -= got;
+        n_ring -= n_read;
     }
-    read_on(s, layer, n_now, n_pinned);
+    read_on(s, layer, n_now, n_ring);
 }
 
 static void experts(sim *s)
@@ -847,8 +860,8 @@ sl_status sim_create(sl_ctx *ctx, const sl_forecast_in *in, sim **ret)
                 .threads = plan->n_threads ? plan->n_threads : m->id.cores,
                 .streamed = plan->weights == SL_WEIGHTS_STREAMED,
                 .disk = { .cap = cap,
-                          .depth = plan->read_depth ? plan->read_depth : STORE_DEPTH,
-                          .max_request = plan->read_bytes ? plan->read_bytes : STORE_BYTES,
+                          .depth = plan->read_depth ? plan->read_depth : SL_STORE_READ_DEPTH,
+                          .max_request = plan->read_bytes ? plan->read_bytes : SL_STORE_READ_BYTES,
                           .latency_s = m->disk.n_curves ? m->disk.latency_s : 0 } };
     s->cost = sl_machine_cost_at(m, s->threads);
     s->dram_s = sl_machine_dram_s(m, s->threads);

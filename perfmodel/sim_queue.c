@@ -75,7 +75,7 @@ struct walk {
 
 static double tokens(const sl_schedule_stats *st)
 {
-    return (double)(st->rows - st->recomputed_rows + st->last_tokens);
+    return (double)(st->prompt_tokens + st->drawn_tokens);
 }
 
 static bool in_middle(const struct walk *w, const sl_schedule_stats *st)

@@ -65,7 +65,9 @@ enum { SL_PLANNER_TRIES = 48 };
 typedef struct sl_queue_choice {
     sl_plan_params params;
     sl_plan plan;
-    sl_lens_bound bound;        /* stage 1: of any number of sequences in this budget */
+    /* stage 1: any number of sequences in this budget, ages mixed or all of one age, and at least
+     * what this very schedule could reach */
+    sl_lens_bound bound;
     sl_queue_forecast forecast; /* stage 2 of this plan */
     uint32_t n_tries;
     sl_queue_try tries[SL_PLANNER_TRIES];       /* each as it was simulated */

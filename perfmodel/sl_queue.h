@@ -26,7 +26,7 @@ typedef struct sl_schedule sl_schedule;
 
 typedef struct sl_schedule_stats {
     uint64_t passes, rows, recomputed_rows, preemptions;
-    uint64_t drawn_tokens, last_tokens;         /* last_tokens: of those that become no row */
+    uint64_t prompt_tokens, drawn_tokens;       /* each computed, or drawn, for the first time */
     uint64_t finished;          /* requests */
     uint32_t running;           /* sequences alive in the last pass */
 } sl_schedule_stats;

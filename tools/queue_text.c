@@ -29,12 +29,12 @@ char *cli_queue_line(const sl_queue_choice *c, char buf[200])
 bool cli_queue_json(const sl_queue_choice *c, json_t *obj)
 {
     const sl_queue_forecast *f = &c->forecast;
-    json_t *more = json_pack("{s:s, s:f, s:f, s:f, s:f, s:f, s:f}", "forecast_grade",
+    json_t *more = json_pack("{s:s, s:f, s:f, s:f, s:f, s:f, s:f, s:f}", "forecast_grade",
                              sl_grade_name(f->grade), "predicted_tok_per_s", f->tok_per_s,
                              "predicted_gen_tok_per_s", f->gen_tok_per_s,
                              "predicted_full_tok_per_s", f->full_tok_per_s, "predicted_s",
-                             f->seconds, "bound_tok_per_s", c->bound.tok_per_s,
-                             "plan_bound_tok_per_s", f->bound_tok_per_s);
+                             f->seconds, "predicted_passes", f->passes, "bound_tok_per_s",
+                             c->bound.tok_per_s, "plan_bound_tok_per_s", f->bound_tok_per_s);
     bool ok = more && !json_object_update(obj, more);
     json_decref(more);
     return ok;

@@ -13,7 +13,8 @@ char *cli_duration(double seconds, char buf[32]);
 /* "forecast 152 tok/s (cold), 4 min 10 s, limited by arithmetic; at most 180 tok/s" */
 char *cli_queue_line(const sl_queue_choice *c, char buf[200]);
 /* forecast_grade, predicted_tok_per_s, predicted_gen_tok_per_s, predicted_full_tok_per_s,
- * predicted_s, bound_tok_per_s (stage 1), plan_bound_tok_per_s into obj; false: no memory. */
+ * predicted_s, predicted_passes, bound_tok_per_s (stage 1) and plan_bound_tok_per_s into obj;
+ * false: no memory. */
 bool cli_queue_json(const sl_queue_choice *c, json_t *obj);
 
 #endif
