@@ -81,7 +81,7 @@ def cell(a, sweep, value, flags, prefix=0, shared=True):
         make_requests(a, path, prefix, shared)
         cmd = [a.sluice, "batch", "-m", a.model, "-i", path, "-o", os.path.join(tmp, "results.jsonl"), "--json", "--ignore-eos",
                "-n", str(a.new)] + (["--ram", a.ram] if a.ram else []) + flags
-        with open(a.lock or os.devnull) as held:
+        with open(a.lock or os.devnull, "a", encoding="utf-8") as held:
             if a.lock:
                 fcntl.flock(held, fcntl.LOCK_EX)
             p = subprocess.run(cmd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

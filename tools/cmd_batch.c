@@ -142,7 +142,7 @@ static int add_length(struct lengths *l, batch_prefixes *seen, const int32_t *id
                       uint32_t max_tokens, uint32_t n_ctx)
 {
     uint32_t shared, all = SL_MIN(n, 1u << 24) + SL_MIN(max_tokens, 1u << 24);
-    if (n_ctx && n > n_ctx) return CLI_DONE;    /* is refused */
+    if (n > n_ctx) return CLI_DONE;     /* is refused */
     if (!batch_prefixes_add(seen, ids, n, &shared)) return cli_fail("out of memory");
     l->at[l->n++] = (sl_lens_length){ n - shared, max_tokens, 1 };
     l->longest = SL_MAX(l->longest, all);
@@ -151,7 +151,6 @@ static int add_length(struct lengths *l, batch_prefixes *seen, const int32_t *id
     return CLI_DONE;
 }
 
-/* n_ctx 0: any prompt fits. */
 static int measure_lengths(struct batch *b, uint32_t n_ctx, struct lengths *ret)
 {
     char why[200];
@@ -228,10 +227,11 @@ static int choose(struct batch *b, const cli_engine_args *e, const cli_group *g)
     const sl_machine *m = known ? &machine : NULL;
     int code = cli_planner_params(e, g, b->s.ctx, shape, m, cli_available_bytes(), 1, &q);
     if (code != CLI_DONE) return code;
+    uint32_t most = shape->n_ctx_train ? shape->n_ctx_train : 4096;
     bool given = cli_given(g, "--ctx-size");
-    code = measure_lengths(b, given ? q.base.n_ctx : shape->n_ctx_train, &l);
+    if (!given || !q.base.n_ctx) q.base.n_ctx = most;
+    code = measure_lengths(b, q.base.n_ctx, &l);
     if (code == CLI_DONE) {
-        uint32_t most = shape->n_ctx_train ? shape->n_ctx_train : 4096;
         if (!given) q.base.n_ctx = SL_MIN(round_up(l.longest, SL_KV_BLOCK_ROWS), most);
         q.base.cpu_mask = b->s.cpu_mask;
         q.base.blas = e->blas && sl_device_has_blas();

@@ -134,7 +134,7 @@ static int plan_queue(const struct args *a, const cli_group *g, sl_ctx *ctx,
     sl_queue queue = { &length, 1, a->n_requests };
     sl_queue_choice c;
     sl_choice places = { .n_tried = 0 };
-    if (!cli_given(g, "--ctx-size")) q->base.n_ctx = a->n_prompt + a->n_gen;
+    if (!cli_given(g, "--ctx-size") || !q->base.n_ctx) q->base.n_ctx = a->n_prompt + a->n_gen;
     q->base.n_seq = a->parallel;
     q->base.share_prefixes = true;
     if (sl_planner_queue(ctx, v->machine, v->src->shape, miss, q, &queue, &c) != SL_OK)
