@@ -27,7 +27,7 @@ struct expert {
     bool failed, cancelled;     /* one of its reads */
 };
 
-struct want { uint32_t id; uint8_t state; };
+struct want { uint32_t id; uint8_t state; bool read; };    /* read: by this layer */
 
 /* Weights of a layer that does not keep its own. */
 struct section {
@@ -53,6 +53,8 @@ struct sl_stream {
     uint32_t layer, last_layer, n_want, n_given;
     struct want *want;          /* [n_expert] */
     bool in_order;
+    uint32_t n_read;            /* wanted, read by this layer, not done: in order at most `ring` */
+    uint32_t ring[SL_SLOT_CLASSES];
     sl_read *reads;             /* [3 * n_expert, or the dense slices of a layer] */
     uint32_t n_reads;
     /* read ahead */
@@ -147,6 +149,12 @@ static void forget_unasked(sl_stream *s, uint32_t key)
     s->unasked[i] = s->unasked[--s->n_unasked];
 }
 
+static void leave_ring(sl_stream *s, struct want *w)
+{
+    s->n_read -= w->read;
+    w->read = false;
+}
+
 /* The last of an expert's three reads is there. */
 static void expert_landed(sl_stream *s, uint32_t key)
 {
@@ -164,6 +172,7 @@ static void expert_landed(sl_stream *s, uint32_t key)
     for (uint32_t i = 0; !e->unasked && !e->unwanted && i < s->n_want; i++)
         if (key_of(s, s->layer, s->want[i].id) == key) {
             s->want[i].state = e->failed ? W_FAILED : W_WAITS;  /* cancelled, then asked for */
+            leave_ring(s, &s->want[i]);
             s->stats.failed += e->failed;
         }
     *e = (struct expert){ .state = OUT };
@@ -238,30 +247,39 @@ static bool give_back_held(sl_stream *s, uint32_t i)
         if (s->want[e].state != W_HELD || s->experts[key].state != READY) continue;
         sl_ecache_unpin(s->cache, sl_ecache_find(s->cache, s->layer, s->want[e].id));
         s->want[e].state = W_WAITS;
+        leave_ring(s, &s->want[e]);
         return true;
     }
     return false;
 }
 
-/* Slots and reads for those that have none yet, as far as slots go. */
+/* Slots and reads for those that have none yet, as far as slots go; in order through a small ring
+ * of them, so that what is in the others stays for the next pass. */
 static void assign(sl_stream *s)
 {
     uint32_t class = s->layer_class[s->layer], evicted;
+    bool next = true;           /* whatever the ring holds, the one whose turn it is gets a slot */
     for (uint32_t i = 0; i < s->n_want; i++) {
         struct want *w = &s->want[i];
+        next = next && w->state != W_HELD && w->state != W_GIVEN;
         if (w->state != W_WAITS) continue;
         uint32_t slot = sl_ecache_find(s->cache, s->layer, w->id), key = key_of(s, s->layer, w->id);
         if (slot != SL_ECACHE_NONE) {       /* it gave its slot up, and nobody took it */
             sl_ecache_pin(s->cache, slot);
             w->state = W_HELD;
+            next = false;
             continue;
         }
+        if (s->in_order && !next && s->n_read + s->n_unasked >= s->ring[class]) break;
         do slot = sl_ecache_take(s->cache, s->layer, w->id, &evicted);
         while (slot == SL_ECACHE_NONE
                && (give_back_unasked(s, class) || (s->in_order && give_back_held(s, i))));
         if (slot == SL_ECACHE_NONE) break;
         if (evicted != SL_ECACHE_NONE) s->experts[evicted].state = OUT;
         w->state = W_HELD;
+        w->read = true;
+        s->n_read++;
+        next = false;
         s->stats.read_bytes += expert_bytes(s, key);
         queue_expert(s, key, slot_base(s, class, slot - s->first_slot[class]), false);
     }
@@ -295,7 +313,9 @@ static void take_hit(sl_stream *s, struct want *w, uint32_t key, uint32_t slot)
     w->state = W_HELD;
     if (e->state == READY) s->stats.hits++;
     else s->stats.misses++;
-    if (e->unasked) {           /* its pin becomes the layer's */
+    if (e->unasked) {           /* its pin becomes the layer's, its place in the ring too */
+        w->read = true;
+        s->n_read++;
         e->unasked = false;
         forget_unasked(s, key);
         s->stats.ahead_used_bytes += expert_bytes(s, key);
@@ -326,9 +346,10 @@ void sl_stream_begin(sl_stream *s, const sl_stream_ask *a)
     assert(a->layer < s->n_layer && a->n <= s->layer_experts[a->layer] && s->n_given == s->n_want);
     s->layer = a->layer;
     s->n_want = a->n;
-    s->n_given = 0;
+    s->n_given = s->n_read = 0;
     s->in_order = a->in_order;
-    for (uint32_t i = 0; i < a->n; i++) s->want[i] = (struct want){ a->ids[i], W_WAITS };
+    for (uint32_t i = 0; i < a->n; i++)
+        s->want[i] = (struct want){ .id = a->ids[i], .state = W_WAITS };
     if (!s->cache) {
         s->stats.hits += a->n;
         return;
@@ -388,6 +409,7 @@ void sl_stream_done(sl_stream *s, uint32_t index)
     struct want *w = &s->want[index];
     assert(index < s->n_want && w->state == W_GIVEN);
     w->state = W_DONE;
+    leave_ring(s, w);
     if (s->cache) sl_ecache_unpin(s->cache, sl_ecache_find(s->cache, s->layer, w->id));
 }
 
@@ -413,6 +435,7 @@ void sl_stream_ahead(sl_stream *s, uint32_t layer, const uint32_t *ids, uint32_t
     s->guessed |= !surely;
     uint32_t most = SL_MIN((uint32_t)AHEAD_MAX, s->plan.cls[class].n_slots / 4);
     for (uint32_t i = 0; i < n && s->n_unasked < most; i++) {
+        if (surely && s->n_read + s->n_unasked >= s->ring[class]) break;
         uint32_t key = key_of(s, layer, ids[i]);
         if (sl_ecache_find(s->cache, layer, ids[i]) != SL_ECACHE_NONE) continue;
         uint32_t slot = sl_ecache_take(s->cache, layer, ids[i], &evicted);
@@ -615,6 +638,8 @@ static sl_status init(sl_ctx *ctx, sl_stream *s, const sl_stream_params *p)
             s->layer_class[l] = sl_plan_class(&s->plan, &shape->layers[l]);
     }
     if (s->plan.weights == SL_WEIGHTS_MAPPED) return map_experts(ctx, s);
+    for (uint32_t c = 0; c < s->plan.n_classes; c++)
+        s->ring[c] = sl_plan_ring(&s->plan, c);
     SL_TRY(take_slots(ctx, s));
     SL_TRY(take_rows(ctx, s));
     if (s->plan.weights == SL_WEIGHTS_STREAMED && s->plan.n_classes)

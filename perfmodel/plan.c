@@ -243,6 +243,14 @@ static uint64_t cache_bytes(const sl_shape *s)
     return n * sizeof(float);
 }
 
+uint32_t sl_plan_ring(const sl_plan *plan, uint32_t slot_class)
+{
+    uint64_t depth = plan->read_depth ? plan->read_depth : SL_STORE_READ_DEPTH;
+    uint64_t bytes = plan->read_bytes ? plan->read_bytes : SL_STORE_READ_BYTES;
+    uint64_t slot = SL_MAX(plan->cls[slot_class].slot_bytes, 1);
+    return (uint32_t)SL_MAX((2 * depth * bytes + slot - 1) / slot, 4);
+}
+
 uint64_t sl_plan_rows_bytes(uint64_t row_bytes, uint32_t n)
 {
     return n * sl_shape_room(row_bytes) + 4096;     /* to begin at a block of the disk */

@@ -72,6 +72,10 @@ typedef struct sl_slot_class {
     uint32_t n_slots, n_experts;
 } sl_slot_class;
 
+/* The disk's requests where the plan says 0: offload/sl_store.h's defaults. */
+#define SL_STORE_READ_DEPTH 64u
+#define SL_STORE_READ_BYTES (1u << 20)
+
 enum { SL_SLOT_CLASSES = 8 };   /* more sizes than this: all slots have the largest */
 /* Memory that reads are registered for comes in pieces of this at most; no slot lies across two. */
 #define SL_SLOT_PIECE ((uint64_t)1 << 30)
@@ -170,6 +174,9 @@ SL_API uint64_t sl_plan_shape_id(const sl_shape *shape);
 
 /* The class of a layer's slots. The layer has experts. */
 SL_API uint32_t sl_plan_class(const sl_plan *plan, const sl_layer_shape *layer);
+/* Slots of a class that passes of many rows read through, the others keeping what they have: twice
+ * what the disk has in flight, so that as much is computed meanwhile; at least 4. */
+SL_API uint32_t sl_plan_ring(const sl_plan *plan, uint32_t slot_class);
 /* Room of so many rows of an embedding table in which they are row_bytes apart. */
 SL_API uint64_t sl_plan_rows_bytes(uint64_t row_bytes, uint32_t n);
 /* Bytes of n slots, gaps at the ends of pieces included. */

@@ -26,9 +26,6 @@ const char *sl_resource_name(sl_resource r)
     return names[r];
 }
 
-/* Of reads, where the plan says 0: offload/sl_store.h. */
-enum { STORE_DEPTH = 64, STORE_BYTES = 1 << 20 };
-
 /* What does not change from layer to layer. */
 struct env {
     const sl_machine *m;
@@ -340,8 +337,8 @@ sl_forecast sl_stage1(const sl_forecast_in *in)
                      .threads = in->plan->n_threads ? in->plan->n_threads : m->id.cores,
                      .disk = { .machine = m, .request_bytes = in->plan->read_bytes,
                                .depth = in->plan->read_depth } };
-    if (!e.disk.request_bytes) e.disk.request_bytes = STORE_BYTES;
-    if (!e.disk.depth) e.disk.depth = STORE_DEPTH;
+    if (!e.disk.request_bytes) e.disk.request_bytes = SL_STORE_READ_BYTES;
+    if (!e.disk.depth) e.disk.depth = SL_STORE_READ_DEPTH;
     uint32_t some_bytes, some_depth;
     e.dram = e.dram_all = sl_machine_dram_s(m, e.threads);
     for (uint32_t i = 0; i < m->n_dram; i++) e.dram_all = fmax(e.dram_all, m->dram_read[i].value);

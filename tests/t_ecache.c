@@ -276,6 +276,43 @@ static void random_operations(void)
     }
 }
 
+/* Passes of 64 rows want nearly all 8 experts of each of 6 layers, some more often than others.
+ * With 20 slots, each needed for a moment by an expert that is computed, the best that a cycle of
+ * 48 can have is 19 hits. */
+static void many_rows_lose_nothing(void)
+{
+    enum { LAYERS = 6, EXPERTS = 8, USED = 2, ROWS = 64, SLOTS = 20 };
+    sl_ecache_params p = { .n_layer = LAYERS, .n_expert = EXPERTS, .n_used = USED, .n_seq = 1,
+                           .n_classes = 1, .class_slots = (uint32_t[]){ SLOTS } };
+    sl_ecache *c = make(&p);
+    uint32_t hits = 0, uses = 0, ids[ROWS * USED], out;
+    for (uint32_t pass = 0; pass < 60; pass++)
+        for (uint32_t l = 0; l < LAYERS; l++) {
+            bool wanted[EXPERTS] = { false }, hit[EXPERTS] = { false };
+            for (uint32_t r = 0; r < ROWS; r++) {
+                ids[r * USED] = SL_MIN(t_below(EXPERTS), t_below(EXPERTS));
+                ids[r * USED + 1] = (ids[r * USED] + 1 + t_below(EXPERTS - 1)) % EXPERTS;
+            }
+            for (uint32_t i = 0; i < ROWS * USED; i++) wanted[ids[i]] = true;
+            sl_ecache_touch(c, l, ids, NULL, ROWS, USED);
+            for (uint32_t e = 0; e < EXPERTS; e++) {
+                uint32_t slot = wanted[e] ? sl_ecache_find(c, l, e) : NONE;
+                if ((hit[e] = slot != NONE)) sl_ecache_pin(c, slot);
+                hits += pass >= 10 && hit[e];
+                uses += pass >= 10 && wanted[e];
+            }
+            for (uint32_t e = 0; e < EXPERTS; e++) {
+                if (!wanted[e]) continue;
+                uint32_t slot = hit[e] ? sl_ecache_find(c, l, e) : sl_ecache_take(c, l, e, &out);
+                T_NEED(slot != NONE, "no slot");
+                sl_ecache_unpin(c, slot);
+            }
+        }
+    T_CHECK(hits >= 18 * 50 && hits <= uses, "%.1f hits a pass of %.1f uses", hits / 50.0,
+            uses / 50.0);
+    sl_ecache_destroy(&c);
+}
+
 /* Most hits of the uses from at on, when `held` (a bit per object) is in the cache: every choice of
  * a victim is tried, and with bypass also none. */
 static uint32_t most_hits(const uint32_t *uses, uint32_t n, uint32_t at, uint32_t held,
@@ -321,6 +358,7 @@ int main(void)
     rows_are_tokens();
     markov_learns_what_follows();
     markov_weighs_the_distance();
+    many_rows_lose_nothing();
     pools_and_classes();
     refusals();
     random_operations();

@@ -7,6 +7,7 @@ import os
 import resource
 import subprocess
 import tempfile
+import time
 
 ROOT = os.environ['SLUICE_SOURCE_DIR']
 SLUICE = os.path.join(os.environ['SLUICE_BUILD_DIR'], 'tools/sluice')
@@ -39,6 +40,34 @@ def plan(*args, cache=None):
 def refused(what, r, code, *words):
     check(r.returncode == code and r.stdout == '' and all(w in r.stderr for w in words)
           and (code == 2 or r.stderr.count('\n') == 1), f'{what}: {r.returncode} {r.stderr.strip()[:300]}')
+
+
+def check_requests():
+    """A file of requests: tokens an hour for every preset, more of them in less time with more RAM."""
+    for preset, ram in (('qwen3-30b-a3b', ('4G', '8G', '32G')), ('mixtral-8x7b', ('8G', '40G'))):
+        before = 0
+        for r in ram:
+            start = time.monotonic()
+            p = plan('-m', preset, '--quant', 'Q4_K_M', '--machine', 'desktop-64gb', '--ram', r, '--requests', '10000', '-p',
+                     '300', '-n', '64')
+            seconds = time.monotonic() - start
+            f = p['forecast']
+            what = f'{preset}, {r}: {f}'
+            check(seconds < 10 * SECONDS, f'{what}: planned in {seconds:.1f} s')
+            check(before < f['predicted_tok_per_s'] <= f['bound_tok_per_s'], what)
+            check(abs(p['tok_per_hour'] / 3600 - f['predicted_tok_per_s']) < 1e-6 * p['tok_per_hour'], what)
+            check(abs(f['predicted_s'] * f['predicted_tok_per_s'] / (10000 * 364) - 1) < 1e-6, what)
+            check(p['placement']['need_bytes'] <= p['placement']['budget_bytes'], what)
+            check(p['sequences'] >= 1 and len(p['tried']) > 2 and ' batch ' in p['command'], what)
+            check(min(t['seconds'] for t in p['tried']) <= 1.1 * f['predicted_s'], what)
+            before = f['predicted_tok_per_s']
+    r = sluice('plan', '-m', 'qwen3-30b-a3b', '--machine', 'desktop-64gb', '--requests', '500', '-np', '8', '-p', '100', '-n',
+               '20')
+    check(r.returncode == 0 and '500 requests of 100 tokens' in r.stdout and '  8 at once' in r.stdout
+          and 'in an hour' in r.stdout, r.stdout + r.stderr)
+    refused('nothing written', sluice('plan', '--requests', '5', '-n', '0'), 2, '--requests')
+    refused('saved', sluice('plan', '--requests', '5', '-o', 'x'), 2, '--requests')
+    refused('at once', sluice('plan', '-np', '5'), 2, '--requests')
 
 
 def check_usage(tmp):
@@ -222,6 +251,7 @@ def check_other_sources(tmp):
 
 with tempfile.TemporaryDirectory() as tmp:
     check_usage(tmp)
+    check_requests()
     check_text()
     check_json()
     check_all()
