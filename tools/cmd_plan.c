@@ -107,7 +107,8 @@ static int plan_queue(const struct args *a, const cli_asked *asked, const cli_gr
     sl_queue queue = { &length, 1, a->n_requests };
     sl_queue_choice c;
     sl_choice places = { .n_tried = 0 };
-    if (!cli_given(g, "--ctx-size") || !q->base.n_ctx) q->base.n_ctx = asked->n_prompt + asked->n_gen;
+    if (!cli_given(g, "--ctx-size") || !q->base.n_ctx)
+        q->base.n_ctx = asked->n_prompt + asked->n_gen;
     q->base.n_seq = a->parallel;
     q->base.share_prefixes = true;
     if (sl_planner_queue(ctx, v->machine, v->src->shape, miss, q, &queue, &c) != SL_OK)
