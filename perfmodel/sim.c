@@ -10,6 +10,8 @@
  * the part of its time in which it waits for memory.
  * Chance is spread evenly: the i-th draw of a distribution is its quantile at i times the golden
  * ratio, so results are the same every time and their error falls with the number of draws. */
+#include "perfmodel/sim.h"
+#include "perfmodel/sl_bound.h"
 #include "perfmodel/work.h"
 
 #include <assert.h>
@@ -52,7 +54,7 @@ struct disk {
     uint32_t cap;
 };
 
-typedef struct sim {
+struct sim {
     const sl_forecast_in *in;
     const sl_shape *shape;
     const sl_plan *plan;
@@ -67,8 +69,10 @@ typedef struct sim {
     uint32_t *parts_of;         /* [n_layer] */
     uint32_t n_parts;
     /* the pass */
-    double rows, first;
-    uint32_t pass;              /* of the prompt, counted from 0 */
+    double rows, logits;
+    const sl_rows *runs;        /* [n_runs] of each sequence */
+    uint32_t n_runs;
+    double parts_rows;          /* that the parts were made for; 0: none */
     bool settled;               /* the slots hold what earlier passes left there */
     double now, began;
     struct disk disk;
@@ -85,7 +89,7 @@ typedef struct sim {
     sl_timeline *line;
     uint32_t last[2];           /* spans of the CPU and of the disk that may go on */
     const sl_step *step;
-} sim;
+};
 
 #define HIT UINT64_MAX
 #define NO_SPAN UINT32_MAX
@@ -253,19 +257,29 @@ static void stage(sim *s, work w, double rows)
     compute(s, &w);
 }
 
+/* Every row of a decoding sequence comes alone; a prompt's rows share their keys. */
+static work attention(const sim *s, uint32_t layer, uint64_t ctx_flops, uint64_t ctx_bytes,
+                      uint64_t row_bytes)
+{
+    const sl_layer_shape *l = &s->shape->layers[layer];
+    double drawn = 0, read = 0, before = 0, width = (double)l->k_elems + l->v_elems;
+    for (uint32_t i = 0; i < s->n_runs; i++) {
+        const sl_rows *r = &s->runs[i];
+        double positions = sl_bound_attended(r->first, r->n, l->window);
+        before += l->window ? SL_MIN(r->first, l->window - 1) : r->first;
+        if (r->n > 1) read += positions;
+        else drawn += positions;
+    }
+    double seconds = sl_machine_decode_seconds(&s->cost, drawn * width, drawn * (double)ctx_flops)
+                   + read * (double)ctx_flops / s->cost.prefill_flops_s;
+    double bytes = before * (double)ctx_bytes + s->rows * (double)row_bytes;
+    return work_of(seconds, bytes / s->dram_s, seconds, bytes);
+}
+
 static void attend(sim *s)
 {
-    const sl_layer_shape *l = &s->shape->layers[s->step->layer];
-    double n = s->rows, first = s->first, window = l->window;
-    double growing = l->window ? fmin(fmax(window - first, 0), n) : n;
-    double positions = growing * first + growing * (growing + 1) / 2 + (n - growing) * window;
-    double before = l->window ? fmin(first, window - 1) : first;
-    double elems = positions * ((double)l->k_elems + l->v_elems);
-    double flops = positions * (double)s->step->ctx_flops;
-    double seconds = n > 1 ? flops / s->cost.prefill_flops_s
-                           : sl_machine_decode_seconds(&s->cost, elems, flops);
-    double bytes = before * (double)s->step->ctx_bytes + n * (double)s->step->row_bytes;
-    stage(s, work_of(seconds, bytes / s->dram_s, seconds, bytes), n);
+    const sl_step *st = s->step;
+    stage(s, attention(s, st->layer, st->ctx_flops, st->ctx_bytes, st->row_bytes), s->rows);
 }
 
 /* ---- what a layer's parts take in passes of some rows ---- */
@@ -344,6 +358,8 @@ static void set_experts(const sim *s, struct parts *p)
 /* For passes of s->rows rows. */
 static void set_parts(sim *s)
 {
+    if (s->parts_rows == s->rows) return;
+    s->parts_rows = s->rows;
     s->n_parts = 0;
     for (uint32_t i = 0; i < s->shape->n_layer; i++) {
         const sl_layer_shape *l = &s->shape->layers[i];
@@ -581,7 +597,7 @@ static void run_step(sim *s)
     case SL_STEP_ROUTE: stage(s, p->route, s->rows); break;
     case SL_STEP_EXPERTS: experts(s); break;
     case SL_STEP_HEAD:
-        stage(s, product(s, &s->shape->head, 1, (double)st->bytes, 1), 1);
+        stage(s, product(s, &s->shape->head, 1, (double)st->bytes, s->logits), s->logits);
         break;
     }
     if (!ring || st->kind != SL_STEP_EXPERTS) return;
@@ -589,8 +605,20 @@ static void run_step(sim *s)
     ask_section(s);
 }
 
-/* Seconds of a pass of s->rows rows from position s->first on. */
-static double run_pass(sim *s, bool head, sl_timeline *line)
+static void set_rows(sim *s, const sl_rows *rows, uint32_t n)
+{
+    s->runs = rows;
+    s->n_runs = n;
+    s->rows = s->logits = 0;
+    for (uint32_t i = 0; i < n; i++) {
+        s->rows += rows[i].n;
+        s->logits += rows[i].draws;
+    }
+    set_parts(s);
+}
+
+/* Seconds of a pass of s->rows rows. */
+static double run_pass(sim *s, sl_timeline *line)
 {
     double from = s->now;
     s->line = line;
@@ -598,16 +626,16 @@ static double run_pass(sim *s, bool head, sl_timeline *line)
     s->last[0] = s->last[1] = NO_SPAN;
     for (uint32_t i = 0; i < s->n_steps; i++) {
         s->step = &s->steps[i];
-        if (s->step->kind != SL_STEP_HEAD || head) run_step(s);
+        if (s->step->kind != SL_STEP_HEAD || s->logits > 0) run_step(s);
     }
     s->line = NULL;
     return s->now - from;
 }
 
-/* A phase begins with nothing on its way but the first sections. */
-static void begin_phase(sim *s)
+void sim_begin(sim *s, bool settled)
 {
     s->now = 0;
+    s->settled = settled;
     s->ring_at = s->ring_next = 0;
     s->step = &s->steps[0];
     memset(s->have[1], 0, s->n_expert * sizeof *s->have[1]);
@@ -617,21 +645,97 @@ static void begin_phase(sim *s)
         ask_section(s);
 }
 
-/* ---- phases ---- */
-
-/* Runs a pass and counts it `times`. */
-static double count_pass(sim *s, sl_phase *f, double times, bool head, sl_timeline *line)
+double sim_pass(sim *s, const sl_rows *rows, uint32_t n, double times, sl_timeline *line,
+                sl_phase *f)
 {
     double bytes = s->disk.asked;
+    set_rows(s, rows, n);
     memset(s->busy, 0, sizeof s->busy);
     s->wait = 0;
-    double seconds = run_pass(s, head, line);
+    double seconds = run_pass(s, line);
     f->seconds += times * seconds;
     f->wait_s += times * s->wait;
     f->disk_bytes += times * (s->disk.asked - bytes);
     for (int r = 0; r < SL_N_RESOURCES; r++) f->busy_s[r] += times * s->busy[r];
+    s->settled = true;
     return seconds;
 }
+
+/* ---- the least that a pass takes ---- */
+
+/* Experts of a layer that a pass has to read. */
+static double least_missing(const sim *s, uint32_t layer)
+{
+    const struct parts *p = parts_of(s, layer);
+    const sl_layer_shape *l = p->of;
+    const sl_slot_class *k = &s->plan->cls[sl_plan_class(s->plan, l)];
+    double share = (double)k->n_slots / SL_MAX(k->n_experts, 1), missed = 0;
+    if (s->rows > s->plan->stored_rows) {
+        double here = fmax((double)k->n_slots - s->class_first[layer], 0);
+        return p->n_experts * (1 - fmin(here / l->n_expert, 1));
+    }
+    if (s->rows > 1)
+        return p->n_experts
+             * (1 - fmin(sl_miss_hit(s->in->miss, share), share * l->n_expert / p->n_experts));
+    for (uint32_t m = 0; m < SL_MAX_MISSED; m++) missed += 1 - p->cdf[m];
+    return missed;
+}
+
+static void least_of_layer(const sim *s, uint32_t layer, double elem_s, sim_least *ret)
+{
+    const struct parts *p = parts_of(s, layer);
+    const sl_layer_shape *l = p->of;
+    uint32_t n_stages = l->n_expert ? 4 : 3;            /* experts apart */
+    double routed = s->rows * l->n_used, each = 0;
+    for (int q = 0; q < QUANTILES; q++) each += p->expert[q].s / QUANTILES;
+    ret->compute_s += p->qkv.s + p->post.s + p->all_rows.s
+                    + n_stages * (s->cost.stage_s + s->rows * elem_s);
+    if (s->streamed && layer >= s->plan->n_dense_layers)
+        ret->disk_bytes +=
+            (double)(l->qkv_bytes + l->post_bytes + l->router_bytes + l->ffn_bytes);
+    if (!l->n_expert) return;
+    ret->compute_s += p->route.s + p->n_experts * each + routed * elem_s
+                    + (s->rows > 1 ? s->cost.call_s : s->cost.stage_s)
+                    + (l->ffn_bytes ? s->rows * elem_s : 0);
+    if (s->streamed) ret->disk_bytes += least_missing(s, layer) * (double)l->expert_bytes;
+}
+
+sim_least sim_weights(sim *s, double n_rows)
+{
+    double elem_s = s->shape->d_model * s->cost.elem_s;
+    sim_least all = { .compute_s = s->cost.stage_s + n_rows * elem_s };     /* embedding */
+    s->rows = n_rows;
+    set_parts(s);
+    for (uint32_t i = 0; i < s->shape->n_layer; i++) least_of_layer(s, i, elem_s, &all);
+    return all;
+}
+
+double sim_others_s(sim *s, const sl_rows *rows, uint32_t n)
+{
+    double seconds = 0, layer_s = 0;
+    uint32_t logits = 0;
+    const sl_layer_shape *before = NULL;
+    s->runs = rows;
+    s->n_runs = n;
+    s->rows = 0;
+    for (uint32_t i = 0; i < n; i++) s->rows += rows[i].n, logits += rows[i].draws;
+    for (uint32_t i = 0; i < s->n_steps; i++) {
+        const sl_step *st = &s->steps[i];
+        if (st->kind != SL_STEP_ATTEND) continue;
+        const sl_layer_shape *l = &s->shape->layers[st->layer];
+        if (!before || memcmp(before, l, sizeof *l))
+            layer_s = attention(s, st->layer, st->ctx_flops, st->ctx_bytes, st->row_bytes).s;
+        seconds += layer_s;
+        before = l;
+    }
+    double head = (double)(s->shape->head_bytes ? s->shape->head_bytes : s->shape->embed_bytes);
+    if (logits)
+        seconds += s->cost.stage_s + logits * s->shape->d_model * s->cost.elem_s
+                 + product(s, &s->shape->head, 1, head, logits).s;
+    return seconds;
+}
+
+/* ---- one sequence ---- */
 
 static void end_phase(sl_phase *f, double n_tokens)
 {
@@ -645,24 +749,17 @@ static void prompt(sim *s, sl_timeline *line, sl_phase *f)
 {
     uint32_t n = s->in->load.n_prompt, rows = SL_MIN(n, s->plan->max_rows);
     uint32_t n_full = n / rows, rest = n % rows, n_some = SL_MIN(n_full - 1, MAX_PASSES - 2);
-    s->rows = rows;
-    s->first = 0;
-    s->settled = false;
-    set_parts(s);
-    begin_phase(s);
-    count_pass(s, f, 1, n == rows, line);
-    s->settled = true;
+    sl_rows r = { .n = rows, .draws = n == rows };
+    sim_begin(s, false);
+    sim_pass(s, &r, 1, 1, line, f);
     for (uint32_t i = 0; i < n_some; i++) {
         double times = (n_full - 1.0) / n_some;
-        s->first = rows * (1 + times * (i + 0.5) - 0.5);
-        count_pass(s, f, times, i + 1 == n_some && !rest, NULL);
+        r.first = (uint32_t)(rows * (1 + times * (i + 0.5) - 0.5));
+        r.draws = i + 1 == n_some && !rest;
+        sim_pass(s, &r, 1, times, NULL, f);
     }
-    if (rest) {
-        s->rows = rest;
-        s->first = n - rest;
-        set_parts(s);
-        count_pass(s, f, 1, true, NULL);
-    }
+    r = (sl_rows){ .first = n - rest, .n = rest, .draws = true };
+    if (rest) sim_pass(s, &r, 1, 1, NULL, f);
     end_phase(f, n);
 }
 
@@ -690,18 +787,17 @@ static void decode(sim *s, sl_timeline *line, sl_forecast *f)
 {
     double n_gen = s->in->load.n_gen, seconds[MAX_TOKENS];
     uint64_t draw[MAX_TOKENS];
-    uint32_t n_turns = 1;
+    uint32_t n_turns = 1, at[MAX_TOKENS];
     for (uint32_t i = 0; i < s->shape->n_layer; i++) n_turns += s->shape->layers[i].n_expert > 0;
     uint32_t n = s->streamed ? SL_MIN(SL_MAX(DRAWS / n_turns, MIN_TOKENS), MAX_TOKENS) : MIN_TOKENS;
-    s->rows = 1;
-    s->settled = true;
-    set_parts(s);
-    begin_phase(s);
+    sl_rows r = { .n = 1, .draws = true };
+    set_rows(s, &r, 1);
+    sim_begin(s, true);
     expected_misses(s, f);
     for (uint32_t i = 0; i < n; i++) {
         draw[i] = s->draw;
-        s->first = s->in->load.n_prompt + fmax((i + 0.5) / n * n_gen - 0.5, 0);
-        seconds[i] = count_pass(s, &f->decode, n_gen / n, true, NULL);
+        r.first = at[i] = (uint32_t)(s->in->load.n_prompt + fmax((i + 0.5) / n * n_gen - 0.5, 0));
+        seconds[i] = sim_pass(s, &r, 1, n_gen / n, NULL, &f->decode);
     }
     end_phase(&f->decode, n_gen);
     if (!line || !(n_gen > 0)) return;
@@ -710,8 +806,8 @@ static void decode(sim *s, sl_timeline *line, sl_forecast *f)
     for (uint32_t i = 1; i < n; i++)
         if (fabs(seconds[i] - mean) < fabs(seconds[best] - mean)) best = i;
     s->draw = draw[best];
-    s->first = s->in->load.n_prompt + fmax((best + 0.5) / n * n_gen - 0.5, 0);
-    run_pass(s, true, line);
+    r.first = at[best];
+    run_pass(s, line);
 }
 
 /* What chance and rounding win over the bound is given back, as time in which nothing is done. */
@@ -731,32 +827,46 @@ static void *take(char **at, size_t n, size_t size)
     return p;
 }
 
-/* Tables of all layers, in one block. */
-static sl_status take_tables(sl_ctx *ctx, sim *s, void **ret_block)
+/* The handle and tables of all layers, in one block. */
+sl_status sim_create(sl_ctx *ctx, const sl_forecast_in *in, sim **ret)
 {
-    const sl_layer_shape *l = s->shape->layers;
-    uint32_t n = s->shape->n_layer, n_steps = sl_pipe_max_steps(s->shape);
-    for (uint32_t i = 0; i < n; i++) s->n_expert = SL_MAX(s->n_expert, l[i].n_expert);
+    const sl_machine *m = in->machine;
+    const sl_plan *plan = in->plan;
+    const sl_layer_shape *l = in->shape->layers;
+    uint32_t n = in->shape->n_layer, n_steps = sl_pipe_max_steps(in->shape), n_expert = 0;
+    for (uint32_t i = 0; i < n; i++) n_expert = SL_MAX(n_expert, l[i].n_expert);
     /* a layer's experts, those read ahead (wanted or not), two sections */
-    s->disk.cap = s->n_expert + 2 * AHEAD_MAX + 2;
-    size_t bytes = n_steps * sizeof *s->steps + n * (sizeof *s->parts + 2 * sizeof(uint32_t))
-                 + s->disk.cap * sizeof *s->disk.ring + 2 * s->n_expert * sizeof(uint64_t) + 8 * 64;
-    char *at = *ret_block = calloc(1, bytes);
+    uint32_t cap = n_expert + 2 * AHEAD_MAX + 2;
+    size_t bytes = sizeof(sim) + n_steps * sizeof(sl_step)
+                 + n * (sizeof(struct parts) + 2 * sizeof(uint32_t)) + cap * sizeof(struct read)
+                 + 2 * n_expert * sizeof(uint64_t) + 9 * 64;
+    char *at = calloc(1, bytes);
     if (!at) return sl_fail(ctx, SL_E_NOMEM, "simulation of %u layers: %zu bytes", n, bytes);
+    sim *s = take(&at, 1, sizeof *s);
+    *s = (sim){ .in = in, .shape = in->shape, .plan = plan, .m = m, .n_expert = n_expert,
+                .threads = plan->n_threads ? plan->n_threads : m->id.cores,
+                .streamed = plan->weights == SL_WEIGHTS_STREAMED,
+                .disk = { .cap = cap,
+                          .depth = plan->read_depth ? plan->read_depth : STORE_DEPTH,
+                          .max_request = plan->read_bytes ? plan->read_bytes : STORE_BYTES,
+                          .latency_s = m->disk.n_curves ? m->disk.latency_s : 0 } };
+    s->cost = sl_machine_cost_at(m, s->threads);
+    s->dram_s = sl_machine_dram_s(m, s->threads);
     s->steps = take(&at, n_steps, sizeof *s->steps);
     s->parts = take(&at, n, sizeof *s->parts);
     s->parts_of = take(&at, n, sizeof *s->parts_of);
     s->class_first = take(&at, n, sizeof *s->class_first);
-    s->disk.ring = take(&at, s->disk.cap, sizeof *s->disk.ring);
-    s->have[0] = take(&at, s->n_expert, sizeof *s->have[0]);
-    s->have[1] = take(&at, s->n_expert, sizeof *s->have[1]);
-    s->n_steps = sl_pipe_build(s->shape, s->plan, s->steps);
+    s->disk.ring = take(&at, cap, sizeof *s->disk.ring);
+    s->have[0] = take(&at, n_expert, sizeof *s->have[0]);
+    s->have[1] = take(&at, n_expert, sizeof *s->have[1]);
+    s->n_steps = sl_pipe_build(s->shape, plan, s->steps);
     uint32_t before[SL_SLOT_CLASSES] = { 0 };
     for (uint32_t i = 0; s->streamed && i < n; i++) {
-        uint32_t c = l[i].n_expert ? sl_plan_class(s->plan, &l[i]) : 0;
+        uint32_t c = l[i].n_expert ? sl_plan_class(plan, &l[i]) : 0;
         s->class_first[i] = before[c];
         before[c] += l[i].n_expert;
     }
+    *ret = s;
     return SL_OK;
 }
 
@@ -764,26 +874,16 @@ sl_status sl_sim_run(sl_ctx *ctx, const sl_forecast_in *in, sl_timeline *decode_
                      sl_timeline *prompt_pass, sl_forecast *ret)
 {
     assert(in->load.n_prompt && in->plan->max_rows && in->miss);
-    const sl_machine *m = in->machine;
-    const sl_plan *plan = in->plan;
-    sim s = { .in = in, .shape = in->shape, .plan = plan, .m = m,
-              .threads = plan->n_threads ? plan->n_threads : m->id.cores,
-              .streamed = plan->weights == SL_WEIGHTS_STREAMED,
-              .disk = { .depth = plan->read_depth ? plan->read_depth : STORE_DEPTH,
-                        .max_request = plan->read_bytes ? plan->read_bytes : STORE_BYTES,
-                        .latency_s = m->disk.n_curves ? m->disk.latency_s : 0 } };
-    void *block;
-    s.cost = sl_machine_cost_at(m, s.threads);
-    s.dram_s = sl_machine_dram_s(m, s.threads);
-    SL_TRY(take_tables(ctx, &s, &block));
+    sim *s;
+    SL_TRY(sim_create(ctx, in, &s));
     sl_forecast bound = sl_stage1(in), f = { .grade = bound.grade, .peak_bytes = bound.peak_bytes };
-    prompt(&s, prompt_pass, &f.prompt);
-    decode(&s, decode_pass, &f);
+    prompt(s, prompt_pass, &f.prompt);
+    decode(s, decode_pass, &f);
     not_below(&bound.prompt, &f.prompt);
     not_below(&bound.decode, &f.decode);
     f.ttft_s = f.prompt.seconds;
     f.stall_share = f.decode.seconds > 0 ? f.decode.wait_s / f.decode.seconds : 0;
-    free(block);
+    free(s);
     *ret = f;
     return SL_OK;
 }

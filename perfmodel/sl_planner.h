@@ -6,7 +6,7 @@
 #ifndef SL_PLANNER_H
 #define SL_PLANNER_H
 
-#include "perfmodel/sl_forecast.h"
+#include "perfmodel/sl_queue.h"
 
 /* What the caller decided; the rest is searched. */
 typedef struct sl_planner_params {
@@ -49,6 +49,37 @@ SL_API SL_NODISCARD sl_status sl_planner_run(sl_ctx *ctx, const sl_machine *m,
                                              const sl_shape *shape, const sl_miss_model *miss,
                                              const sl_planner_params *p, bool gains,
                                              sl_choice *ret);
+
+/* ---- many sequences ---- */
+
+enum { SL_PLANNER_MAX_SEQ = 512, SL_PLANNER_MAX_ROWS = 2048 };
+
+/* What was tried beside the choice. */
+typedef struct sl_queue_try {
+    uint32_t n_seq, max_rows;
+    uint64_t kv_positions;
+    double seconds;
+} sl_queue_try;
+enum { SL_PLANNER_TRIES = 48 };
+
+typedef struct sl_queue_choice {
+    sl_plan_params params;
+    sl_plan plan;
+    sl_lens_bound bound;        /* stage 1: of any number of sequences in this budget */
+    sl_queue_forecast forecast; /* stage 2 of this plan */
+    uint32_t n_tries;
+    sl_queue_try tries[SL_PLANNER_TRIES];       /* each as it was simulated */
+} sl_queue_choice;
+
+/* How many sequences at once, in room for how many positions, in passes of how many rows: what
+ * takes the queue least. Begins with what stage 1 finds best and goes on to neighbours as long as
+ * stage 2 gains 1 %. p->base: as above, but its n_seq (0: searched), kv_positions (0: searched) and
+ * max_rows (p->fix_rows); its n_ctx holds every prompt. p->load and p->keep are not used.
+ * Errors: those of sl_plan_make for one sequence, SL_E_NOMEM. */
+SL_API SL_NODISCARD sl_status sl_planner_queue(sl_ctx *ctx, const sl_machine *m,
+                                               const sl_shape *shape, const sl_miss_model *miss,
+                                               const sl_planner_params *p, const sl_queue *queue,
+                                               sl_queue_choice *ret);
 
 /* The machine with `factor` times as much of a resource, factor >= 1: SL_RES_DISK (bytes/s of every
  * measured point), SL_RES_DRAM, SL_RES_CPU. A measured product is then as fast as what binds it

@@ -1,8 +1,13 @@
 /* tests/t_batch.c - many requests at once in less room than they want: prompts that begin alike,
  * random lengths, cancellations at random moments, sequences that give their keys and values back.
  * Every one of them draws the tokens that it draws alone. The blocks' invariants hold after every
- * step. */
+ * step.
+ * With a number of seconds it is a soak instead: the same for so long, half of it with weights in
+ * RAM and half with weights from disk; memory stays flat, and no request waits for ever. */
 #include "runtime/engine.h"
+
+#include <malloc.h>
+#include <time.h>
 
 #include "tests/t.h"
 
@@ -23,6 +28,7 @@ typedef struct running {
     const job *job;             /* NULL: the place is free */
     sl_seq id;
     uint32_t n_drawn;
+    uint64_t began;             /* pass */
 } running;
 
 static sl_ctx *ctx;
@@ -30,17 +36,23 @@ static sl_model *m;
 static job jobs[N_REQUESTS];
 static uint32_t n_jobs = N_REQUESTS;
 
-static sl_engine *open_engine(uint32_t n_seq, uint64_t kv_positions, bool share)
+static sl_plan_params params(uint32_t n_seq, uint64_t kv_positions, bool share)
 {
     sl_plan_params p = sl_plan_defaults();
-    sl_plan plan;
-    sl_engine *e = NULL;
     p.n_ctx = N_CTX;
     p.n_seq = n_seq;
     p.max_rows = 96;
     p.n_threads = share ? 2 : 1;
     p.kv_positions = kv_positions;
     p.share_prefixes = share;
+    return p;
+}
+
+static sl_engine *open_engine(uint32_t n_seq, uint64_t kv_positions, bool share)
+{
+    sl_plan_params p = params(n_seq, kv_positions, share);
+    sl_plan plan;
+    sl_engine *e = NULL;
     T_NEED(sl_plan_make(ctx, sl_model_shape(m), &p, &plan) == SL_OK, "%s", sl_error(ctx));
     T_NEED(sl_engine_open(ctx, m, &plan, &e) == SL_OK, "%s", sl_error(ctx));
     return e;
@@ -114,6 +126,16 @@ static void take(const char *name, sl_engine *e, running *r, const sl_engine_eve
     ++*done;
 }
 
+/* Cancels about one in eight of those that run, sooner or later; returns its number or -1. */
+static int maybe_cancel(sl_engine *e, running *r)
+{
+    if (!r->job || t_below(400)) return -1;
+    int number = (int)(r->job - jobs);
+    sl_engine_cancel(e, r->id);
+    r->job = NULL;
+    return number;
+}
+
 /* All requests, in any order; about one in eight of those that run is cancelled and comes again. */
 static sl_engine_stats crowd(const char *name, uint64_t kv_positions, bool share)
 {
@@ -122,12 +144,9 @@ static sl_engine_stats crowd(const char *name, uint64_t kv_positions, bool share
     uint32_t next = 0, done = 0, cancelled = 0, again[N_REQUESTS], n_again = 0;
     while (done < n_jobs) {
         for (uint32_t i = 0; i < N_SEQ; i++) {
-            if (r[i].job && !t_below(400)) {
-                again[n_again++] = (uint32_t)(r[i].job - jobs);
-                sl_engine_cancel(e, r[i].id);
-                r[i].job = NULL;
-                cancelled++;
-            }
+            int gone = maybe_cancel(e, &r[i]);
+            if (gone >= 0) again[n_again++] = (uint32_t)gone;
+            cancelled += gone >= 0;
             if (r[i].job || (next == n_jobs && !n_again) || !t_below(3)) continue;
             r[i] = (running){ .job = &jobs[n_again ? again[--n_again] : next++] };
             T_NEED(sl_engine_submit(e, &r[i].job->r, &r[i].id) == SL_OK, "%s", sl_error(ctx));
@@ -235,8 +254,100 @@ static void check_two_go_on(void)
     sl_engine_close(&e);
 }
 
-int main(void)
+/* ---- a soak ---- */
+
+static double now_s(void)
 {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+static double resident_mib(void)
+{
+    unsigned long all = 0, resident = 0;
+    FILE *f = fopen("/proc/self/statm", "r");
+    T_NEED(f && fscanf(f, "%lu %lu", &all, &resident) == 2, "/proc/self/statm");
+    fclose(f);
+    return (double)resident * (double)sysconf(_SC_PAGESIZE) / (1 << 20);
+}
+
+/* The least budget that a plan of streamed weights fits. */
+static sl_engine *open_streamed(void)
+{
+    sl_plan_params p = params(N_SEQ, 2 * N_CTX, true);
+    sl_plan plan;
+    sl_engine *e = NULL;
+    p.ram_hard = true;
+    for (p.ram_bytes = 1 << 20;; p.ram_bytes += 1 << 18)
+        if (sl_plan_make(ctx, sl_model_shape(m), &p, &plan) == SL_OK) break;
+    T_NEED(plan.weights == SL_WEIGHTS_STREAMED, "a plan of %llu bytes streams nothing",
+           (unsigned long long)p.ram_bytes);
+    T_NEED(sl_engine_open(ctx, m, &plan, &e) == SL_OK, "%s", sl_error(ctx));
+    return e;
+}
+
+/* The oldest of N_SEQ never waits, and each lasts so many passes at most. */
+#define LONGEST ((uint64_t)N_SEQ * (MAX_PROMPT + MAX_NEW))
+
+static void soak(const char *name, sl_engine *e, double seconds)
+{
+    running r[N_SEQ] = { { 0 } };
+    double from = now_s(), now = from, settled = 0, slowest = 0;
+    uint32_t done = 0, cancelled = 0;
+    uint64_t longest = 0;
+    size_t heap = 0;
+    bool sanitized = getenv("SLUICE_SANITIZED") != NULL;
+    while (now - from < seconds) {
+        sl_engine_stats st;
+        sl_engine_get_stats(e, &st);
+        for (uint32_t i = 0; i < N_SEQ; i++) {
+            cancelled += maybe_cancel(e, &r[i]) >= 0;
+            if (r[i].job) longest = SL_MAX(longest, st.passes - r[i].began);
+            if (r[i].job || !t_below(3)) continue;
+            r[i] = (running){ .job = &jobs[t_below(n_jobs)], .began = st.passes };
+            T_NEED(sl_engine_submit(e, &r[i].job->r, &r[i].id) == SL_OK, "%s", sl_error(ctx));
+        }
+        const sl_engine_event *ev;
+        uint32_t n;
+        alarm(60);              /* a step that hangs ends the soak */
+        T_NEED(sl_engine_step(e, &ev, &n) == SL_OK, "%s", sl_error(ctx));
+        for (uint32_t k = 0; k < n; k++) take(name, e, r, &ev[k], &done);
+        double was = now;
+        now = now_s();
+        slowest = now - was > slowest ? now - was : slowest;
+        if (st.passes % 64 == 0) kv_check(&e->kv);
+        if (settled > 0 || now - from < 0.2 * seconds) continue;
+        settled = resident_mib();
+        heap = mallinfo2().uordblks;
+    }
+    double grown = resident_mib() - settled;
+    size_t heap_now = mallinfo2().uordblks;
+    sl_engine_stats st;
+    sl_engine_get_stats(e, &st);
+    printf("%s, %.0f s: %u requests, %u cancelled, %llu passes, %llu preemptions, %llu tokens "
+           "shared; at most %llu passes each, %.2f s a pass; %.1f MiB resident, %+.2f since a fifth "
+           "of the time\n", name, seconds, done, cancelled, (unsigned long long)st.passes,
+           (unsigned long long)st.preemptions, (unsigned long long)st.shared_tokens,
+           (unsigned long long)longest, slowest, settled, grown);
+    T_CHECK(done && st.preemptions && st.shared_tokens, "%s: nothing was short or shared", name);
+    T_CHECK(longest < LONGEST, "%s: a request waited for %llu passes", name,
+            (unsigned long long)longest);
+    /* sanitizers keep freed memory for a while, and know of leaks themselves */
+    T_CHECK(sanitized || grown < 1, "%s: %.2f MiB more", name, grown);
+    T_CHECK(sanitized || heap_now < heap + (256 << 10), "%s: %zu bytes of the heap, %zu before",
+            name, heap_now, heap);
+    for (uint32_t i = 0; i < N_SEQ; i++)
+        if (r[i].job) sl_engine_cancel(e, r[i].id);
+    kv_check(&e->kv);
+    T_CHECK(e->kv.n_free == e->kv.n_blocks, "%s: %u of %u blocks are free", name, e->kv.n_free,
+            e->kv.n_blocks);
+    sl_engine_close(&e);
+}
+
+int main(int argc, char **argv)
+{
+    double seconds = argc > 1 ? atof(argv[1]) : 0;
     alarm(280);
     t_begin();
     if (getenv("SLUICE_SANITIZED")) n_jobs = 100;
@@ -244,6 +355,13 @@ int main(void)
     T_NEED(sl_model_open(ctx, "models/sluice-bard-q8_0.gguf", &m) == SL_OK, "%s", sl_error(ctx));
     make_jobs();
     run_alone();
+    if (seconds > 0) {
+        soak("in RAM", open_engine(N_SEQ, 2 * N_CTX, true), seconds / 2);
+        soak("from disk", open_streamed(), seconds / 2);
+        sl_model_close(&m);
+        sl_ctx_destroy(&ctx);
+        return t_end();
+    }
     sl_engine_stats st = crowd("room for all", 0, false);
     T_CHECK(!st.preemptions && !st.shared_tokens && !st.recomputed_tokens, "nothing was short");
     st = crowd("room for 1, nothing shared", N_CTX, false);

@@ -476,8 +476,9 @@ int batch_write(batch_file *f, json_t *obj)
                     f->out_name, strerror(err));
 }
 
-/* Results as read, one text for each line of the input. */
-static int write_sorted(const batch_file *f, const char *text, size_t n, const char *name)
+/* Results as read, one text for each line of the input, by way of a file `name` beside `to`. */
+static int write_sorted(const batch_file *f, const char *text, size_t n, const char *name,
+                        const char *to)
 {
     struct part { const char *at; size_t n; } *parts = calloc(f->n + 1ull, sizeof *parts);
     FILE *out = parts ? fopen(name, "w") : NULL;
@@ -495,7 +496,7 @@ static int write_sorted(const batch_file *f, const char *text, size_t n, const c
         if (parts[i].n) ok = fwrite(parts[i].at, 1, parts[i].n, out) == parts[i].n;
     if (ok) ok = fflush(out) == 0 && fsync(fileno(out)) == 0;
     if (out && fclose(out) != 0) ok = false;
-    if (ok) ok = rename(name, f->out_name) == 0;
+    if (ok) ok = rename(name, to) == 0;
     int err = errno;
     free(parts);
     if (ok) return CLI_DONE;
@@ -505,15 +506,19 @@ static int write_sorted(const batch_file *f, const char *text, size_t n, const c
 
 int batch_sort(batch_file *f)
 {
-    size_t n, len = strlen(f->out_name) + sizeof ".sorted";
+    size_t n, len;
+    char *to = realpath(f->out_name, NULL);     /* a link stays one */
+    if (!to) return cli_fail("put %s in order: %s", f->out_name, strerror(errno));
+    len = strlen(to) + sizeof ".sorted";
     char *text = read_all(f, &n), *name = malloc(len);
     int code = text && name ? CLI_DONE : CLI_FAILED;
     if (code == CLI_DONE) {
-        snprintf(name, len, "%s.sorted", f->out_name);
-        code = write_sorted(f, text, n, name);
+        snprintf(name, len, "%s.sorted", to);
+        code = write_sorted(f, text, n, name, to);
     }
     free(text);
     free(name);
+    free(to);
     return code;
 }
 

@@ -9,21 +9,17 @@
 #include <unistd.h>
 
 #include "offload/sl_device.h"
-#include "perfmodel/sl_lens.h"
 #include "tools/batch_file.h"
-#include "tools/machine_file.h"
+#include "tools/batch_prefix.h"
+#include "tools/queue_text.h"
 #include "tools/session.h"
 
-enum {
-    MAX_PARALLEL = 512,
-    MAX_ROWS = 2048,            /* of a pass */
-    MIN_ROWS = 64
-};
+enum { BLIND_SEQS = 64, BLIND_ROWS = 512 };     /* on a machine that nobody knows */
 
 struct args {
     const char *in, *out, *family;
     int64_t n;
-    uint32_t parallel, order;
+    uint32_t parallel, order, kv_positions;
     bool json;
 };
 
@@ -38,6 +34,9 @@ static const cli_option options[] = {
     { "-np,--parallel", CLI_U32, "N",
       "sequences at once (default: as many as pay, by memory and machine)", AT(parallel), 1,
       4096 },
+    { "--kv-positions", CLI_U32, "N",
+      "tokens of all sequences together that there is room for (default: as many as pay)",
+      AT(kv_positions), 1, 1 << 30 },
     { "--order", CLI_CHOICE, "finished|input",
       "results as they finish, or in the end in the order of the requests (default: finished)",
       AT(order), 0, 0 },
@@ -79,14 +78,16 @@ struct batch {
     bool has_chat;
     sl_chat chat;
     char no_chat[200];          /* why there is none */
-    sl_plan plan;
     struct slot *slots;         /* [n_slots] */
     uint32_t n_slots, n_running, next;      /* next: line to be begun */
     char *piece;                /* [sl_vocab_max_text] */
     uint32_t n_answered, n_refused, n_broken;
     uint64_t n_prompt, n_completion;
     double start_s, shown_s;
-    double bound_tok_s;         /* 0: unknown */
+    double middle_s[2], middle_tokens[2];       /* when a quarter and three quarters had ended */
+    double n_tokens;            /* of all requests to come */
+    bool has_forecast;
+    sl_queue_choice choice;     /* plan, forecast and bound, if it has one */
 };
 
 /* ---- a request becomes tokens ---- */
@@ -129,37 +130,49 @@ static bool encode(struct batch *b, const batch_request *r, int32_t **ret_ids, u
 
 /* ---- how many at once ---- */
 
-/* Lengths of all requests to come. */
+/* Lengths of all requests to come, as far as they are computed: what a prompt shares with an
+ * earlier one is not. */
 struct lengths {
     sl_lens_length *at;         /* [n] */
-    uint32_t n, longest;        /* prompt and answer */
-    double mean;
+    uint32_t n, longest;        /* prompt and answer, whole */
+    double mean, all;           /* all: tokens, shared ones too */
 };
 
-static int measure_lengths(struct batch *b, struct lengths *ret)
+static int add_length(struct lengths *l, batch_prefixes *seen, const int32_t *ids, uint32_t n,
+                      uint32_t max_tokens, uint32_t n_ctx)
 {
-    double sum = 0;
+    uint32_t shared, all = SL_MIN(n, 1u << 24) + SL_MIN(max_tokens, 1u << 24);
+    if (n_ctx && n > n_ctx) return CLI_DONE;    /* is refused */
+    if (!batch_prefixes_add(seen, ids, n, &shared)) return cli_fail("out of memory");
+    l->at[l->n++] = (sl_lens_length){ n - shared, max_tokens, 1 };
+    l->longest = SL_MAX(l->longest, all);
+    l->mean += all;
+    l->all += all;
+    return CLI_DONE;
+}
+
+/* n_ctx 0: any prompt fits. */
+static int measure_lengths(struct batch *b, uint32_t n_ctx, struct lengths *ret)
+{
     char why[200];
+    int code = CLI_DONE;
+    batch_prefixes seen = { 0 };
     *ret = (struct lengths){ .at = calloc(b->file.n + 1ull, sizeof *ret->at) };
     if (!ret->at) return cli_fail("out of memory");
-    for (uint32_t i = 0; i < b->file.n; i++) {
+    for (uint32_t i = 0; i < b->file.n && code == CLI_DONE; i++) {
         batch_request r;
         int32_t *ids = NULL;
         uint32_t n = 0;
         if (!b->file.lines[i].todo) continue;
         if (batch_parse(&b->file, &b->file.lines[i], &b->defaults, &r, why)
-            && encode(b, &r, &ids, &n, why)) {
-            ret->at[ret->n++] = (sl_lens_length){ n, r.max_tokens, 1 };
-            uint32_t all = SL_MIN(n, 1u << 24) + SL_MIN(r.max_tokens, 1u << 24);
-            ret->longest = SL_MAX(ret->longest, all);
-            sum += (double)n + r.max_tokens;
-        }
+            && encode(b, &r, &ids, &n, why))
+            code = add_length(ret, &seen, ids, n, r.max_tokens, n_ctx);
         free(ids);
         batch_request_free(&r);
-        if (cli_interrupted()) return CLI_INTERRUPTED;
     }
-    ret->mean = ret->n ? sum / ret->n : 0;
-    return CLI_DONE;
+    batch_prefixes_fini(&seen);
+    ret->mean /= SL_MAX(ret->n, 1);
+    return code;
 }
 
 static uint32_t round_up(double n, uint32_t unit)
@@ -167,36 +180,41 @@ static uint32_t round_up(double n, uint32_t unit)
     return (uint32_t)(ceil(fmax(n, 1) / unit) * unit);
 }
 
-/* What stage 1 finds best, by the room for keys and values; m NULL: an unknown machine. */
-static sl_lens_bound best_batch(struct batch *b, const sl_machine *m, const struct lengths *l,
-                                const sl_plan_params *p)
+/* Without a forecast: as many sequences as fit up to a plain number of them. */
+static int fit(struct batch *b, sl_plan_params *p, const struct lengths *l)
 {
-    sl_lens_bound none = { .sequences = MAX_PARALLEL / 8, .pass_tokens = MAX_ROWS / 4 };
-    const sl_shape *shape = sl_model_shape(b->s.model);
-    sl_miss_model miss;
-    if (!l->n || !m || cli_miss_model(b->s.ctx, shape, NULL, &miss) != CLI_DONE) return none;
-    sl_lens_box box = { .machine = m, .shape = shape, .miss = &miss, .threads = p->n_threads,
-                        .ram_bytes = (double)p->ram_bytes - (double)p->process_bytes,
-                        .kv_type = p->kv_type, .kv_block = SL_KV_BLOCK_ROWS };
-    sl_lens_bound best = sl_lens_batch(&box, l->at, l->n, l->n);
-    return best.sequences >= 1 ? best : none;
-}
-
-/* The most sequences up to n, with the rows of a pass, that fit the budget: stage 1 does not know
- * of every buffer. */
-static int fit(struct batch *b, sl_plan_params *p, const struct lengths *l, uint32_t n,
-               double pass_tokens, bool fix_rows)
-{
-    const sl_shape *shape = sl_model_shape(b->s.model);
-    p->share_prefixes = true;
+    uint32_t n = b->a->parallel ? b->a->parallel : SL_MIN((uint32_t)BLIND_SEQS, SL_MAX(l->n, 1));
     for (;; n = (n + 1) / 2) {
         p->n_seq = n;
-        p->kv_positions = (uint64_t)n * round_up(l->mean, SL_KV_BLOCK_ROWS);
-        if (!fix_rows)
-            p->max_rows = SL_MIN(SL_MAX(round_up(pass_tokens, MIN_ROWS), n), (uint32_t)MAX_ROWS);
-        if (sl_plan_make(b->s.ctx, shape, p, &b->plan) == SL_OK) return CLI_DONE;
-        if (n == 1) return cli_fail_ctx(b->s.ctx);
+        p->kv_positions = b->a->kv_positions;
+        if (!p->kv_positions) p->kv_positions = (uint64_t)n * round_up(l->mean, SL_KV_BLOCK_ROWS);
+        if (sl_plan_make(b->s.ctx, sl_model_shape(b->s.model), p, &b->choice.plan) == SL_OK)
+            return CLI_DONE;
+        if (n == 1 || b->a->parallel) return cli_fail_ctx(b->s.ctx);
     }
+}
+
+static int forecast(struct batch *b, const sl_machine *m, const struct lengths *l,
+                    sl_planner_params *q)
+{
+    const sl_shape *shape = sl_model_shape(b->s.model);
+    sl_miss_model miss;
+    sl_queue queue = { l->at, l->n, l->n };
+    int code = cli_miss_model(b->s.ctx, shape, NULL, &miss);
+    if (code != CLI_DONE) return code;
+    q->base.n_seq = b->a->parallel;
+    q->base.kv_positions = b->a->kv_positions;
+    if (sl_planner_queue(b->s.ctx, m, shape, &miss, q, &queue, &b->choice) != SL_OK)
+        return cli_fail_ctx(b->s.ctx);
+    b->has_forecast = b->choice.plan.weights != SL_WEIGHTS_STREAMED || m->disk.n_curves;
+    /* what is shared comes for nothing, and counts */
+    double computed = 0;
+    for (uint32_t i = 0; i < l->n; i++) computed += (double)l->at[i].prompt + l->at[i].gen;
+    b->choice.forecast.tok_per_s *= l->all / computed;
+    b->choice.forecast.full_tok_per_s *= l->all / computed;
+    b->choice.forecast.bound_tok_per_s *= l->all / computed;
+    b->choice.bound.tok_per_s *= l->all / computed;
+    return CLI_DONE;
 }
 
 /* Sequences, their room and the rows of a pass. */
@@ -208,21 +226,19 @@ static int choose(struct batch *b, const cli_engine_args *e, const cli_group *g)
     const sl_shape *shape = sl_model_shape(b->s.model);
     bool known = cli_machine_for_run(b->s.ctx, b->s.path, shape->total_bytes, &machine);
     const sl_machine *m = known ? &machine : NULL;
-    int code = measure_lengths(b, &l);
-    if (code == CLI_DONE)
-        code = cli_planner_params(e, g, b->s.ctx, shape, m, cli_available_bytes(), 1, &q);
+    int code = cli_planner_params(e, g, b->s.ctx, shape, m, cli_available_bytes(), 1, &q);
+    if (code != CLI_DONE) return code;
+    bool given = cli_given(g, "--ctx-size");
+    code = measure_lengths(b, given ? q.base.n_ctx : shape->n_ctx_train, &l);
     if (code == CLI_DONE) {
         uint32_t most = shape->n_ctx_train ? shape->n_ctx_train : 4096;
+        if (!given) q.base.n_ctx = SL_MIN(round_up(l.longest, SL_KV_BLOCK_ROWS), most);
         q.base.cpu_mask = b->s.cpu_mask;
         q.base.blas = e->blas && sl_device_has_blas();
-        if (!cli_given(g, "--ctx-size"))
-            q.base.n_ctx = SL_MIN(round_up(l.longest, SL_KV_BLOCK_ROWS), most);
-        sl_lens_bound best = best_batch(b, m, &l, &q.base);
-        uint32_t n = SL_MIN((uint32_t)ceil(best.sequences), (uint32_t)MAX_PARALLEL);
-        if (b->a->parallel) n = b->a->parallel;
-        b->bound_tok_s = best.tok_per_s;
-        code = fit(b, &q.base, &l, SL_MAX(SL_MIN(n, l.n), 1u), best.pass_tokens,
-                   cli_given(g, "--batch-size"));
+        q.base.share_prefixes = true;
+        if (!cli_given(g, "--batch-size")) q.base.max_rows = BLIND_ROWS;
+        b->n_tokens = l.all;
+        code = m && l.n ? forecast(b, m, &l, &q) : fit(b, &q.base, &l);
     }
     free(l.at);
     return code;
@@ -353,25 +369,36 @@ static int on_done(struct batch *b, struct slot *s, const sl_engine_event *ev)
 
 /* ---- the loop ---- */
 
-static double rate(const struct batch *b)
+/* Tokens so far, drawn ones and those of prompts that have begun. */
+static double tokens(const struct batch *b)
 {
     sl_engine_stats st;
     sl_engine_get_stats(b->s.engine, &st);
-    double s = cli_now_s() - b->start_s;
-    return s > 0 ? (double)(st.prompt_tokens + st.shared_tokens + st.drawn_tokens) / s : 0;
+    return (double)(st.prompt_tokens + st.shared_tokens + st.drawn_tokens);
+}
+
+/* By what is done so far, and in the beginning by the forecast. Negative: unknown. */
+static double left_s(const struct batch *b, double elapsed_s)
+{
+    double share = b->n_tokens > 0 ? fmin(tokens(b) / b->n_tokens, 1) : 0;
+    double trust = fmin(share / 0.05, 1), by_share = share > 0 ? elapsed_s / share - elapsed_s : 0;
+    if (!b->has_forecast) return share > 0.01 ? by_share : -1;
+    return trust * by_share + (1 - trust) * fmax(b->choice.forecast.seconds - elapsed_s, 0);
 }
 
 static void show_progress(struct batch *b)
 {
-    double now = cli_now_s(), s = now - b->start_s;
+    double now = cli_now_s(), s = now - b->start_s, left = left_s(b, s);
     uint32_t all = b->file.n_ids - b->file.n_done;
     uint32_t done = b->n_answered + b->n_refused + b->n_broken;
+    char time[32];
     if (!isatty(2) || now - b->shown_s < 0.5) return;
     b->shown_s = now;
     fprintf(stderr, "\rsluice: %" PRIu32 " of %" PRIu32 " requests, %" PRIu32
-            " at once, %.1f tok/s", done, all, b->n_running, rate(b));
-    if (b->bound_tok_s > 0) fprintf(stderr, " (at most %.1f)", b->bound_tok_s);
-    if (done) fprintf(stderr, ", %.0f s left", s / done * (all - done));
+            " at once, %.1f tok/s", done, all, b->n_running, tokens(b) / fmax(s, 1e-9));
+    if (b->has_forecast)
+        fprintf(stderr, " (forecast %.1f)", b->choice.forecast.tok_per_s);
+    if (left >= 0) fprintf(stderr, ", %s left", cli_duration(left, time));
     fputs("\033[K", stderr);
 }
 
@@ -387,6 +414,18 @@ static int fill_slots(struct batch *b)
         }
     }
     return CLI_DONE;
+}
+
+/* While these pass the pipeline is full. */
+static void note_middle(struct batch *b)
+{
+    uint32_t all = b->file.n_ids - b->file.n_done;
+    uint32_t done = b->n_answered + b->n_refused + b->n_broken;
+    for (uint32_t i = 0; i < 2; i++)
+        if (b->middle_s[i] == 0 && done >= (i ? all - all / 4 : all / 4)) {
+            b->middle_s[i] = cli_now_s();
+            b->middle_tokens[i] = tokens(b);
+        }
 }
 
 static int take_events(struct batch *b, const sl_engine_event *ev, uint32_t n)
@@ -412,6 +451,7 @@ static int loop(struct batch *b)
         if (sl_engine_step(b->s.engine, &ev, &n) != SL_OK) return cli_fail_ctx(b->s.ctx);
         code = take_events(b, ev, n);
         if (code != CLI_DONE) return code;
+        note_middle(b);
         show_progress(b);
     }
 }
@@ -432,8 +472,11 @@ static int print_summary(const struct batch *b, double s, int code)
         (json_int_t)st.shared_tokens, "preemptions", (json_int_t)st.preemptions,
         "recomputed_tokens", (json_int_t)st.recomputed_tokens);
     bool ok = obj && cli_session_json(&b->s, obj);
-    if (ok && b->bound_tok_s > 0)
-        ok = !json_object_set_new(obj, "bound_tok_per_s", json_real(b->bound_tok_s));
+    double full = (b->middle_tokens[1] - b->middle_tokens[0])
+                / (b->middle_s[1] - b->middle_s[0]);
+    if (ok && b->middle_s[1] > b->middle_s[0])
+        ok = !json_object_set_new(obj, "full_tok_per_s", json_real(full));
+    if (ok && b->has_forecast) ok = cli_queue_json(&b->choice, obj);
     if (ok) return cli_print_json(obj, code);
     json_decref(obj);
     return cli_fail("the summary is no valid JSON, or memory ran out");
@@ -443,17 +486,22 @@ static int summary(const struct batch *b, int code)
 {
     double s = cli_now_s() - b->start_s;
     sl_engine_stats st;
-    char rss[24], budget[24], bound[40] = "", more[120] = "";
+    char rss[24], budget[24], more[120] = "", error[24];
+    double tok_s = s > 0 ? (double)(b->n_prompt + b->n_completion) / s : 0;
     sl_engine_get_stats(b->s.engine, &st);
     if (isatty(2)) fputs("\r\033[K", stderr);
-    if (b->bound_tok_s > 0) snprintf(bound, sizeof bound, " (at most %.1f)", b->bound_tok_s);
     if (st.shared_tokens || st.preemptions)
         snprintf(more, sizeof more, "; %" PRIu64 " prompt tokens shared, %" PRIu64
                  " preemptions (%" PRIu64 " tokens again)", st.shared_tokens, st.preemptions,
                  st.recomputed_tokens);
     cli_note("%" PRIu32 " answers in %.1f s: %" PRIu64 " prompt and %" PRIu64
-             " new tokens, %.1f tok/s%s%s", b->n_answered, s, b->n_prompt, b->n_completion,
-             s > 0 ? (double)(b->n_prompt + b->n_completion) / s : 0, bound, more);
+             " new tokens, %.1f tok/s%s", b->n_answered, s, b->n_prompt, b->n_completion, tok_s,
+             more);
+    if (b->has_forecast && tok_s > 0)
+        cli_note("forecast %.1f tok/s (%s), error %s; at most %.1f tok/s",
+                 b->choice.forecast.tok_per_s, sl_grade_name(b->choice.forecast.grade),
+                 cli_forecast_error(b->choice.forecast.tok_per_s, tok_s, error),
+                 b->choice.bound.tok_per_s);
     cli_note("peak memory %s of %s", cli_bytes(cli_peak_rss(), rss),
              b->s.budget_bytes ? cli_bytes(b->s.budget_bytes, budget) : "an unknown amount");
     uint32_t missing = b->n_refused + b->n_broken + b->file.n_bad;
@@ -470,8 +518,8 @@ static int summary(const struct batch *b, int code)
 static int run(struct batch *b, cli_engine_args *e, const cli_group *g)
 {
     int code = choose(b, e, g);
-    uint32_t n_seq = b->plan.n_seq;
-    e->ready = &b->plan;
+    uint32_t n_seq = b->choice.plan.n_seq;
+    e->ready = &b->choice.plan;
     if (code == CLI_DONE) code = cli_session_start(e, g, n_seq, NULL, &b->s);
     if (code != CLI_DONE) return code;
     b->slots = calloc(n_seq, sizeof *b->slots);
@@ -482,6 +530,9 @@ static int run(struct batch *b, cli_engine_args *e, const cli_group *g)
     cli_note("%" PRIu32 " requests, %" PRIu32 " at once in room for %" PRIu64
              " positions, passes of up to %" PRIu32 " rows", b->file.n_ids - b->file.n_done, n_seq,
              (uint64_t)plan->n_kv_blocks * plan->kv_block_rows, plan->max_rows);
+    char line[200];
+    if (b->has_forecast) cli_note("%s", cli_queue_line(&b->choice, line));
+    cli_catch_sigint();         /* before, there is nothing to be ended in order */
     b->start_s = cli_now_s();
     code = loop(b);
     code = summary(b, code);
@@ -492,7 +543,6 @@ static int run(struct batch *b, cli_engine_args *e, const cli_group *g)
 
 static int start(struct batch *b, cli_engine_args *e, const cli_group *g)
 {
-    cli_catch_sigint();
     int code = cli_session_model(e, &b->s);
     if (code != CLI_DONE) return code;
     const sl_gguf *gguf = sl_model_gguf(b->s.model);

@@ -11,7 +11,7 @@
 
 struct args {
     const char *quant, *machine, *trace, *out;
-    uint32_t n_prompt, n_gen;
+    uint32_t n_prompt, n_gen, n_requests, parallel;
     uint64_t vram_bytes;
     bool json, llama_cpp;
 };
@@ -27,6 +27,11 @@ static const cli_option options[] = {
     { "-p,--n-prompt", CLI_U32, "N", "tokens of the prompt (default: 512)", AT(n_prompt), 1,
       1 << 24 },
     { "-n,--n-gen", CLI_U32, "N", "tokens written after it (default: 128)", AT(n_gen), 0, 1 << 24 },
+    { "--requests", CLI_U32, "N",
+      "a file of so many of these for `sluice batch`: tokens an hour, and how many at once",
+      AT(n_requests), 1, 1e9 },
+    { "-np,--parallel", CLI_U32, "N",
+      "with --requests: sequences at once (default: as many as pay)", AT(parallel), 1, 4096 },
     { "--trace", CLI_STR, "FILE",
       "how the model routes, recorded by `sluice run --trace-routing FILE`: a better forecast",
       AT(trace), 0, 0 },
@@ -44,23 +49,26 @@ static const char *const about =
     "Says before a download, from a model's header, a preset's name (`sluice synth --list`) or a\n"
     "Hugging Face config.json, how fast the model would be on this machine or another one: where every\n"
     "byte would lie, the forecast beside the bound that physics sets, what limits it, and what more of\n"
-    "each part would give. No weight is read and nothing is run.";
+    "each part would give. No weight is read and nothing is run. With --requests the same for a file\n"
+    "of so many prompts of -p tokens, each answered with -n.";
 
 /* The options that decide something, as they were given. */
-static char *command_line(int argc, char **argv, const char *model, const sl_source *src)
+static char *command_line(int argc, char **argv, const char *model, const sl_source *src,
+                          bool batch)
 {
     static const char *const plain =
         "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_./+=@%-";
     static const char *const keep[] = { "-c", "--ctx-size", "-t", "--threads", "-b", "--batch-size",
                                         "-ctk", "--cache-type-k", "-ctv", "--cache-type-v", "--ram",
-                                        "--policy", "--lookahead", "--read-depth", "--read-size" };
+                                        "--policy", "--lookahead", "--read-depth", "--read-size",
+                                        "-np", "--parallel" };
     char *line = NULL;
     size_t n = 0;
     FILE *out = open_memstream(&line, &n);
     if (!out) return NULL;
     const char *file = src->kind == SL_SOURCE_GGUF ? src->path : "MODEL.gguf";
     const char *quote = file[strspn(file, plain)] ? "'" : "";
-    fprintf(out, "sluice run");
+    fprintf(out, "sluice %s", batch ? "batch" : "run");
     if (model) fprintf(out, " -m %s%s%s", quote, file, quote);
     for (int i = 1; i < argc; i++)
         for (size_t k = 0; k < SL_LEN(keep); k++) {
@@ -70,7 +78,7 @@ static char *command_line(int argc, char **argv, const char *model, const sl_sou
             else if (!strncmp(argv[i], keep[k], len) && argv[i][len] == '=' && len > 2)
                 fprintf(out, " %s", argv[i]);
         }
-    fprintf(out, " -p \"...\"");
+    fprintf(out, batch ? " -i prompts.jsonl -o results.jsonl" : " -p \"...\"");
     if (!fclose(out)) return line;
     free(line);
     return NULL;
@@ -95,6 +103,56 @@ static int show(const struct args *a, sl_ctx *ctx, const plan_view *v)
     return cli_end_stdout(CLI_DONE);
 }
 
+/* The context holds the prompt and what is written. */
+static int take_context(const struct args *a, const cli_group *g, const sl_shape *shape,
+                        sl_planner_params *q)
+{
+    uint64_t n_ctx = q->base.n_ctx ? q->base.n_ctx : shape->n_ctx_train;
+    if ((uint64_t)a->n_prompt + a->n_gen > n_ctx) {
+        if (cli_given(g, "--ctx-size"))
+            return cli_fail("%" PRIu32 " tokens of a prompt and %" PRIu32
+                            " written do not fit a context of %" PRIu64 ": raise it with -c",
+                            a->n_prompt, a->n_gen, n_ctx);
+        q->base.n_ctx = a->n_prompt + a->n_gen;
+    }
+    return CLI_DONE;
+}
+
+static int need_disk(const plan_view *v)
+{
+    if (v->choice->plan.weights != SL_WEIGHTS_STREAMED || v->machine->disk.n_curves)
+        return CLI_DONE;
+    return cli_fail("%s does not fit in RAM whole, and nobody measured the machine's disk: "
+                    "`sluice probe` does", v->src->title);
+}
+
+/* A file of requests of one length. */
+static int plan_queue(const struct args *a, const cli_group *g, sl_ctx *ctx,
+                      const sl_miss_model *miss, sl_planner_params *q, plan_view *v)
+{
+    sl_lens_length length = { a->n_prompt, a->n_gen, 1 };
+    sl_queue queue = { &length, 1, a->n_requests };
+    sl_queue_choice c;
+    sl_choice places = { .n_tried = 0 };
+    if (!cli_given(g, "--ctx-size")) q->base.n_ctx = a->n_prompt + a->n_gen;
+    q->base.n_seq = a->parallel;
+    q->base.share_prefixes = true;
+    if (sl_planner_queue(ctx, v->machine, v->src->shape, miss, q, &queue, &c) != SL_OK)
+        return cli_fail_ctx(ctx);
+    places.params = c.params;
+    places.plan = c.plan;
+    v->choice = &places;
+    int code = need_disk(v);
+    if (code != CLI_DONE) return code;
+    if (a->json) {
+        json_t *obj = plan_queue_json(v, a->n_requests, &c);
+        return obj ? cli_print_json(obj, CLI_DONE)
+                   : cli_fail("the plan is no valid JSON, or memory ran out");
+    }
+    plan_print_queue(v, a->n_requests, &c);
+    return cli_end_stdout(CLI_DONE);
+}
+
 static int plan(const struct args *a, const cli_engine_args *e, const cli_group *g, sl_ctx *ctx,
                 const sl_source *src, char *command)
 {
@@ -109,21 +167,14 @@ static int plan(const struct args *a, const cli_engine_args *e, const cli_group 
     if (code == CLI_DONE) code = cli_miss_model(ctx, src->shape, a->trace, &miss);
     if (code == CLI_DONE)
         code = cli_planner_params(e, g, ctx, src->shape, &m, cli_plan_available(&m, v.here), 1, &q);
+    if (code == CLI_DONE) code = take_context(a, g, src->shape, &q);
     if (code != CLI_DONE) return code;
-    uint64_t n_ctx = q.base.n_ctx ? q.base.n_ctx : src->shape->n_ctx_train;
-    if ((uint64_t)a->n_prompt + a->n_gen > n_ctx) {
-        if (cli_given(g, "--ctx-size"))
-            return cli_fail("%" PRIu32 " tokens of a prompt and %" PRIu32
-                            " written do not fit a context of %" PRIu64 ": raise it with -c",
-                            a->n_prompt, a->n_gen, n_ctx);
-        q.base.n_ctx = a->n_prompt + a->n_gen;
-    }
     q.load = v.load;
+    if (a->n_requests) return plan_queue(a, g, ctx, &miss, &q, &v);
     if (sl_planner_run(ctx, &m, src->shape, &miss, &q, !a->llama_cpp, &choice) != SL_OK)
         return cli_fail_ctx(ctx);
-    if (choice.plan.weights == SL_WEIGHTS_STREAMED && !m.disk.n_curves)
-        return cli_fail("%s does not fit in RAM whole, and nobody measured the machine's disk: "
-                        "`sluice probe` does", src->title);
+    code = need_disk(&v);
+    if (code != CLI_DONE) return code;
     for (uint32_t i = 0; i < m.n_gpus; i++) {
         sl_lens_box box = { .machine = &m, .gpu = &m.gpu[i], .shape = src->shape, .miss = &miss,
                             .threads = choice.plan.n_threads,
@@ -159,13 +210,17 @@ int cmd_plan(int argc, char **argv)
     if (!cli_parse(&spec, argc, argv, NULL, NULL, &code)) return code;
     if (a.json && a.llama_cpp)
         return cli_usage_error(&spec, "--json and --llama-cpp exclude each other");
+    if (a.n_requests && (a.out || a.llama_cpp || !a.n_gen))
+        return cli_usage_error(&spec, "--requests plans for `sluice batch`: no -o, no --llama-cpp, "
+                                      "and at least one token written (-n)");
+    if (a.parallel && !a.n_requests) return cli_usage_error(&spec, "-np goes with --requests");
     if (engine.plan) return cli_usage_error(&spec, "--plan is for running; -o saves one");
     warn(&groups[1]);
     sl_ctx *ctx = cli_ctx(false);
     char *path = ctx ? cli_model_path(engine.model) : NULL;
     code = path ? CLI_DONE : CLI_FAILED;
     if (path && sl_source_open(ctx, path, a.quant, &src) != SL_OK) code = cli_fail_ctx(ctx);
-    if (src && !(command = command_line(argc, argv, engine.model, src)))
+    if (src && !(command = command_line(argc, argv, engine.model, src, a.n_requests > 0)))
         code = cli_fail("out of memory");
     if (code == CLI_DONE) code = plan(&a, &engine, &groups[1], ctx, src, command);
     sl_source_close(&src);

@@ -209,6 +209,13 @@ static void print_gains(const sl_choice *c)
     }
 }
 
+static void print_run_line(const plan_view *v)
+{
+    if (v->src->runs) printf("\nRun it:\n  %s\n", v->command);
+    else printf("\nsluice cannot run this model yet (%s); this is what it would take.\n",
+                v->src->why_not);
+}
+
 void plan_print(const plan_view *v)
 {
     const sl_choice *c = v->choice;
@@ -228,9 +235,56 @@ void plan_print(const plan_view *v)
     print_gains(c);
     printf("\nChosen by forecast (%" PRIu32 " plans compared):\n", c->n_tried);
     for (uint32_t i = 0; i < c->n_why; i++) printf("  %s\n", c->why[i]);
-    if (v->src->runs) printf("\nRun it:\n  %s\n", v->command);
-    else printf("\nsluice cannot run this model yet (%s); this is what it would take.\n",
-                v->src->why_not);
+    print_run_line(v);
+}
+
+/* ---- a file of requests ---- */
+
+static void print_tries(const sl_queue_choice *c)
+{
+    const sl_plan *p = &c->plan;
+    double best = INFINITY;
+    for (uint32_t i = 0; i < c->n_tries; i++) best = fmin(best, c->tries[i].seconds);
+    printf("\nChosen by forecast; beside it:\n");
+    for (uint32_t i = 0; i < c->n_tries; i++) {
+        const sl_queue_try *t = &c->tries[i];
+        uint64_t room = (uint64_t)p->n_kv_blocks * p->kv_block_rows;
+        if (t->n_seq == p->n_seq && t->max_rows == p->max_rows && t->kv_positions == room) continue;
+        printf("  %4" PRIu32 " at once, room for %7" PRIu64 " positions, passes of %4" PRIu32
+               ": %+5.0f %%\n", t->n_seq, t->kv_positions, t->max_rows,
+               100 * (t->seconds / best - 1));
+    }
+}
+
+void plan_print_queue(const plan_view *v, uint64_t n_requests, const sl_queue_choice *c)
+{
+    const sl_queue_forecast *f = &c->forecast;
+    char time[32], size[24];
+    print_model(v);
+    print_machine(v);
+    print_places(v);
+    printf("\n%" PRIu64 " requests of %" PRIu32 " tokens, each answered with %" PRIu32 ":\n",
+           n_requests, v->load.n_prompt, v->load.n_gen);
+    printf("  %-34s %8s\n", "all of them take", cli_duration(f->seconds, time));
+    printf("  %-34s %8.*f tok/s, at most %.*f\n", "prompts and answers", digits(f->tok_per_s),
+           f->tok_per_s, digits(c->bound.tok_per_s), c->bound.tok_per_s);
+    printf("  %-34s %8.*f tok/s\n", "once the pipeline is full", digits(f->full_tok_per_s),
+           f->full_tok_per_s);
+    printf("  %-34s %8.0f thousand tokens, %.0f thousand of them written\n", "in an hour",
+           3.6 * f->tok_per_s, 3.6 * f->gen_tok_per_s);
+    printf("  %" PRIu32 " at once in room for %" PRIu64 " positions, passes of up to %" PRIu32
+           " tokens, %.0f on average\n", c->plan.n_seq,
+           (uint64_t)c->plan.n_kv_blocks * c->plan.kv_block_rows, c->plan.max_rows, f->pass_rows);
+    printf("Grade: %s (%s).\n", sl_grade_name(f->grade), cli_grade_text(f->grade));
+    printf("Limited by %s (busy %.0f %% of the time), then by %s (%.0f %%).\n",
+           sl_resource_name(f->binding), 100 * f->busy_s[f->binding] / f->seconds,
+           sl_resource_name(f->next), 100 * f->busy_s[f->next] / f->seconds);
+    if (f->disk_bytes > 0)
+        printf("  A pass takes %s and reads %s from disk.\n",
+               cli_duration(f->seconds / f->passes, time),
+               cli_bytes((uint64_t)(f->disk_bytes / f->passes), size));
+    print_tries(c);
+    print_run_line(v);
 }
 
 /* ---- JSON ---- */
@@ -315,4 +369,31 @@ json_t *plan_json(const plan_view *v)
         root = NULL;
     }
     return root;
+}
+
+json_t *plan_queue_json(const plan_view *v, uint64_t n_requests, const sl_queue_choice *c)
+{
+    json_t *tried = json_array(), *forecast = json_object();
+    const sl_queue_forecast *f = &c->forecast;
+    bool ok = forecast && cli_queue_json(c, forecast);
+    for (uint32_t i = 0; i < c->n_tries; i++) {
+        const sl_queue_try *t = &c->tries[i];
+        json_array_append_new(tried, json_pack("{s:I, s:I, s:I, s:f}", "sequences",
+                                               (json_int_t)t->n_seq, "max_rows",
+                                               (json_int_t)t->max_rows, "kv_positions",
+                                               (json_int_t)t->kv_positions, "seconds",
+                                               t->seconds));
+    }
+    json_t *root = json_pack(
+        "{s:o, s:o, s:{s:I, s:I, s:I}, s:o, s:o, s:o, s:f, s:f, s:f, s:s, s:s, s:I, s:o, s:s}",
+        "model", model_json(v), "machine", machine_json(v), "load", "requests",
+        (json_int_t)n_requests, "n_prompt", (json_int_t)v->load.n_prompt, "n_gen",
+        (json_int_t)v->load.n_gen, "params", cli_plan_params_json(&c->params), "placement",
+        placement_json(v), "forecast", forecast, "tok_per_hour", 3600 * f->tok_per_s, "pass_rows",
+        f->pass_rows, "passes", f->passes, "binding", sl_resource_name(f->binding), "next",
+        sl_resource_name(f->next), "sequences", (json_int_t)c->plan.n_seq, "tried", tried,
+        "command", v->command);
+    if (ok) return root;
+    json_decref(root);
+    return NULL;
 }

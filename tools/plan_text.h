@@ -5,6 +5,7 @@
 #define PLAN_TEXT_H
 
 #include "runtime/sl_source.h"
+#include "tools/queue_text.h"
 #include "tools/forecast.h"
 
 typedef struct plan_view {
@@ -23,5 +24,9 @@ void plan_print(const plan_view *v);
 /* What `sluice run --plan` reads, too. NULL: no memory, or text that is not UTF-8. */
 json_t *plan_json(const plan_view *v);
 void plan_print_llama_cpp(const plan_view *v);
+
+/* The same of a file of so many requests of v->load each; v->choice: c's params and plan. */
+void plan_print_queue(const plan_view *v, uint64_t n_requests, const sl_queue_choice *c);
+json_t *plan_queue_json(const plan_view *v, uint64_t n_requests, const sl_queue_choice *c);
 
 #endif
