@@ -669,13 +669,17 @@ sim_least sim_weights(sim *s, double n_rows)
 {
     double elem_s = s->shape->d_model * s->cost.elem_s;
     sim_least all = { .compute_s = s->cost.stage_s + n_rows * elem_s };     /* embedding */
+    if (s->split) {
+        split_sum_pass(sim_split_env(s->split), n_rows, 0, 1, &all.shared);
+        return all;
+    }
     s->rows = n_rows;
     set_parts(s);
     for (uint32_t i = 0; i < s->shape->n_layer; i++) least_of_layer(s, i, elem_s, &all);
     return all;
 }
 
-double sim_others_s(sim *s, const sl_rows *rows, uint32_t n)
+static double others_s(sim *s, const sl_rows *rows, uint32_t n)
 {
     double seconds = 0, layer_s = 0;
     uint32_t logits = 0;
@@ -698,6 +702,14 @@ double sim_others_s(sim *s, const sl_rows *rows, uint32_t n)
         seconds += s->cost.stage_s + logits * s->shape->d_model * s->cost.elem_s
                  + product(s, &s->shape->head, 1, head, logits).s;
     return seconds;
+}
+
+double sim_bound_s(sim *s, const sim_least *weights, double disk_bytes_s, const sl_rows *rows,
+                   uint32_t n)
+{
+    if (s->split) return sim_split_bound_s(s->split, &weights->shared, rows, n);
+    return fmax(weights->compute_s + others_s(s, rows, n),
+                disk_bytes_s > 0 ? weights->disk_bytes / disk_bytes_s : 0);
 }
 
 /* ---- one sequence ---- */

@@ -575,7 +575,13 @@ static void asked_experts(sim_split *x, lane *ln, const split_layer *p)
     }
     event h = { Q_DEVICE, 0 };
     if (t.n_cpu > 0) h = down(x, ln->rows * row, none);
-    if (t.n_stay > 0) device(x, &t.stay, t.stay.s > 0 ? t.n_stay * ln->rows : 0, none, 0, 0);
+    /* those that stay in one call where outputs may wait, else each in its turn */
+    double calls = p->stored ? fmin(t.n_stay, 1) : t.n_stay;
+    for (double i = 0; i < calls; i++) {
+        work w = { .s = 0 };
+        work_add(&w, &t.stay, 1 / ceil(calls));
+        device(x, &w, 0, none, 0, 0);
+    }
     for (double i = 0; i < n; i++) {
         work w = { .s = 0 };
         work_add(&w, &t.sent, 1 / n);
@@ -604,27 +610,13 @@ static void experts(sim_split *x, lane *ln)
 
 /* ---- a pass ---- */
 
-static split_attend attend_rows(const sim_split *x, const lane *ln, bool prompt)
-{
-    const sl_layer_shape *l = &x->e.shape->layers[x->step->layer];
-    split_attend a = { .rows = 0 };
-    for (uint32_t i = 0; i < ln->n; i++) {
-        const sl_rows *r = &ln->runs[i];
-        if ((r->n > 1) != prompt) continue;
-        a.rows += r->n;
-        a.attended += sl_bound_attended(r->first, r->n, l->window);
-        a.before += l->window ? SL_MIN(r->first, l->window - 1) : r->first;
-    }
-    return a;
-}
-
 static void attend(sim_split *x, lane *ln)
 {
     const sl_step *st = x->step;
     work w = { .s = 0 };
     double rows = 0, before = 0;
     for (int prompt = 0; prompt < 2; prompt++) {
-        split_attend a = attend_rows(x, ln, prompt);
+        split_attend a = split_attend_rows(&x->e.shape->layers[st->layer], ln->runs, ln->n, prompt);
         if (!(a.rows > 0) || st->rows == (prompt ? SL_ROWS_DECODE : SL_ROWS_PROMPT)) continue;
         work some = split_attend_work(&x->e, st, &a, prompt);
         work_add(&w, &some, 1);
@@ -660,7 +652,7 @@ static void head(sim_split *x, lane *ln)
         ln->down = down(x, bytes, over);
         return;
     }
-    wait_for(x, ln->down);
+    wait_for(x, down(x, bytes, (event){ Q_DEVICE, x->q[Q_DEVICE].n }));
     work w = work_product(x->e.m, x->e.threads, x->e.dram, part, 1, (double)st->bytes, ln->logits);
     compute(x, x->e.cost.stage_s, ln->logits, &w);
 }
@@ -690,13 +682,7 @@ static void run_step(sim_split *x, lane *ln)
         over = device(x, &p->route, ln->rows, none, 0, front);
         ln->down = down(x, ln->rows * (double)st->link_row_bytes, over);
         break;
-    case SL_STEP_EXPERTS:
-        experts(x, ln);
-        /* what the CPU's head reads comes down behind the last layer */
-        if (ln->at + 1 == x->n_steps && x->steps[ln->at].on == SL_ON_CPU && ln->logits > 0)
-            ln->down = down(x, ln->logits * (double)x->steps[ln->at].link_row_bytes,
-                            (event){ Q_DEVICE, x->q[Q_DEVICE].n });
-        break;
+    case SL_STEP_EXPERTS: experts(x, ln); break;
     case SL_STEP_HEAD: head(x, ln); break;
     }
 }
@@ -789,6 +775,33 @@ void sim_split_begin(sim_split *x)
     x->n_wanted = x->n_started = x->n_sent = x->n_freed = 0;
     drop_all(x);
     x->now = 0;
+}
+
+const split_env *sim_split_env(const sim_split *x)
+{
+    return &x->e;
+}
+
+double sim_split_bound_s(const sim_split *x, const split_sum *weights, const sl_rows *rows,
+                         uint32_t n)
+{
+    split_sum sum = *weights, one = { .chain_s = 0 };
+    const sl_shape *s = x->e.shape;
+    double all = 0, logits = 0;
+    for (uint32_t i = 0; i < n; i++) all += rows[i].n, logits += rows[i].draws;
+    uint32_t lanes = split_lanes(&x->e, all);
+    for (uint32_t l = 0; l < s->n_layer; l++) {
+        if (!l || memcmp(&s->layers[l], &s->layers[l - 1], sizeof *s->layers)) {
+            split_attend prompt = split_attend_rows(&s->layers[l], rows, n, true);
+            split_attend draw = split_attend_rows(&s->layers[l], rows, n, false);
+            one = (split_sum){ .chain_s = 0 };
+            split_sum_attention(&x->e, l, &prompt, true, lanes, 1, &one);
+            split_sum_attention(&x->e, l, &draw, false, lanes, !(prompt.rows > 0), &one);
+        }
+        split_sum_add(&sum, &one);
+    }
+    split_sum_head(&x->e, logits, lanes, 1, &sum);
+    return split_sum_s(&sum);
 }
 
 /* ---- memory ---- */

@@ -17,4 +17,10 @@ void sim_split_begin(sim_split *x);
 double sim_split_pass(sim_split *x, const sl_rows *rows, uint32_t n, double times,
                       sl_timeline *line, sl_phase *f);
 
+/* What stage 1 needs, too. */
+const split_env *sim_split_env(const sim_split *x);
+/* As sim_bound_s. */
+double sim_split_bound_s(const sim_split *x, const split_sum *weights, const sl_rows *rows,
+                         uint32_t n);
+
 #endif

@@ -57,12 +57,13 @@ static void set_experts(const split_env *e, split_layer *p)
     double rows[QUANTILES], many = 0, few = 0;
     p->n_experts = p->rows > 1 ? sl_miss_distinct(e->miss, l->n_expert, l->n_used, p->rows)
                                : l->n_used;
+    p->stored = !p->all && p->rows * l->n_used <= e->x->stored_runs;
     rows_of_experts(l->n_expert, p->n_experts, p->rows * l->n_used, rows);
     for (int q = 0; q < QUANTILES; q++) {
         double r = p->rows > 1 ? rows[q] : 1;
         work w = on_device(e, l->expert, SL_SHAPE_TYPES, l->expert_bytes, r);
         work_add(&p->on_device, &w, 1.0 / QUANTILES);
-        if (p->all || r >= e->x->send_rows) {
+        if (!p->stored || r >= e->x->send_rows) {
             work_add(&p->sent, &w, 1);
             many++;
             continue;
@@ -127,6 +128,20 @@ void split_staying(const sl_layer_shape *l, uint32_t n_stay, double ret_p[SL_MAX
 bool split_fetches(const split_env *e, const sl_step *st)
 {
     return st->kind == SL_STEP_ATTEND && st->on == SL_ON_DEVICE && e->x->kv == SL_ON_CPU;
+}
+
+split_attend split_attend_rows(const sl_layer_shape *l, const sl_rows *rows, uint32_t n,
+                               bool prompt)
+{
+    split_attend a = { .rows = 0 };
+    for (uint32_t i = 0; i < n; i++) {
+        const sl_rows *r = &rows[i];
+        if ((r->n > 1) != prompt) continue;
+        a.rows += r->n;
+        a.attended += sl_bound_attended(r->first, r->n, l->window);
+        a.before += l->window ? SL_MIN(r->first, l->window - 1) : r->first;
+    }
+    return a;
 }
 
 work split_attend_work(const split_env *e, const sl_step *st, const split_attend *a, bool prompt)
@@ -310,18 +325,26 @@ void split_sum_pass(const split_env *e, double rows, double logits, double times
                to);
     }
     chain += embed_chain(e, find(steps, SL_STEP_EMBED), rows / n_lanes, times * n_lanes, to);
-    if (logits > 0) {           /* all of them may be of one lane's rows */
-        const sl_step *head = find(steps, SL_STEP_HEAD);
-        double lanes = fmin(n_lanes, fmax(logits, 1));
-        chain += head_chain(e, head, logits / lanes, times * lanes, to);
-        if (head->send_bytes) up(e, (double)head->send_bytes, times, to);
-    }
     to->chain_s += times * chain;
+    split_sum_head(e, logits, n_lanes, times, to);
+}
+
+/* Logits of one row may be of one lane. */
+void split_sum_head(const split_env *e, double logits, double lanes, double times, split_sum *to)
+{
+    sl_step steps[LAYER_STEPS];
+    layer_steps(e, e->shape->layers, steps);
+    const sl_step *head = find(steps, SL_STEP_HEAD);
+    if (head->send_bytes) up(e, (double)head->send_bytes, times, to);
+    if (!(logits > 0)) return;
+    lanes = fmin(lanes, fmax(logits, 1));
+    to->chain_s += times * head_chain(e, head, logits / lanes, times * lanes, to);
 }
 
 void split_sum_attention(const split_env *e, uint32_t layer, const split_attend *a, bool prompt,
                          double lanes, double passes, split_sum *to)
 {
+    if (!(a->rows > 0)) return;
     sl_step steps[LAYER_STEPS];
     uint32_t n = layer_steps(e, &e->shape->layers[layer], steps);
     const sl_step *st = find(steps, SL_STEP_ATTEND);
@@ -360,7 +383,7 @@ double split_sum_s(const split_sum *s)
 
 /* ---- stage 1 ---- */
 
-static void sum_add(split_sum *to, const split_sum *s)
+void split_sum_add(split_sum *to, const split_sum *s)
 {
     to->chain_s += s->chain_s;
     for (int r = 0; r < SL_N_RESOURCES; r++) to->busy_s[r] += s->busy_s[r];
@@ -390,7 +413,7 @@ static void sum_passes(const split_env *e, uint32_t first, uint32_t n, uint32_t 
             one = (split_sum){ .chain_s = 0 };
             split_sum_attention(e, i, &a, prompt && step > 1, lanes, passes, &one);
         }
-        sum_add(to, &one);
+        split_sum_add(to, &one);
     }
 }
 

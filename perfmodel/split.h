@@ -33,6 +33,8 @@ uint32_t split_lanes(const split_env *e, double rows);
 typedef struct split_layer {
     const sl_layer_shape *of;
     bool all;                   /* as split_sends_all */
+    /* not all, and outputs may wait for their turn to be added; else the CPU takes no expert */
+    bool stored;
     double rows;
     work qkv, post, route, ffn;         /* on the device, its elements included */
     /* distinct experts that the rows choose, and one of them: mean of those that get at least
@@ -59,6 +61,9 @@ typedef struct split_attend {
     double rows, attended;      /* rows times positions */
     double before;              /* positions that lie in memory already, for all rows of a sequence */
 } split_attend;
+/* Of a pass or a lane: prompts' rows, or those that decode. */
+split_attend split_attend_rows(const sl_layer_shape *l, const sl_rows *rows, uint32_t n,
+                               bool prompt);
 work split_attend_work(const split_env *e, const sl_step *st, const split_attend *a, bool prompt);
 /* Does an attention on the device want earlier keys and values sent up? */
 bool split_fetches(const split_env *e, const sl_step *st);
@@ -81,6 +86,9 @@ void split_sum_pass(const split_env *e, double rows, double logits, double times
 /* Attention in a layer of so many passes with so many lanes each, all of it together. */
 void split_sum_attention(const split_env *e, uint32_t layer, const split_attend *a, bool prompt,
                          double lanes, double passes, split_sum *to);
+/* The head of such passes; sent, where it must be, in each. */
+void split_sum_head(const split_env *e, double logits, double lanes, double times, split_sum *to);
+void split_sum_add(split_sum *to, const split_sum *s);
 double split_sum_s(const split_sum *s);
 
 /* sl_stage1 of a plan with a split. */

@@ -2,7 +2,7 @@
  * experts top-2, and what they must be for any machine, model and split. */
 #include <math.h>
 
-#include "perfmodel/sl_forecast.h"
+#include "perfmodel/sl_queue.h"
 #include "tests/t_case.h"
 
 static sl_ctx *ctx;
@@ -36,7 +36,8 @@ static sl_plan simple_plan(uint32_t n_stay)
                                  .prompts = SL_ON_DEVICE, .head = SL_ON_DEVICE,
                                  .head_stays = true, .n_lanes = 1, .n_dense_layers = 1,
                                  .n_stay = n_stay, .send_rows = 2, .send_all_rows = 100,
-                                 .ring_bytes = 25000000, .piece_bytes = 1000000 } };
+                                 .ring_bytes = 25000000, .piece_bytes = 1000000,
+                                 .stored_runs = 48 } };
 }
 
 static sl_forecast run(const sl_machine *m, const sl_plan *plan, sl_load load,
@@ -176,7 +177,8 @@ static void make_split(t_case *c)
                      .n_dense_layers = t_below(2) ? t_below(c->shape.n_layer + 1)
                                                   : c->shape.n_layer,
                      .n_stay = t_below(3) ? t_below(64) : 0, .send_rows = t_below(12),
-                     .send_all_rows = 1 + t_below(100), .piece_bytes = 4 << 20 };
+                     .send_all_rows = 1 + t_below(100), .piece_bytes = 4 << 20,
+                     .stored_runs = t_below(200) };
     x->prompts = x->kv == SL_ON_DEVICE || t_below(2) ? SL_ON_DEVICE : SL_ON_CPU;
     x->head_stays = x->head == SL_ON_DEVICE && t_below(2);
     x->n_lanes = x->kv == SL_ON_CPU ? 1 + t_below(2) : 1;
@@ -261,6 +263,36 @@ static void properties(void)
            sum[0] / CASES, most[0], sum[1] / CASES, most[1]);
 }
 
+/* Files of requests, pass by pass. */
+static void queues(void)
+{
+    static t_case c;
+    double sum = 0, most = 0;
+    enum { CASES = 60 };
+    for (int i = 0; i < CASES; i++) {
+        t_make_case(ctx, &c, 1 + t_below(40));
+        make_split(&c);
+        sl_lens_length lengths[2] = { { 1 + t_below(200), 1 + t_below(60), 1 },
+                                      { 1 + t_below(200), 1 + t_below(60), 1 } };
+        sl_queue q = { lengths, 2, 1 + t_below(60) };
+        sl_forecast_in in = { &c.m, &c.shape, &c.plan, &c.miss, c.load, NULL };
+        sl_queue_forecast f, some;
+        T_NEED(sl_queue_simulate(ctx, &in, &q, 1u << 20, &f) == SL_OK, "%s", sl_error(ctx));
+        T_CHECK(f.tok_per_s <= f.bound_tok_per_s * (1 + 1e-9) && f.seconds > 0,
+                "queue %d: %g of %g tok/s", i, f.tok_per_s, f.bound_tok_per_s);
+        for (int r = 0; r < SL_N_RESOURCES; r++)
+            T_CHECK(f.busy_s[r] >= 0 && f.busy_s[r] <= f.seconds * 1.001,
+                    "queue %d: resource %d busy %g of %g", i, r, f.busy_s[r], f.seconds);
+        T_NEED(sl_queue_simulate(ctx, &in, &q, 40, &some) == SL_OK, "%s", sl_error(ctx));
+        double off = fabs(some.seconds / f.seconds - 1);
+        sum += off;
+        most = fmax(most, off);
+        T_CHECK(off < 0.15, "queue %d: %g s by 40 passes, %g by all", i, some.seconds, f.seconds);
+    }
+    printf("queues by 40 passes off by %.1f %% on average, %.1f %% at most\n", 100 * sum / CASES,
+           100 * most);
+}
+
 int main(void)
 {
     t_begin();
@@ -269,6 +301,7 @@ int main(void)
     prompts_by_hand();
     lanes_by_hand();
     properties();
+    queues();
     sl_ctx_destroy(&ctx);
     return t_end();
 }
