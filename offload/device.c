@@ -1,5 +1,5 @@
 /* offload/device.c - which accelerators are built in. */
-#include "offload/sl_device.h"
+#include "offload/device_emu.h"
 
 static sl_status absent(sl_ctx *ctx, const sl_accel *a)
 {
@@ -8,17 +8,19 @@ static sl_status absent(sl_ctx *ctx, const sl_accel *a)
                    (size_t)a->kind < SL_LEN(names) ? names[a->kind] : "?");
 }
 
+#define EMU_BYTES ((uint64_t)1 << 30)   /* of an emulated device that is not told its size */
+
 sl_status sl_accel_find(sl_ctx *ctx, sl_accel *a)
 {
-    return absent(ctx, a);
+    if (a->kind != SL_ACCEL_EMU) return absent(ctx, a);
+    if (!a->mem_bytes) a->mem_bytes = EMU_BYTES;
+    return SL_OK;
 }
 
 sl_status sl_device_create_accel(sl_ctx *ctx, const sl_accel *a, const sl_device_params *p,
                                  sl_device **ret)
 {
-    (void)p;
-    (void)ret;
-    return absent(ctx, a);
+    return a->kind == SL_ACCEL_EMU ? sl_emu_create(ctx, a, p, ret) : absent(ctx, a);
 }
 
 void sl_device_destroy(sl_device **d)

@@ -55,6 +55,12 @@ SL_API void sl_stream_destroy(sl_stream **s);   /* *s may be NULL, and is NULL a
 SL_API SL_NODISCARD sl_status sl_stream_fill(sl_ctx *ctx, sl_stream *s, sl_progress_fn progress,
                                              void *user);
 
+/* Where an expert lies, of a stream that has a place for each (SL_WEIGHTS_RESIDENT): its slices are
+ * in one slot, in this order. */
+SL_API sl_expert_data sl_stream_place(const sl_stream *s, uint32_t layer, uint32_t expert);
+/* Pieces of memory that all slots lie in; false: there is no i-th. */
+SL_API bool sl_stream_memory(const sl_stream *s, uint32_t i, void **ret, uint64_t *ret_bytes);
+
 /* What a layer's router answered. */
 typedef struct sl_stream_ask {
     uint32_t layer;

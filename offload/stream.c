@@ -699,6 +699,20 @@ sl_status sl_stream_fill(sl_ctx *ctx, sl_stream *s, sl_progress_fn progress, voi
     return s->error[0] ? sl_fail(ctx, SL_E_IO, "%s", s->error) : SL_OK;
 }
 
+sl_expert_data sl_stream_place(const sl_stream *s, uint32_t layer, uint32_t expert)
+{
+    assert(s->plan.weights == SL_WEIGHTS_RESIDENT && expert < s->layer_experts[layer]);
+    return s->data[key_of(s, layer, expert)];
+}
+
+bool sl_stream_memory(const sl_stream *s, uint32_t i, void **ret, uint64_t *ret_bytes)
+{
+    if (i >= s->plan.n_classes) return false;
+    *ret = s->slots[i];
+    *ret_bytes = sl_plan_slots_bytes(s->plan.cls[i].slot_bytes, s->plan.cls[i].n_slots);
+    return true;
+}
+
 static uint32_t check_expert(const sl_stream *s, uint32_t key)
 {
     const struct expert *e = &s->experts[key];

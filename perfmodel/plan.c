@@ -1,6 +1,6 @@
 /* perfmodel/plan.c - where every byte lies, so that all of it fits the budget. Dense weights come
  * first, since every token reads them all; experts get what is left. */
-#include "perfmodel/sl_plan.h"
+#include "perfmodel/plan_split.h"
 
 #include <assert.h>
 
@@ -13,7 +13,10 @@
 sl_plan_params sl_plan_defaults(void)
 {
     return (sl_plan_params){ .n_seq = 1, .max_rows = 512, .kv_type = SL_F16,
-                             .max_dense_layers = UINT32_MAX, .cpu_mask = ~0u };
+                             .max_dense_layers = UINT32_MAX, .cpu_mask = ~0u,
+                             .n_lanes = SL_PLAN_AUTO, .kv_on = SL_PLAN_AUTO,
+                             .head_on = SL_PLAN_AUTO, .n_stay = SL_PLAN_AUTO,
+                             .send_rows = SL_PLAN_AUTO, .send_all_rows = SL_PLAN_AUTO };
 }
 
 /* Bytes of every layer's keys and values for n_pos positions; false on overflow. */
@@ -262,10 +265,11 @@ static uint64_t place_weights(const sl_shape *s, const sl_plan_params *p, sl_pla
     plan->need_bytes = fixed + dense_room(s, plan, s->n_layer) + plan->slots_bytes;
     /* Through the page cache the next start is quick, but it keeps a copy as long as it can. */
     bool twice = plan->need_bytes <= budget && s->total_bytes <= budget - plan->need_bytes;
+    bool own = p->ram_hard || p->accel.kind;    /* copies to a device run from memory of ours */
     plan->weights = SL_WEIGHTS_RESIDENT;
     plan->direct = !twice;
-    if (twice || (p->ram_hard && plan->need_bytes <= budget)) return plan->need_bytes;
-    if (!p->ram_hard && fixed <= budget && s->total_bytes <= budget - fixed) {
+    if (twice || (own && plan->need_bytes <= budget)) return plan->need_bytes;
+    if (!own && fixed <= budget && s->total_bytes <= budget - fixed) {
         plan->weights = SL_WEIGHTS_MAPPED;
         plan->direct = false;
         plan->dense_bytes = s->vector_bytes;
@@ -361,6 +365,7 @@ sl_status sl_plan_make(sl_ctx *ctx, const sl_shape *s, const sl_plan_params *p, 
         if (rows / 2 >= MIN_ROWS) continue;
         return refuse(ctx, p, plan, floor);
     }
+    if (p->accel.kind) SL_TRY(plan_split(ctx, s, p, &plan));
     *ret = plan;
     return SL_OK;
 }

@@ -144,13 +144,19 @@ void sl_shape_sum_attn(sl_shape_sum *m, uint32_t layer, const sl_shape_attn *a)
 /* Activations of a lane, and what the cpu device takes beside them: floats of its own and the same
  * once more in 8 bits (offload/device_cpu.c, take_scratch). tests/t_engine.c holds them
  * together. */
+uint64_t sl_shape_row_lane(const sl_shape_widths *w)
+{
+    return sizeof(float)
+         * (3 * w->d_model + w->q + w->k + w->v + w->att + w->n_rot + 2 * w->n_used + 1);
+}
+
 uint64_t sl_shape_row_scratch(const sl_shape_widths *w)
 {
-    uint64_t lane = 3 * w->d_model + w->q + w->k + w->v + w->att + w->n_rot + 2 * w->n_used + 1;
     uint64_t device = w->mla + w->n_expert + w->ff_sum;
     uint64_t inputs = SL_MAX(2 * (w->cols * 5 / 4 + 192),
                              SL_MAX(w->mla, w->att) * 5 / 4 + 192 * w->heads);
-    return sizeof(float) * (lane + device) + inputs + w->ff_sum * 5 / 4 + 192 * (w->n_used + 1);
+    return sl_shape_row_lane(w) + sizeof(float) * device + inputs + w->ff_sum * 5 / 4
+         + 192 * (w->n_used + 1);
 }
 
 static uint64_t elems_of(const sl_part *parts)
@@ -181,5 +187,6 @@ sl_shape sl_shape_sum_end(sl_shape_sum *m)
     s->dense_bytes = s->total_bytes - SL_MIN(s->experts_bytes, s->total_bytes);
     s->n_rot = (uint32_t)w->n_rot;
     s->row_scratch_bytes = sl_shape_row_scratch(w);
+    s->row_lane_bytes = sl_shape_row_lane(w);
     return *s;
 }

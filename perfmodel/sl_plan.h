@@ -52,7 +52,7 @@ typedef struct sl_plan_params {
     sl_accel accel;         /* default: none, and what follows is not looked at */
     /* wishes, taken where they fit; SL_PLAN_AUTO (the default): the plan chooses */
     uint32_t n_lanes;       /* 1 or 2 */
-    uint32_t kv_on, prompts_on, head_on;    /* sl_where */
+    uint32_t kv_on, head_on;    /* sl_where */
     uint32_t n_stay, send_rows, send_all_rows;  /* as in sl_split */
 } sl_plan_params;
 
@@ -92,7 +92,9 @@ typedef struct sl_split {
     sl_where kv, prompts;
     sl_where head;          /* who multiplies with the head */
     bool head_stays;        /* head on the device: its matrix stays there */
-    uint32_t n_lanes;       /* parts of a pass's rows that take turns; each has its own buffers */
+    /* Parts of a pass's rows that take turns, of lane_rows at most; each has its own buffers. A
+     * pass of fewer than send_all_rows rows is one part. */
+    uint32_t n_lanes, lane_rows;
     uint32_t n_dense_layers;    /* leading layers whose dense matrices stay on the device */
     /* Routed experts: [0, n_stay) of each layer stay on the device. Of the others, one that gets at
      * least send_rows rows of a lane is sent up and computed there; with fewer the CPU computes it
@@ -101,7 +103,8 @@ typedef struct sl_split {
     uint32_t n_stay, send_rows, send_all_rows;
     uint64_t ring_bytes;    /* what is sent up passes through; of at most piece_bytes a copy */
     uint64_t piece_bytes;
-    /* Outputs of experts that wait for their turn to be added: this many [d_model] of a lane. */
+    /* Room for outputs of experts that wait for their turn to be added: this many [d_model] of a
+     * lane, on the device and in RAM. */
     uint32_t stored_runs;
     /* Positions of keys and values, of one layer, that a lane's prompt rows see at most; prompts on
      * the device while KV lies in RAM, else 0. */
@@ -112,7 +115,6 @@ typedef struct sl_split {
     uint64_t kv_bytes;      /* SL_ACC_KV */
     uint64_t scratch_bytes; /* SL_ACC_SCRATCH: activations of all lanes */
     uint64_t need_bytes;
-    uint64_t host_bytes;    /* RAM: the lanes' buffers that copies run from and to */
 } sl_split;
 
 typedef struct sl_plan {
@@ -155,8 +157,9 @@ SL_API sl_plan_params sl_plan_defaults(void);
 /* Errors: SL_E_ARG (zero rows or sequences; another KV type, or blocks of it that heads cannot
  * hold; a context above what the model was made for is allowed), SL_E_NOMEM (ram_bytes is below
  * the floor: keys and values, scratch, embedding and head, two sections and two slots of each
- * class; the message prints it and what would lower it). A pass gets fewer rows before that is
- * said. */
+ * class; the message prints it and what would lower it; or an accelerator's memory is below its
+ * own: vectors, scratch, and a ring for one layer). A pass gets fewer rows before that is said.
+ * SL_E_UNSUPPORTED: an accelerator, and weights that do not fit RAM. */
 SL_API SL_NODISCARD sl_status sl_plan_make(sl_ctx *ctx, const sl_shape *shape,
                                            const sl_plan_params *p, sl_plan *ret);
 

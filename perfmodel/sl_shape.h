@@ -68,7 +68,8 @@ typedef struct sl_shape {
     uint64_t ends_room;         /* room of embedding and head */
     uint64_t vector_bytes;      /* norms, biases and the like, kept as floats */
     uint64_t n_params;
-    uint64_t row_scratch_bytes; /* activations of one row of a pass */
+    uint64_t row_scratch_bytes; /* activations of one row of a pass, and what computing it takes */
+    uint64_t row_lane_bytes;    /* of these, the activations */
     const sl_layer_shape *layers;   /* [n_layer], owned by whoever filled the shape */
 } sl_shape;
 
@@ -83,6 +84,7 @@ typedef struct sl_shape_widths {
     uint64_t ff_sum;            /* n_used * expert width + shared or dense width */
 } sl_shape_widths;
 SL_API uint64_t sl_shape_row_scratch(const sl_shape_widths *w);
+SL_API uint64_t sl_shape_row_lane(const sl_shape_widths *w);
 
 /* What no tensor says about a layer's attention. */
 typedef struct sl_shape_attn {

@@ -41,14 +41,14 @@ static sl_status open_eog(sl_engine *e)
 {
     const sl_vocab *v = e->m->vocab;
     uint32_t n = v ? sl_vocab_size(v) : 0;
-    for (uint32_t pass = 0; pass < 2; pass++) {
+    for (uint32_t turn = 0; turn < 2; turn++) {
         e->n_eog = 0;
         for (uint32_t id = 0; id < n; id++) {
             if (!sl_vocab_is_eog(v, (int32_t)id)) continue;
-            if (pass) e->eog[e->n_eog] = (int32_t)id;
+            if (turn) e->eog[e->n_eog] = (int32_t)id;
             e->n_eog++;
         }
-        if (pass) break;
+        if (turn) break;
         e->eog = calloc(e->n_eog + 1u, sizeof *e->eog);
         if (!e->eog) return sl_fail(e->ctx, SL_E_NOMEM, "list of %u end tokens", e->n_eog);
     }
@@ -77,10 +77,18 @@ static sl_status open_device(sl_engine *e)
     SL_TRY(sl_pool_create(e->ctx, e->plan.n_threads, &e->pool));
     e->plan.n_threads = sl_pool_threads(e->pool);
     if (e->plan.weights == SL_WEIGHTS_STREAMED) sl_pool_stay_awake(e->pool, STREAM_AWAKE_S);
+    const sl_split *x = &e->plan.split;
     sl_device_params p = { .pool = e->pool, .max_rows = e->plan.max_rows, .widths = e->m->widths,
                            .cpu_mask = e->plan.cpu_mask, .float_acts = e->plan.float_acts,
                            .blas = e->plan.blas };
-    return sl_device_create_cpu(e->ctx, &p, &e->dev);
+    SL_TRY(sl_device_create_cpu(e->ctx, &p, &e->cpu));
+    if (!x->accel.kind) return SL_OK;
+    p.max_rows = x->lane_rows;
+    p.max_logits = e->plan.max_logits;
+    SL_TRY(sl_device_create_accel(e->ctx, &x->accel, &p, &e->dev));
+    SL_TRY(board_init(e->ctx, e->dev, &e->loaded, &e->plan, &e->board));
+    e->board.ends.weights.rope = e->weights.rope;
+    return SL_OK;
 }
 
 static sl_status open_pipe(sl_engine *e)
@@ -111,8 +119,9 @@ sl_status sl_engine_open(sl_ctx *ctx, sl_model *m, const sl_plan *plan, sl_engin
     if (st == SL_OK) st = open_seqs(e);
     if (st == SL_OK) st = open_pipe(e);
     if (st == SL_OK) st = open_device(e);
-    if (st == SL_OK) st = kv_init(ctx, e->dev, &m->shape, &e->plan, &e->kv);
-    if (st == SL_OK) st = lane_init(e);
+    sl_device *kv = e->plan.split.kv == SL_ON_DEVICE ? e->dev : e->cpu;
+    if (st == SL_OK) st = kv_init(ctx, kv, &m->shape, &e->plan, &e->kv);
+    if (st == SL_OK) st = lanes_init(e);
     if (st != SL_OK) sl_engine_close(&e);
     else *ret = e;
     return st;
@@ -123,11 +132,11 @@ void sl_engine_close(sl_engine **engine)
     assert(engine);
     sl_engine *e = *engine;
     if (!e) return;
-    if (e->dev) {
-        lane_fini(e);
-        kv_fini(&e->kv);
-    }
+    board_fini(&e->board);      /* waits for the device */
+    lanes_fini(e);
+    kv_fini(&e->kv);
     sl_device_destroy(&e->dev);
+    sl_device_destroy(&e->cpu);
     sl_pool_destroy(&e->pool);
     for (uint32_t s = 0; e->seqs && s < e->plan.n_seq; s++) sl_sampler_destroy(&e->seqs[s].sampler);
     sl_sampler_room_destroy(&e->room);
@@ -273,8 +282,7 @@ static bool decoding(const seq *s)
  * drawn. */
 static void add_rows(sl_engine *e, uint32_t i)
 {
-    lane *n = &e->lane;
-    sl_batch *b = &n->batch;
+    pass *b = &e->pass;
     seq *s = &e->seqs[i];
     uint32_t rows =
         SL_MIN(s->n_known - s->n_past, SL_MIN(s->max_chunk, e->plan.max_rows - b->n_rows));
@@ -288,10 +296,10 @@ static void add_rows(sl_engine *e, uint32_t i)
     kv_begin(&e->kv, i, s->tokens, s->n_past, s->n_past + rows);
     for (uint32_t r = 0; r < rows; r++) {
         if (s->want_logits || (s->draw && last && r == rows - 1))
-            n->logit_row[b->n_logits++] = b->n_rows;
-        n->token[b->n_rows] = s->tokens[s->n_past + r];
-        n->pos[b->n_rows] = s->n_past + r;
-        n->seq[b->n_rows] = i;
+            b->logit_row[b->n_logits++] = b->n_rows;
+        b->token[b->n_rows] = s->tokens[s->n_past + r];
+        b->pos[b->n_rows] = s->n_past + r;
+        b->seq[b->n_rows] = i;
         b->n_rows++;
     }
     s->n_rows = rows;
@@ -352,7 +360,7 @@ static bool admit(sl_engine *e, uint32_t i, uint32_t n_decoding, bool *ret_wait)
         if (*ret_wait) return false;
     }
     uint64_t missing = kv_missing(&e->kv, i, s->n_known);
-    uint32_t spare = e->lane.batch.n_rows ? n_decoding : 0;
+    uint32_t spare = e->pass.n_rows ? n_decoding : 0;
     if (missing + spare > e->kv.n_free) return false;
     s->has_room = kv_reserve(&e->kv, i, s->n_known);
     return s->has_room;
@@ -363,7 +371,7 @@ static bool admit(sl_engine *e, uint32_t i, uint32_t n_decoding, bool *ret_wait)
  * prompts. */
 static bool build_pass(sl_engine *e)
 {
-    sl_batch *b = &e->lane.batch;
+    pass *b = &e->pass;
     uint32_t n = sort_running(e), n_decoding = 0;
     bool prompt = false, wait, full = false;
     b->n_rows = b->n_logits = 0;
@@ -460,7 +468,7 @@ static void fail_oldest(sl_engine *e)
 /* Logit rows stand in row order, so one walk over the rows meets them in turn. */
 static void take_results(sl_engine *e)
 {
-    const sl_batch *b = &e->lane.batch;
+    const pass *b = &e->pass;
     uint32_t at = 0;
     for (uint32_t r = 0; r < b->n_rows; r++) {
         seq *s = &e->seqs[b->seq[r]];
@@ -491,8 +499,8 @@ sl_status sl_engine_step(sl_engine *e, const sl_engine_event **ret_ev, uint32_t 
         if (e->seqs[s].state == SEQ_RUNNING && e->seqs[s].stopped)
             finish(e, &e->seqs[s], SL_DONE_STOPPED);
     bool prompt = build_pass(e);
-    while (!e->lane.batch.n_rows && make_room(e)) prompt = build_pass(e);
-    if (!e->lane.batch.n_rows) {
+    while (!e->pass.n_rows && make_room(e)) prompt = build_pass(e);
+    if (!e->pass.n_rows) {
         fail_oldest(e);
     } else {
         double start_s = now_s();

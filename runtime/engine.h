@@ -1,9 +1,10 @@
 /* runtime/engine.h - the engine behind its handle. engine.c keeps sequences and schedules passes,
- * exec.c walks the pipe for one pass. Private to runtime/. */
+ * lane.c has their buffers, exec.c walks the pipe for one pass. Private to runtime/. */
 #ifndef ENGINE_H
 #define ENGINE_H
 
 #include "perfmodel/sl_pipe.h"
+#include "runtime/board.h"
 #include "runtime/kv.h"
 #include "runtime/weights.h"
 
@@ -28,44 +29,61 @@ typedef struct seq {
     sl_sampler *sampler;        /* made at the first request that draws */
 } seq;
 
-/* The rows of a pass and everything the stages write: "two lanes own all their activation buffers"
- * - here one of them. Host arrays are the lane's too. */
+/* The rows of a pass, in host memory: those that decode first, then prompts. */
+typedef struct pass {
+    uint32_t n_rows, n_logits;
+    int32_t *token;             /* [max_rows], as the next two */
+    uint32_t *pos, *seq;
+    uint32_t *logit_row;        /* [max_logits] ascending */
+    float *logits;              /* [max_logits][n_vocab] */
+} pass;
+
+/* Some neighbouring rows of a pass, and everything that their stages write. */
 typedef struct lane {
-    sl_batch batch;
-    int32_t *token;
-    uint32_t *pos, *seq, *logit_row;
-    int32_t *row_at;            /* [max_rows] 0, 1, 2 ...: tokens of an embedding of single rows */
-    bool *row_failed;           /* [max_rows] */
-    void *acts;                 /* device memory behind the activation pointers */
+    /* What stages of the cpu device get; without an accelerator that is all there is. */
+    sl_batch host;
+    sl_batch dev;               /* what an accelerator's stages get: its own memory */
+    void *host_memory, *dev_memory;     /* behind their pointers */
+    uint32_t step;              /* of the pipe, to be submitted next */
+    sl_event down;              /* copies down that the next step on the CPU reads */
+    uint32_t *logit_row;        /* [max_logits] counted from the lane's first row */
+    int32_t *row_at;            /* [rows] 0, 1, 2 ...: tokens of an embedding of single rows */
+    bool *row_failed;           /* [rows] */
     sl_expert_run *runs;        /* [n_expert + 1] */
-    uint32_t *run_rows;         /* [max_rows * n_used] rows grouped by expert */
+    uint32_t *run_rows;         /* [rows * n_used] rows grouped by expert */
     float *run_weights;
     uint32_t *run_start;        /* [n_expert + 1] */
     /* weights that arrive out of order */
     sl_expert_run *part;        /* [n_expert + 1] what one call computes */
-    float *out;                 /* [stored_rows * (n_used + 1)][d_model] outputs that wait */
+    float *out;                 /* [stored runs][d_model] outputs that wait */
+    float *dev_out;             /* the same on an accelerator */
     uint32_t *ids;              /* [n_expert] the layer's distinct experts */
     uint32_t *ready;            /* [n_expert] */
     sl_expert_data *data;       /* [n_expert] */
     /* a guess at the next layer: what its router says of this layer's hidden states */
-    uint32_t *guess;            /* [stored_rows][n_used], device memory like the next two */
+    uint32_t *guess;            /* [stored_rows][n_used] */
     float *guess_w, *guess_shared;
     uint32_t *likely;           /* [n_expert] distinct guesses, the likeliest first */
 } lane;
+
+enum { MAX_LANES = 2 };
 
 struct sl_engine {
     sl_ctx *ctx;
     sl_model *m;
     sl_plan plan;
     sl_pool *pool;
-    sl_device *dev;
+    sl_device *cpu;
+    sl_device *dev;             /* the plan's accelerator; NULL: it has none */
     weights loaded;
+    board board;                /* weights on the accelerator */
     sl_weights weights;         /* the model's, with data and this context's rope */
     double *inv_freq;
     sl_step *steps;
     uint32_t n_steps;
     kv_cache kv;
-    lane lane;
+    pass pass;
+    lane lanes[MAX_LANES];
     seq *seqs;                  /* [n_seq] */
     int32_t *token_store;       /* [n_seq][n_ctx] */
     uint32_t *order;            /* [n_seq] scratch: slots by order of submission */
@@ -82,9 +100,12 @@ struct sl_engine {
     char error[320];            /* why sequences failed in this step */
 };
 
-sl_status lane_init(sl_engine *e);
-void lane_fini(sl_engine *e);
-/* Runs every step of the pipe on the lane's rows: logits are in the batch afterwards. */
+/* The pass's arrays and all lanes. lanes_fini accepts what lanes_init left half done. */
+sl_status lanes_init(sl_engine *e);
+void lanes_fini(sl_engine *e);
+/* The pass's rows, shared out. Returns how many lanes have some. */
+uint32_t lanes_cut(sl_engine *e);
+/* Runs every step of the pipe on the rows of the pass, whose logits are there afterwards. */
 sl_status exec_pass(sl_engine *e);
 
 #endif

@@ -519,12 +519,13 @@ static bool measure_widths(sl_model *m)
     return true;
 }
 
-static uint64_t row_scratch(const sl_widths *w)
+static void measure_rows(const sl_widths *w, sl_shape *s)
 {
     sl_shape_widths x = { .d_model = w->d_model, .q = w->q, .k = w->k, .v = w->v, .att = w->att,
                           .n_used = w->n_used, .n_expert = w->n_expert, .n_rot = w->n_rot,
                           .cols = w->cols, .heads = w->heads, .mla = w->mla, .ff_sum = w->ff_sum };
-    return sl_shape_row_scratch(&x);
+    s->row_scratch_bytes = sl_shape_row_scratch(&x);
+    s->row_lane_bytes = sl_shape_row_lane(&x);
 }
 
 /* Room of the matrices, and of what is kept as floats. A tensor with several bindings (fused Q, K
@@ -568,7 +569,7 @@ static void measure_shape(opener *o)
         s->experts_bytes += m->layer_shapes[i].expert_bytes * m->layer_shapes[i].n_expert;
     s->dense_bytes = s->total_bytes - SL_MIN(s->experts_bytes, s->total_bytes);
     s->n_rot = w->n_rot;
-    s->row_scratch_bytes = row_scratch(w);
+    measure_rows(w, s);
     for (uint64_t i = 0; i < sl_gguf_n_tensors(m->gguf); i++) {
         const sl_tensor *t = sl_gguf_tensor(m->gguf, i);
         if (o->used[i]) s->n_params += t->ne[0] * t->ne[1] * t->ne[2] * t->ne[3];

@@ -43,8 +43,7 @@ static sl_status open_store(weights *w, const sl_plan *plan)
     return st;
 }
 
-/* The engine's own copy of what a binding of the model points to. */
-static const void **own(weights *w, const binding *b)
+const void **weights_own(weights *w, const binding *b)
 {
     const sl_model *m = w->m;
     const char *dst = (const char *)b->dst;
@@ -65,9 +64,8 @@ static bool streamed(const weights *w, const binding *b)
     return w->embed_on_disk && b->dst == &w->m->ends.weights.embed.data;
 }
 
-/* An earlier binding of the same tensor among those that stay, or i itself. Bindings of a tensor
- * stand close together, but for the head that is the embedding. */
-static uint32_t first_of(const weights *w, uint32_t i)
+/* Bindings of a tensor stand close together, but for the head that is the embedding. */
+uint32_t weights_first(const weights *w, uint32_t i)
 {
     const binding *b = w->m->bindings;
     for (uint32_t e = 0; e < i; e++)
@@ -86,7 +84,7 @@ static uint64_t bytes_to_read(const weights *w, const sl_plan *plan)
         bytes += m->experts[i].gate.bytes + m->experts[i].up.bytes + m->experts[i].down.bytes;
     for (uint32_t i = 0; i < m->n_bindings; i++) {
         const binding *b = &m->bindings[i];
-        if (b->kind == BIND_BYTES && !streamed(w, b) && first_of(w, i) == i)
+        if (b->kind == BIND_BYTES && !streamed(w, b) && weights_first(w, i) == i)
             bytes += b->tensor->bytes;
     }
     return bytes;
@@ -123,20 +121,21 @@ static sl_status read_dense(weights *w, uint64_t bytes)
     SL_TRY(sl_mem_alloc(w->ctx, SL_ACC_DENSE, SL_MAX(bytes, (uint64_t)2 << 20), &p));
     sl_mem_interleave(p, bytes);    /* every thread reads them */
     char *at = w->dense = p;
+    w->dense_bytes = bytes;
     for (uint32_t i = 0; i < m->n_bindings; i++) {
         const binding *b = &m->bindings[i];
-        uint32_t first = first_of(w, i);
+        uint32_t first = weights_first(w, i);
         if (b->kind != BIND_BYTES || streamed(w, b)) continue;
         if (first != i) {
-            *own(w, b) = (const char *)*own(w, &m->bindings[first]) - m->bindings[first].skip
-                       + b->skip;
+            const binding *f = &m->bindings[first];
+            *weights_own(w, b) = (const char *)*weights_own(w, f) - f->skip + b->skip;
             continue;
         }
         sl_read r = { .slice = slice_of(b->tensor), .dst = at, .tag = b->tensor->bytes };
         SL_TRY(reap(w, &open, 1024));
         SL_TRY(sl_store_submit(w->ctx, w->store, &r, 1));
         open++;
-        *own(w, b) = at + sl_store_lead(r.slice) + b->skip;
+        *weights_own(w, b) = at + sl_store_lead(r.slice) + b->skip;
         at += sl_store_room(r.slice);
         assert(at <= w->dense + bytes);
     }
@@ -150,7 +149,7 @@ static sl_status map_dense(weights *w)
         const void *src;
         if (b->kind != BIND_BYTES) continue;
         SL_TRY(sl_store_map(w->ctx, w->store, slice_of(b->tensor), &src));
-        *own(w, b) = (const char *)src + b->skip;
+        *weights_own(w, b) = (const char *)src + b->skip;
     }
     return SL_OK;
 }
@@ -192,6 +191,7 @@ static sl_status read_floats(weights *w)
     }
     SL_TRY(sl_mem_alloc(w->ctx, SL_ACC_DENSE, n_floats * sizeof(float) + 1, &p));
     float *at = w->floats = p;
+    w->floats_bytes = n_floats * sizeof(float);
     most = (most + 63) / 64 * 64;
     SL_TRY(sl_mem_alloc(w->ctx, SL_ACC_SCRATCH, most + (m->hp.kv_lora + 1) * sizeof(float), &raw));
     float *row = (float *)(void *)((char *)raw + most);
@@ -205,7 +205,7 @@ static sl_status read_floats(weights *w)
         if (st != SL_OK) break;
         if (b->kind == BIND_FLOATS) dequant((const char *)raw + b->skip, at, b->n);
         else split_kv_b(b, dequant, raw, row, at);
-        *own(w, b) = at;
+        *weights_own(w, b) = at;
         at += (b->n + 15) / 16 * 16;    /* every vector starts a cache line */
     }
     sl_mem_free(w->ctx, raw);
@@ -244,7 +244,7 @@ static sl_status list_sections(weights *w)
             w->first_binding[l] = i;
             w->first_slice[l - w->n_dense_layers] = n;
         }
-        uint32_t first = first_of(w, i);
+        uint32_t first = weights_first(w, i);
         if (b->kind != BIND_BYTES) continue;
         w->section_at[i] = first == i ? at + sl_store_lead(slice_of(b->tensor))
                                       : w->section_at[first];
@@ -266,7 +266,7 @@ sl_status weights_use(weights *w, uint32_t l)
     SL_TRY(sl_stream_dense(w->ctx, w->stream, l, &base));
     for (uint32_t i = w->first_binding[l]; i < w->first_binding[l + 1]; i++) {
         const binding *b = &w->m->bindings[i];
-        if (b->kind == BIND_BYTES) *own(w, b) = base + w->section_at[i] + b->skip;
+        if (b->kind == BIND_BYTES) *weights_own(w, b) = base + w->section_at[i] + b->skip;
     }
     return SL_OK;
 }

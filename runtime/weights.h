@@ -22,6 +22,7 @@ typedef struct weights {
     sl_layer *layers;           /* [n_layer] with data; of streamed layers between use and done */
     char *dense;                /* matrices that stay */
     float *floats;              /* of all bindings but BIND_BYTES */
+    uint64_t dense_bytes, floats_bytes;
     /* streamed layers: their bindings, and where each one's tensor starts in the section */
     uint32_t *first_binding;    /* [n_layer + 1] */
     uint64_t *section_at;       /* [n_bindings] */
@@ -36,6 +37,12 @@ void weights_fini(weights *w);
 /* Layer l's dense weights are wanted: its pointers hold until weights_done. Errors: SL_E_IO. */
 sl_status weights_use(weights *w, uint32_t l);
 void weights_done(weights *w, uint32_t l);
+
+/* The engine's own copy of what a binding of the model points to. */
+const void **weights_own(weights *w, const binding *b);
+/* The first binding of matrices, from 0 on, that has the tensor of the i-th; i itself if there is
+ * none before it. */
+uint32_t weights_first(const weights *w, uint32_t i);
 
 /* The divisors that a context of n_ctx positions uses; NULL: none. */
 const float *weights_rope_freqs(const weights *w, uint32_t n_ctx);

@@ -70,6 +70,7 @@ static void same_shape(const sl_shape *a, const sl_shape *b, const char *name)
     SAME(a, b, vector_bytes);
     SAME(a, b, n_params);
     SAME(a, b, row_scratch_bytes);
+    SAME(a, b, row_lane_bytes);
     for (uint32_t l = 0; l < a->n_layer && a->n_layer == b->n_layer; l++) {
         snprintf(in_layer, sizeof in_layer, "%s layer %u", name, l);
         same_layer(&a->layers[l], &b->layers[l], in_layer);

@@ -1,0 +1,506 @@
+/* runtime/board.c - what stays on the device is copied once; the rest goes through a ring of bytes,
+ * first in, first out. An item that goes into room that others had waits, on the copies' queue, for
+ * the stages that used those. */
+#include "runtime/board.h"
+
+#include <assert.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define ALIGN 4096u             /* of items: experts keep their place in a page, as in RAM */
+#define NONE UINT32_MAX
+#define GROUPS_A_RING 8u        /* experts are grouped so that the ring holds so many groups */
+#define MAX_GROUP 16u
+
+static uint64_t round_up(uint64_t n)
+{
+    return (n + ALIGN - 1) / ALIGN * ALIGN;
+}
+
+/* ---- sending ---- */
+
+static sl_status send_bytes(board *b, char *dst, const char *src, uint64_t bytes)
+{
+    for (uint64_t at = 0; at < bytes; at += b->split->piece_bytes) {
+        uint64_t n = SL_MIN(b->split->piece_bytes, bytes - at);
+        SL_TRY(b->dev->ops->copy(b->dev, SL_Q_WEIGHTS, dst + at, src + at, n));
+    }
+    b->sent_bytes += bytes;
+    return SL_OK;
+}
+
+static const char *part_source(const board *b, const board_part *p)
+{
+    const binding *x = &b->m->bindings[p->binding];
+    return (const char *)*weights_own(b->host, x) - x->skip;
+}
+
+static sl_status send_parts(board *b, const board_item *it, char *to)
+{
+    for (uint32_t i = it->first; i < it->first + it->n; i++)
+        SL_TRY(send_bytes(b, to + b->parts[i].at, part_source(b, &b->parts[i]),
+                          b->m->bindings[b->parts[i].binding].tensor->bytes));
+    return SL_OK;
+}
+
+/* An expert's three slices go in one piece, with what lies between them. */
+static uint64_t expert_span(const board *b, uint32_t layer, uint32_t x, const char **ret)
+{
+    const sl_expert_slices *s = &b->m->experts[(size_t)layer * b->m->hp.n_expert + x];
+    sl_expert_data d = sl_stream_place(b->host->stream, layer, x);
+    *ret = d.gate;
+    assert((const char *)d.gate < (const char *)d.up && (const char *)d.up < (const char *)d.down);
+    return (uint64_t)((const char *)d.down - (const char *)d.gate) + s->down.bytes;
+}
+
+static sl_status send_expert(board *b, uint32_t layer, uint32_t x, char *slot)
+{
+    const char *from;
+    uint64_t bytes = expert_span(b, layer, x, &from), in_page = (uintptr_t)from % ALIGN;
+    assert(in_page + bytes <= b->slot_bytes[layer]);
+    return send_bytes(b, slot + in_page, from, bytes);
+}
+
+static sl_expert_data expert_at(const board *b, uint32_t layer, uint32_t x, const char *slot)
+{
+    sl_expert_data d = sl_stream_place(b->host->stream, layer, x);
+    const char *gate = slot + (uintptr_t)d.gate % ALIGN;
+    return (sl_expert_data){ gate, gate + ((const char *)d.up - (const char *)d.gate),
+                             gate + ((const char *)d.down - (const char *)d.gate) };
+}
+
+/* ---- the device's own layers ---- */
+
+static const void **own(board *b, const binding *x)
+{
+    const char *dst = (const char *)x->dst;
+    if (x->layer != BIND_NO_LAYER)
+        return (const void **)((char *)b->layers + (dst - (const char *)b->m->layers));
+    return (const void **)((char *)&b->ends + (dst - (const char *)&b->m->ends));
+}
+
+/* The item's bindings point to where it lies. Those of one tensor stand close together. */
+static void point(board *b, const board_item *it, const char *base)
+{
+    for (uint32_t i = it->first; i < it->first + it->n; i++) {
+        const binding *all = b->m->bindings, *first = &all[b->parts[i].binding];
+        for (const binding *x = first; x < all + b->m->n_bindings && x->layer == first->layer; x++)
+            if (x->kind == BIND_BYTES && x->tensor == first->tensor)
+                *own(b, x) = base + b->parts[i].at + x->skip;
+    }
+}
+
+static void point_floats(board *b)
+{
+    for (uint32_t i = 0; i < b->m->n_bindings; i++) {
+        const binding *x = &b->m->bindings[i];
+        if (x->kind == BIND_BYTES) continue;
+        *own(b, x) = b->floats + ((const char *)*weights_own(b->host, x)
+                                  - (const char *)b->host->floats);
+    }
+}
+
+/* ---- the ring ---- */
+
+static board_flight *flight(const board *b, uint32_t i)
+{
+    return &b->flights[(b->oldest + i) % b->cap_flights];
+}
+
+/* Takes the oldest flight's room; the copies wait until it was used. */
+static sl_status retire(board *b, sl_event *last)
+{
+    board_flight *f = flight(b, 0);
+    assert(!f->lanes_left);
+    if (f->used != *last) SL_TRY(b->dev->ops->wait(b->dev, SL_Q_WEIGHTS, f->used));
+    *last = f->used;
+    b->oldest = (b->oldest + 1) % b->cap_flights;
+    b->n_flights--;
+    return SL_OK;
+}
+
+/* Where `bytes` would go, and how many of the oldest flights must go for it; false: no room now. */
+static bool find_room(const board *b, uint64_t bytes, uint64_t *ret_at, uint32_t *ret_n)
+{
+    uint64_t at = b->head + bytes <= b->split->ring_bytes ? b->head : 0;
+    bool wraps = at != b->head;
+    uint32_t n = 0;
+    if (b->n_flights == b->cap_flights && flight(b, 0)->lanes_left) return false;
+    for (; n < b->n_flights; n++) {
+        const board_flight *f = flight(b, n);
+        /* what lies between the head and the ring's end is older than what begins it */
+        bool skipped = wraps && f->at >= b->head;
+        bool meets = f->at < at + bytes && at < f->at + f->bytes;
+        if (!skipped && !meets) break;
+        if (f->lanes_left) return false;
+    }
+    if (b->n_flights == b->cap_flights) n = SL_MAX(n, 1);
+    *ret_at = at;
+    *ret_n = n;
+    return true;
+}
+
+static sl_status launch(board *b, board_flight f, bool *ret_sent)
+{
+    uint64_t at;
+    uint32_t n;
+    sl_event last = 0;
+    *ret_sent = false;
+    assert(f.bytes <= b->split->ring_bytes);
+    if (!find_room(b, f.bytes, &at, &n)) return SL_OK;
+    while (n--) SL_TRY(retire(b, &last));
+    f.at = at;
+    f.lanes_left = b->n_lanes;
+    b->head = at + f.bytes;
+    char *to = b->ring + at;
+    if (f.item == NONE) {
+        SL_TRY(send_expert(b, f.layer, f.expert, to));
+    } else {
+        const board_item *it = &b->items[f.item];
+        if (it->kind != ITEM_EXPERTS) SL_TRY(send_parts(b, it, to));
+        for (uint32_t x = 0; it->kind == ITEM_EXPERTS && x < it->n; x++)
+            SL_TRY(send_expert(b, it->layer, it->first + x, to + x * b->slot_bytes[it->layer]));
+    }
+    SL_TRY(b->dev->ops->record(b->dev, SL_Q_WEIGHTS, &f.sent));
+    *flight(b, b->n_flights++) = f;
+    *ret_sent = true;
+    return SL_OK;
+}
+
+/* The next item, or expert that was asked for. *ret_sent: there was one, and room for it. */
+static sl_status send_next(board *b, bool *ret_sent)
+{
+    *ret_sent = false;
+    if (b->asked_at < b->n_asked) {
+        SL_TRY(launch(b, (board_flight){ .item = NONE, .layer = b->asked_layer,
+                                         .expert = b->asked[b->asked_at],
+                                         .bytes = b->slot_bytes[b->asked_layer] }, ret_sent));
+        b->asked_at += *ret_sent;
+        return SL_OK;
+    }
+    const board_item *it = &b->items[b->next];
+    if (!b->n_items) return SL_OK;
+    if (it->kind == ITEM_EXPERTS && !b->all) return SL_OK;      /* its router has not spoken */
+    SL_TRY(launch(b, (board_flight){ .item = b->next, .layer = it->layer, .bytes = it->bytes },
+                  ret_sent));
+    if (*ret_sent) b->next = (b->next + 1) % b->n_items;
+    return SL_OK;
+}
+
+sl_status board_pump(board *b)
+{
+    bool sent = true;
+    while (sent) SL_TRY(send_next(b, &sent));
+    return SL_OK;
+}
+
+/* What nobody will use: its copies are on the same queue as those that will take its room. */
+static void drop_all(board *b)
+{
+    for (uint32_t i = 0; i < b->n_flights; i++) flight(b, i)->lanes_left = 0;
+    b->next = 0;
+    b->n_asked = b->asked_at = 0;
+}
+
+sl_status board_begin(board *b, bool all, uint32_t n_lanes)
+{
+    /* what is there already belongs to a pass of the same kind */
+    bool fresh = all != b->all || n_lanes != b->n_lanes;
+    for (uint32_t i = 0, seen = 0; i < b->n_flights && !fresh; i++) {
+        const board_flight *f = flight(b, i);
+        if (!f->lanes_left) continue;
+        fresh = f->item != seen++;
+    }
+    if (fresh) drop_all(b);
+    b->all = all;
+    b->n_lanes = n_lanes;
+    return board_pump(b);
+}
+
+void board_ask(board *b, uint32_t layer, const uint32_t *ids, uint32_t n)
+{
+    assert(!b->all && b->asked_at == b->n_asked);
+    memcpy(b->asked, ids, n * sizeof *ids);
+    b->n_asked = n;
+    b->asked_at = 0;
+    b->asked_layer = layer;
+    if (b->n_items && b->items[b->next].kind == ITEM_EXPERTS)   /* the layer's: go on behind them */
+        while (b->items[b->next].kind == ITEM_EXPERTS && b->items[b->next].layer == layer)
+            b->next = (b->next + 1) % b->n_items;
+}
+
+/* The flight of an item, or of an expert that was asked for; NULL: not sent yet. */
+static board_flight *find_flight(const board *b, uint32_t item, uint32_t layer, uint32_t expert)
+{
+    for (uint32_t i = 0; i < b->n_flights; i++) {
+        board_flight *f = flight(b, i);
+        if (!f->lanes_left || f->item != item) continue;
+        if (item != NONE || (f->layer == layer && f->expert == expert)) return f;
+    }
+    return NULL;
+}
+
+static sl_status use(board *b, uint32_t item, uint32_t layer, uint32_t expert, board_flight **ret)
+{
+    bool sent = true;
+    while (!(*ret = find_flight(b, item, layer, expert)) && sent) SL_TRY(send_next(b, &sent));
+    if (!*ret)
+        return sl_fail(b->ctx, SL_E_DEVICE, "layer %u: a ring of %llu bytes is too small", layer,
+                       (unsigned long long)b->split->ring_bytes);
+    return b->dev->ops->wait(b->dev, SL_Q_COMPUTE, (*ret)->sent);
+}
+
+static sl_status done(board *b, board_flight *f)
+{
+    assert(f && f->lanes_left);
+    if (!--f->lanes_left) SL_TRY(b->dev->ops->record(b->dev, SL_Q_COMPUTE, &f->used));
+    return board_pump(b);
+}
+
+/* NONE: it stays, or there is none. */
+static uint32_t item_of(const board *b, item_kind kind, uint32_t layer)
+{
+    for (uint32_t i = 0; i < b->n_items; i++)
+        if (b->items[i].kind == kind && (kind == ITEM_HEAD || b->items[i].layer == layer)) return i;
+    return NONE;
+}
+
+sl_status board_use(board *b, item_kind kind, uint32_t layer)
+{
+    uint32_t i = item_of(b, kind, layer);
+    board_flight *f;
+    if (i == NONE) return SL_OK;
+    SL_TRY(use(b, i, layer, 0, &f));
+    point(b, &b->items[i], b->ring + f->at);
+    return SL_OK;
+}
+
+sl_status board_done(board *b, item_kind kind, uint32_t layer)
+{
+    uint32_t i = item_of(b, kind, layer);
+    return i == NONE ? SL_OK : done(b, find_flight(b, i, layer, 0));
+}
+
+sl_status board_use_group(board *b, uint32_t i)
+{
+    board_flight *f;
+    return use(b, i, b->items[i].layer, 0, &f);
+}
+
+sl_status board_done_group(board *b, uint32_t i)
+{
+    return done(b, find_flight(b, i, 0, 0));
+}
+
+sl_status board_use_expert(board *b, uint32_t layer, uint32_t expert)
+{
+    board_flight *f;
+    return use(b, NONE, layer, expert, &f);
+}
+
+sl_status board_done_expert(board *b, uint32_t layer, uint32_t expert)
+{
+    return done(b, find_flight(b, NONE, layer, expert));
+}
+
+sl_expert_data board_expert(const board *b, uint32_t layer, uint32_t x)
+{
+    uint64_t slot = b->slot_bytes[layer];
+    if (x < b->split->n_stay)
+        return expert_at(b, layer, x, b->stay + b->stay_at[layer] + x * slot);
+    board_flight *f = b->all ? NULL : find_flight(b, NONE, layer, x);
+    if (f) return expert_at(b, layer, x, b->ring + f->at);
+    for (uint32_t g = 0; g < b->n_groups[layer]; g++) {
+        uint32_t i = b->first_group[layer] + g;
+        const board_item *it = &b->items[i];
+        if (x < it->first || x >= it->first + it->n) continue;
+        f = find_flight(b, i, layer, 0);
+        assert(f);
+        return expert_at(b, layer, x, b->ring + f->at + (x - it->first) * slot);
+    }
+    assert(!"an expert that is nowhere");
+    return (sl_expert_data){ NULL, NULL, NULL };
+}
+
+/* ---- init and fini ---- */
+
+static bool behind_experts(const board *b, const binding *x)
+{
+    const sl_layer *l = &b->m->layers[x->layer];
+    const char *dst = (const char *)x->dst;
+    return (dst >= (const char *)&l->ffn && dst < (const char *)(&l->ffn + 1))
+        || (dst >= (const char *)&l->shared && dst < (const char *)(&l->shared + 1));
+}
+
+/* Is binding i a matrix of that item? The first of its tensor in the layer stands for all. */
+static bool belongs(const board *b, uint32_t i, item_kind kind, uint32_t layer)
+{
+    const binding *x = &b->m->bindings[i];
+    if (x->kind != BIND_BYTES) return false;
+    if (kind == ITEM_HEAD) return x->dst == &b->m->ends.weights.head.data;
+    return x->layer == layer && weights_first(b->host, i) == i
+        && behind_experts(b, x) == (kind == ITEM_BACK);
+}
+
+/* The parts of an item; n 0: it has none. */
+static board_item gather(board *b, item_kind kind, uint32_t layer)
+{
+    board_item it = { .kind = kind, .layer = layer, .first = b->n_parts };
+    for (uint32_t i = 0; i < b->m->n_bindings; i++) {
+        if (!belongs(b, i, kind, layer)) continue;
+        b->parts[b->n_parts++] = (board_part){ i, it.bytes };
+        it.bytes += (b->m->bindings[i].tensor->bytes + 255) / 256 * 256;
+        it.n++;
+    }
+    it.bytes = round_up(it.bytes);
+    return it;
+}
+
+static void push_item(board *b, board_item it)
+{
+    if (it.n) b->items[b->n_items++] = it;
+}
+
+static void push_groups(board *b, uint32_t layer)
+{
+    uint32_t n = b->m->shape.layers[layer].n_expert, at = SL_MIN(b->split->n_stay, n);
+    uint64_t slot = b->slot_bytes[layer];
+    b->first_group[layer] = b->n_items;
+    for (uint32_t k; at < n; at += k) {
+        k = (uint32_t)SL_MIN(b->split->ring_bytes / GROUPS_A_RING / slot, (uint64_t)MAX_GROUP);
+        k = SL_MIN(SL_MAX(k, 1), n - at);
+        push_item(b, (board_item){ .kind = ITEM_EXPERTS, .layer = layer, .first = at, .n = k,
+                                   .bytes = k * slot });
+    }
+    b->n_groups[layer] = b->n_items - b->first_group[layer];
+}
+
+/* What is sent in each pass becomes items; what stays is sent now. */
+static sl_status place(board *b)
+{
+    uint64_t at = 0, stay = 0;
+    for (uint32_t l = 0; l < b->m->hp.n_layer; l++) {
+        board_item parts[2] = { gather(b, ITEM_FRONT, l), gather(b, ITEM_BACK, l) };
+        bool stays = l < b->split->n_dense_layers;
+        if (!stays) push_item(b, parts[0]);
+        push_groups(b, l);
+        if (!stays) push_item(b, parts[1]);
+        for (int i = 0; i < 2 && stays; at += parts[i++].bytes) {
+            SL_TRY(send_parts(b, &parts[i], b->dense + at));
+            point(b, &parts[i], b->dense + at);
+        }
+        b->stay_at[l] = stay;
+        for (uint32_t x = 0; x < SL_MIN(b->split->n_stay, b->m->shape.layers[l].n_expert); x++)
+            SL_TRY(send_expert(b, l, x, b->stay + stay + x * b->slot_bytes[l]));
+        stay += SL_MIN(b->split->n_stay, b->m->shape.layers[l].n_expert) * b->slot_bytes[l];
+    }
+    if (b->split->head == SL_ON_CPU) return SL_OK;
+    board_item head = gather(b, ITEM_HEAD, BIND_NO_LAYER);
+    if (!b->split->head_stays) {
+        push_item(b, head);
+        return SL_OK;
+    }
+    point(b, &head, b->dense + at);
+    return send_parts(b, &head, b->dense + at);
+}
+
+static sl_status take(board *b, sl_account acc, uint64_t bytes, char **ret)
+{
+    void *p = NULL;
+    if (!bytes) return SL_OK;
+    SL_TRY(b->dev->ops->alloc(b->dev, acc, bytes, &p));
+    *ret = p;
+    return SL_OK;
+}
+
+/* Copies from memory that the driver refuses to pin are slower, and right. */
+static sl_status pin(board *b, void *p, uint64_t bytes)
+{
+    if (!bytes) return SL_OK;
+    sl_status st = b->dev->ops->pin(b->dev, p, bytes);
+    if (st == SL_OK) b->pinned[b->n_pinned++] = p;
+    else if (st == SL_E_UNSUPPORTED) sl_log(b->ctx, SL_WARN, "%s", sl_error(b->ctx));
+    return st == SL_E_UNSUPPORTED ? SL_OK : st;
+}
+
+static sl_status take_all(board *b)
+{
+    const sl_split *x = b->split;
+    void *p;
+    uint64_t bytes;
+    SL_TRY(take(b, SL_ACC_DENSE, b->host->floats_bytes, &b->floats));
+    SL_TRY(take(b, SL_ACC_DENSE, x->dense_bytes - b->m->shape.vector_bytes, &b->dense));
+    SL_TRY(take(b, SL_ACC_SLOTS, x->stay_bytes, &b->stay));
+    SL_TRY(take(b, SL_ACC_SLOTS, x->ring_bytes, &b->ring));
+    SL_TRY(pin(b, b->host->floats, b->host->floats_bytes));
+    SL_TRY(pin(b, b->host->dense, b->host->dense_bytes));
+    for (uint32_t i = 0; sl_stream_memory(b->host->stream, i, &p, &bytes); i++)
+        SL_TRY(pin(b, p, bytes));
+    return SL_OK;
+}
+
+static sl_status take_tables(board *b)
+{
+    uint32_t n_layer = b->m->hp.n_layer, n_expert = b->m->hp.n_expert;
+    uint64_t n_items = n_layer * (2ull + n_expert) + 1;
+    b->cap_flights = (uint32_t)SL_MIN(n_items + n_expert, (uint64_t)4096);
+    b->layers = calloc(n_layer, sizeof *b->layers);
+    b->parts = calloc(b->m->n_bindings + 1ull, sizeof *b->parts);
+    b->stay_at = calloc(n_layer, sizeof *b->stay_at);
+    b->slot_bytes = calloc(n_layer, sizeof *b->slot_bytes);
+    b->items = calloc(n_items, sizeof *b->items);
+    b->first_group = calloc(n_layer, sizeof *b->first_group);
+    b->n_groups = calloc(n_layer, sizeof *b->n_groups);
+    b->asked = calloc(n_expert + 1ull, sizeof *b->asked);
+    b->flights = calloc(b->cap_flights, sizeof *b->flights);
+    if (!b->layers || !b->parts || !b->stay_at || !b->slot_bytes || !b->items || !b->first_group
+        || !b->n_groups || !b->asked || !b->flights)
+        return sl_fail(b->ctx, SL_E_NOMEM, "tables of %u layers for the device", n_layer);
+    memcpy(b->layers, b->m->layers, n_layer * sizeof *b->layers);
+    b->ends = b->m->ends;
+    b->ends.weights.layers = b->layers;
+    for (uint32_t l = 0; l < n_layer; l++)
+        b->slot_bytes[l] = round_up(b->m->shape.layers[l].slot_bytes);
+    return SL_OK;
+}
+
+sl_status board_init(sl_ctx *ctx, sl_device *dev, weights *host, const sl_plan *plan, board *b)
+{
+    sl_event ev;
+    *b = (board){ .ctx = ctx, .dev = dev, .m = host->m, .host = host, .split = &plan->split,
+                  .n_lanes = 1 };
+    SL_TRY(take_tables(b));
+    SL_TRY(take_all(b));
+    SL_TRY(send_bytes(b, b->floats, (const char *)host->floats, host->floats_bytes));
+    point_floats(b);
+    SL_TRY(place(b));
+    SL_TRY(dev->ops->record(dev, SL_Q_WEIGHTS, &ev));
+    SL_TRY(dev->ops->sync(dev, ev));
+    b->sent_bytes = 0;
+    return SL_OK;
+}
+
+void board_fini(board *b)
+{
+    if (!b->dev) return;
+    for (uint32_t q = 0; q < SL_N_QUEUES; q++) {    /* what is on its way uses this memory */
+        sl_event ev;
+        if (b->dev->ops->record(b->dev, (sl_queue)q, &ev) == SL_OK)
+            (void)(b->dev->ops->sync(b->dev, ev) == SL_OK);
+    }
+    b->dev->ops->free(b->dev, b->floats);
+    b->dev->ops->free(b->dev, b->dense);
+    b->dev->ops->free(b->dev, b->stay);
+    b->dev->ops->free(b->dev, b->ring);
+    for (uint32_t i = 0; i < b->n_pinned; i++) b->dev->ops->unpin(b->dev, b->pinned[i]);
+    free(b->layers);
+    free(b->parts);
+    free(b->stay_at);
+    free(b->slot_bytes);
+    free(b->items);
+    free(b->first_group);
+    free(b->n_groups);
+    free(b->asked);
+    free(b->flights);
+    *b = (board){ 0 };
+}

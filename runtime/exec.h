@@ -1,0 +1,36 @@
+/* runtime/exec.h - what the files of the executor share. exec.c walks the pipe; experts.c computes
+ * a layer's experts on the CPU; split.c shares them with an accelerator. Private to runtime/. */
+#ifndef EXEC_H
+#define EXEC_H
+
+#include "runtime/engine.h"
+
+/* The router's answer, grouped: n->runs, n->ids; their biases are l's. Returns how many experts. */
+uint32_t exec_group(lane *n, const sl_layer *l);
+/* The layer's expert x with its biases; its data come when they are there. */
+sl_ffn exec_expert_ffn(const sl_layer *l, uint32_t x);
+/* The run that takes every row: the dense FFN, or the shared expert. Returns how many: 0 or 1. */
+uint32_t exec_all_rows(const lane *n, const sl_layer *l, sl_expert_run *ret);
+/* Calls e->trace. */
+void exec_report(const sl_engine *e, const lane *n, const sl_layer *l);
+/* The sequences of these rows of the lane cannot go on; the others are not affected, since no row
+ * depends on another. rows NULL: all. */
+void exec_fail(sl_engine *e, const lane *l, const uint32_t *rows, uint32_t n, const char *why);
+
+/* An experts step on the CPU. */
+sl_status exec_experts(sl_engine *e, lane *n, const sl_step *step, const sl_layer *l);
+/* The same where an accelerator has the layer, and may leave some experts to the CPU. */
+sl_status split_experts(sl_engine *e, lane *n, const sl_step *step);
+
+/* Copies between a lane's two sets of buffers. Down: begin, behind what SL_Q_COMPUTE has so far;
+ * copies; end, which names them. Up: copies, and then SL_Q_COMPUTE waits for them. */
+sl_status split_begin_down(sl_engine *e);
+sl_status split_down(sl_engine *e, void *dst, const void *src, uint64_t n_floats);
+sl_status split_end_down(sl_engine *e, sl_event *ret_there);
+sl_status split_up(sl_engine *e, void *dst, const void *src, uint64_t n_floats);
+sl_status split_end_up(sl_engine *e);
+/* The driver waits for copies down and reads, or is about to write, one of the lane's buffers. */
+void split_read(sl_engine *e, const void *p, uint64_t n_floats);
+void split_write(sl_engine *e, const void *p, uint64_t n_floats);
+
+#endif
