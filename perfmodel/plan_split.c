@@ -11,7 +11,6 @@
 /* Pieces of copies: small enough not to keep activations waiting, large enough for the link's full
  * speed. 1 ms at 4 GB/s, 160 us at 25 GB/s. */
 #define PIECE_BYTES ((uint64_t)4 << 20)
-#define STORED_ROWS 16u         /* of passes whose experts may be computed out of order */
 #define SEND_ROWS 4u            /* AUTO: below, reading an expert from RAM beats sending it */
 #define NEARLY_ALL 0.9          /* AUTO: of the experts, in a pass that sends all of them */
 #define RING_EXPERTS 8u         /* at least so many fit the ring */
@@ -115,14 +114,16 @@ static sl_status refuse(sl_ctx *ctx, const sl_split *x, uint64_t fixed, uint64_t
                    (unsigned long long)fixed >> 20, (unsigned long long)ring >> 20);
 }
 
-/* Activations, and the room for outputs that wait; the stages' scratch is the device's own. */
+/* Activations, and the room for outputs that wait: every pass that does not send all experts may
+ * compute them out of order. The stages' scratch is the device's own. */
 static void size_lanes(const sl_shape *s, const sl_plan *plan, sl_split *x)
 {
     x->lane_rows = plan->max_rows;
     if (x->n_lanes == 2)
         x->lane_rows = SL_MIN(plan->max_rows,
                               SL_MAX((plan->max_rows + 1) / 2, x->send_all_rows));
-    x->stored_runs = SL_MIN(x->lane_rows, STORED_ROWS) * (most_used(s) + 1);
+    uint32_t stored = SL_MIN(x->lane_rows, SL_MAX(x->send_all_rows, 1) - 1);
+    x->stored_runs = stored * (most_used(s) + 1);
     uint64_t logits = x->head == SL_ON_DEVICE ? (uint64_t)plan->max_logits * s->n_vocab : 0;
     x->scratch_bytes = x->n_lanes * (x->lane_rows * s->row_lane_bytes + 4096
                                      + (logits + (uint64_t)x->stored_runs * s->d_model)

@@ -22,7 +22,7 @@ typedef struct search {
     sl_ctx *ctx;
     sl_forecast_in in;
     const sl_planner_params *p;
-    const sl_queue *queue;
+    const sl_workload *queue;
     uint32_t mean;              /* positions of a request in its end, in whole blocks */
     sl_queue_choice *c;
     point best;
@@ -105,7 +105,7 @@ static sl_status improve(search *s, int knob)
     return SL_OK;
 }
 
-static double mean_positions(const sl_queue *q, uint32_t n_ctx)
+static double mean_positions(const sl_workload *q, uint32_t n_ctx)
 {
     double sum = 0;
     for (uint32_t i = 0; i < q->n_lengths; i++)
@@ -137,7 +137,7 @@ static sl_status begin(search *s, const sl_lens_bound *bound)
 
 sl_status sl_planner_queue(sl_ctx *ctx, const sl_machine *m, const sl_shape *shape,
                            const sl_miss_model *miss, const sl_planner_params *p,
-                           const sl_queue *queue, sl_queue_choice *ret)
+                           const sl_workload *queue, sl_queue_choice *ret)
 {
     assert(ctx && m && shape && miss && p && p->base.n_ctx);
     assert(queue->n_requests && queue->n_lengths);

@@ -69,7 +69,7 @@ struct kind {
 struct walk {
     sim *s;
     const sl_forecast_in *in;
-    const sl_queue *queue;
+    const sl_workload *queue;
     struct grid grid;
     struct kind kinds[GRID + 1];        /* the last: the first pass, which finds nothing in RAM */
     bool every;                 /* every pass is simulated */
@@ -149,7 +149,7 @@ static void choose_steps(struct walk *w, uint32_t most_passes)
 }
 
 /* How many requests are walked; the tokens of all of them, as far as the context goes. */
-static uint64_t size_of(const sl_queue *q, const sl_plan *plan, double *ret_all, double *ret_gen)
+static uint64_t size_of(const sl_workload *q, const sl_plan *plan, double *ret_all, double *ret_gen)
 {
     double prompt = 0, gen = 0;
     uint64_t rest = q->n_requests % q->n_lengths;
@@ -166,12 +166,12 @@ static uint64_t size_of(const sl_queue *q, const sl_plan *plan, double *ret_all,
     return (uint64_t)fmin(fmax(most, 8.0 * plan->n_seq), (double)q->n_requests);
 }
 
-sl_status sl_queue_simulate(sl_ctx *ctx, const sl_forecast_in *in, const sl_queue *queue,
+sl_status sl_queue_simulate(sl_ctx *ctx, const sl_forecast_in *in, const sl_workload *queue,
                             uint32_t most_passes, sl_queue_forecast *ret)
 {
     assert(queue->n_requests && queue->n_lengths && in->miss && most_passes);
     double all, gen;
-    sl_queue some = *queue;
+    sl_workload some = *queue;
     some.n_requests = size_of(queue, in->plan, &all, &gen);
     struct walk w = { .in = in, .queue = &some,
                       .middle = { some.n_requests / 4, some.n_requests - some.n_requests / 4 } };

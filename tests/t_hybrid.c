@@ -274,7 +274,7 @@ static void queues(void)
         make_split(&c);
         sl_lens_length lengths[2] = { { 1 + t_below(200), 1 + t_below(60), 1 },
                                       { 1 + t_below(200), 1 + t_below(60), 1 } };
-        sl_queue q = { lengths, 2, 1 + t_below(60) };
+        sl_workload q = { lengths, 2, 1 + t_below(60) };
         sl_forecast_in in = { &c.m, &c.shape, &c.plan, &c.miss, c.load, NULL };
         sl_queue_forecast f, some;
         T_NEED(sl_queue_simulate(ctx, &in, &q, 1u << 20, &f) == SL_OK, "%s", sl_error(ctx));
