@@ -164,13 +164,23 @@ void emu_check_join(emu_check *c, uint32_t actor, const emu_clock *event)
 
 /* ---- accesses ---- */
 
+/* The segment that holds byte `at`. */
+static uint32_t segment_of(const struct region *r, size_t at)
+{
+    uint32_t lo = 0, hi = r->n_seg;
+    while (lo < hi) {
+        uint32_t mid = (lo + hi) / 2;
+        if (r->seg[mid].end <= at) lo = mid + 1;
+        else hi = mid;
+    }
+    return lo;
+}
+
 /* Cuts the region at `at`; false: no memory. */
 static bool cut(struct region *r, size_t at)
 {
-    uint32_t i = 0;
-    if (!at || at == r->bytes) return true;
-    while (r->seg[i].end < at) i++;
-    if (r->seg[i].end == at) return true;
+    uint32_t i = segment_of(r, at);
+    if (!at || at == r->bytes || r->seg[i - (i > 0)].end == at) return true;
     if (r->n_seg == r->cap) {
         struct segment *more = realloc(r->seg, 2 * r->cap * sizeof *more);
         if (!more) return false;
@@ -189,14 +199,18 @@ static bool alike(const struct segment *a, const struct segment *b)
         && !memcmp(a->read, b->read, sizeof a->read);
 }
 
-static void join_alike(struct region *r)
+/* Segments [from, to) and their neighbours. */
+static void join_alike(struct region *r, uint32_t from, uint32_t to)
 {
-    uint32_t n = 0;
-    for (uint32_t i = 0; i < r->n_seg; i++) {
-        if (n && alike(&r->seg[n - 1], &r->seg[i])) r->seg[n - 1].end = r->seg[i].end;
-        else r->seg[n++] = r->seg[i];
+    from -= from > 0;
+    to = SL_MIN(to + 1, r->n_seg);
+    uint32_t n = from;
+    for (uint32_t i = from + 1; i < to; i++) {
+        if (alike(&r->seg[n], &r->seg[i])) r->seg[n].end = r->seg[i].end;
+        else r->seg[++n] = r->seg[i];
     }
-    r->n_seg = n;
+    memmove(r->seg + n + 1, r->seg + to, (r->n_seg - to) * sizeof *r->seg);
+    r->n_seg -= to - n - 1;
 }
 
 struct use {
@@ -223,16 +237,15 @@ static void check_segment(emu_check *c, const struct region *r, const struct seg
 
 static void use_region(emu_check *c, struct region *r, size_t lo, size_t hi, const struct use *u)
 {
-    size_t from = 0;
     uint64_t now = c->clock[u->actor].at[u->actor];
     if (!cut(r, lo) || !cut(r, hi)) {
         wrong(c, "no memory to check %s", r->what);
         return;
     }
-    for (uint32_t i = 0; i < r->n_seg && from < hi; from = r->seg[i++].end) {
+    uint32_t first = segment_of(r, lo), i = first;
+    for (; i < r->n_seg && r->seg[i].end <= hi; i++) {
         struct segment *s = &r->seg[i];
-        if (from < lo) continue;
-        check_segment(c, r, s, from, u);
+        check_segment(c, r, s, lo, u);
         if (!u->write) {
             s->read[u->actor] = now;
             continue;
@@ -241,7 +254,7 @@ static void use_region(emu_check *c, struct region *r, size_t lo, size_t hi, con
                                .writer_did = u->actor == EMU_DRIVER ? "the driver"
                                                                     : c->doing[u->actor] };
     }
-    join_alike(r);
+    join_alike(r, first, i);
 }
 
 void emu_check_access(emu_check *c, uint32_t actor, const void *p, size_t bytes, emu_kind kind,

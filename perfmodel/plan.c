@@ -15,7 +15,8 @@ sl_plan_params sl_plan_defaults(void)
     return (sl_plan_params){ .n_seq = 1, .max_rows = 512, .kv_type = SL_F16,
                              .max_dense_layers = UINT32_MAX, .cpu_mask = ~0u,
                              .n_lanes = SL_PLAN_AUTO, .kv_on = SL_PLAN_AUTO,
-                             .head_on = SL_PLAN_AUTO, .n_stay = SL_PLAN_AUTO,
+                             .prompts_on = SL_PLAN_AUTO, .head_on = SL_PLAN_AUTO,
+                             .n_stay = SL_PLAN_AUTO,
                              .send_rows = SL_PLAN_AUTO, .send_all_rows = SL_PLAN_AUTO };
 }
 

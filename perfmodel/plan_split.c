@@ -114,6 +114,21 @@ static sl_status refuse(sl_ctx *ctx, const sl_split *x, uint64_t fixed, uint64_t
                    (unsigned long long)fixed >> 20, (unsigned long long)ring >> 20);
 }
 
+static uint32_t blocks(uint32_t positions)
+{
+    return (positions + SL_KV_BLOCK_ROWS - 1) / SL_KV_BLOCK_ROWS;
+}
+
+/* Of the layer with the largest keys and values. */
+static uint64_t position_bytes(const sl_shape *s, sl_type kv)
+{
+    const sl_type_info *t = sl_type_get(kv);
+    uint64_t most = 0;
+    for (uint32_t l = 0; l < s->n_layer; l++)
+        most = SL_MAX(most, (uint64_t)s->layers[l].k_elems + s->layers[l].v_elems);
+    return (most + t->block_elems - 1) / t->block_elems * t->block_bytes;
+}
+
 /* Activations, and the room for outputs that wait: every pass that does not send all experts may
  * compute them out of order. The stages' scratch is the device's own. */
 static void size_lanes(const sl_shape *s, const sl_plan *plan, sl_split *x)
@@ -124,10 +139,13 @@ static void size_lanes(const sl_shape *s, const sl_plan *plan, sl_split *x)
                               SL_MAX((plan->max_rows + 1) / 2, x->send_all_rows));
     uint32_t stored = SL_MIN(x->lane_rows, SL_MAX(x->send_all_rows, 1) - 1);
     x->stored_runs = stored * (most_used(s) + 1);
+    if (x->prompts == SL_ON_DEVICE)
+        x->prompt_positions = blocks(SL_MAX(plan->n_ctx, x->lane_rows)) * SL_KV_BLOCK_ROWS;
     uint64_t logits = x->head == SL_ON_DEVICE ? (uint64_t)plan->max_logits * s->n_vocab : 0;
     x->scratch_bytes = x->n_lanes * (x->lane_rows * s->row_lane_bytes + 4096
                                      + (logits + (uint64_t)x->stored_runs * s->d_model)
-                                           * sizeof(float));
+                                           * sizeof(float)
+                                     + x->prompt_positions * position_bytes(s, plan->kv_type));
     x->accel.own_bytes += x->lane_rows * (s->row_scratch_bytes - s->row_lane_bytes) + (8u << 20);
 }
 
@@ -142,6 +160,7 @@ sl_status plan_split(sl_ctx *ctx, const sl_shape *s, const sl_plan_params *p, sl
     uint64_t head = sl_shape_room(s->head_bytes ? s->head_bytes : s->embed_bytes);
     sl_split x = { .accel = p->accel, .piece_bytes = PIECE_BYTES };
     x.kv = wants(p->kv_on, plan->kv_bytes <= mem / 8) ? SL_ON_DEVICE : SL_ON_CPU;
+    if (x.kv == SL_ON_CPU && wants(p->prompts_on, true)) x.prompts = SL_ON_DEVICE;
     x.head = wants(p->head_on, head <= mem / 4) ? SL_ON_DEVICE : SL_ON_CPU;
     x.head_stays = x.head == SL_ON_DEVICE && head <= mem / 2;
     x.kv_bytes = x.kv == SL_ON_DEVICE ? plan->kv_bytes : 0;

@@ -25,7 +25,7 @@ enum {
 typedef enum knob {
     KNOB_ROWS, KNOB_THREADS, KNOB_READS, KNOB_AHEAD, KNOB_DENSE,
     /* of an accelerator: fields of sl_plan_params */
-    KNOB_KV, KNOB_HEAD, KNOB_LANES, KNOB_STAY, KNOB_SEND, KNOB_SEND_ALL,
+    KNOB_KV, KNOB_PROMPTS, KNOB_HEAD, KNOB_LANES, KNOB_STAY, KNOB_SEND, KNOB_SEND_ALL,
     N_KNOBS
 } knob;
 
@@ -64,6 +64,7 @@ static uint32_t *field(sl_plan_params *p, knob k)
     case KNOB_ROWS: return &p->max_rows;
     case KNOB_DENSE: return &p->max_dense_layers;
     case KNOB_KV: return &p->kv_on;
+    case KNOB_PROMPTS: return &p->prompts_on;
     case KNOB_HEAD: return &p->head_on;
     case KNOB_LANES: return &p->n_lanes;
     case KNOB_STAY: return &p->n_stay;
@@ -180,6 +181,7 @@ static uint32_t shared_values(const search *s, sl_plan_params p, knob k, sl_plan
     uint32_t stay = s->base_plan.split.n_stay, all = s->base.send_all_rows;
     const struct { uint32_t n, at[MAX_VALUES - 1]; } want[N_KNOBS] = {
         [KNOB_KV] = { 2, { SL_ON_CPU, SL_ON_DEVICE } },
+        [KNOB_PROMPTS] = { 2, { SL_ON_CPU, SL_ON_DEVICE } },
         [KNOB_HEAD] = { 2, { SL_ON_CPU, SL_ON_DEVICE } },
         [KNOB_LANES] = { 2, { 1, 2 } },
         [KNOB_STAY] = { 4, { stay - stay / 4, stay / 2, stay / 4, 0 } },
@@ -343,9 +345,9 @@ static sl_status simplify(search *s)
 static void fill_base(search *s)
 {
     const sl_split *x = &s->base_plan.split;
-    const uint32_t did[N_KNOBS] = { [KNOB_KV] = x->kv, [KNOB_HEAD] = x->head,
-                                    [KNOB_LANES] = x->n_lanes, [KNOB_STAY] = SL_PLAN_AUTO,
-                                    [KNOB_SEND] = x->send_rows,
+    const uint32_t did[N_KNOBS] = { [KNOB_KV] = x->kv, [KNOB_PROMPTS] = x->prompts,
+                                    [KNOB_HEAD] = x->head, [KNOB_LANES] = x->n_lanes,
+                                    [KNOB_STAY] = SL_PLAN_AUTO, [KNOB_SEND] = x->send_rows,
                                     [KNOB_SEND_ALL] = x->send_all_rows };
     for (knob k = KNOB_KV; x->accel.kind && k < N_KNOBS; k++)
         if (value(&s->base, k) == SL_PLAN_AUTO || k == KNOB_LANES) *field(&s->base, k) = did[k];
@@ -392,6 +394,9 @@ static void describe_shared(const sl_plan_params *p, knob k, char text[TEXT])
     case KNOB_KV:
         snprintf(text, TEXT, "%s", n == SL_ON_DEVICE ? "keys and values on the device"
                                                      : "the CPU attends to keys and values in RAM");
+        return;
+    case KNOB_PROMPTS:
+        snprintf(text, TEXT, "the %s attends to prompts", n == SL_ON_DEVICE ? "device" : "CPU");
         return;
     case KNOB_HEAD:
         snprintf(text, TEXT, "the head on the %s", n == SL_ON_DEVICE ? "device" : "CPU");

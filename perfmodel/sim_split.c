@@ -614,19 +614,21 @@ static void attend(sim_split *x, lane *ln)
 {
     const sl_step *st = x->step;
     work w = { .s = 0 };
-    double rows = 0, before = 0;
+    double rows = 0, fetched = 0;
     for (int prompt = 0; prompt < 2; prompt++) {
         split_attend a = split_attend_rows(&x->e.shape->layers[st->layer], ln->runs, ln->n, prompt);
         if (!(a.rows > 0) || st->rows == (prompt ? SL_ROWS_DECODE : SL_ROWS_PROMPT)) continue;
         work some = split_attend_work(&x->e, st, &a, prompt);
         work_add(&w, &some, 1);
         rows += a.rows;
-        before += a.before;
+        fetched += a.fetched;
     }
     if (!(rows > 0)) return;
     if (st->on == SL_ON_DEVICE) {
-        event need = { Q_DEVICE, 0 };
-        if (split_fetches(&x->e, st)) need = up(x, before * (double)st->ctx_bytes);
+        event need = { Q_DEVICE, 0 }, behind = { Q_DEVICE, x->q[Q_DEVICE].n };
+        if (split_fetches(&x->e, st) && fetched > 0)
+            need = push(x, Q_UP, (op){ .need = behind,
+                                       .s = split_up_s(&x->e, fetched * (double)st->ctx_bytes) });
         event over = device(x, &w, rows, need, 0, 0);
         if (st->link_row_bytes) down(x, rows * (double)st->link_row_bytes, over);
         return;
@@ -663,6 +665,7 @@ static void run_step(sim_split *x, lane *ln)
     const split_layer *p = st->layer == SL_STEP_NONE ? NULL : part_of(x, st->layer);
     uint64_t front = p ? this_pass(x, x->front[st->layer]) : 0;
     event none = { Q_DEVICE, 0 }, over;
+    double rows;
     switch (st->kind) {
     case SL_STEP_EMBED:
         compute(x, x->e.cost.stage_s, ln->rows, &(work){ .s = 0 });
@@ -671,7 +674,8 @@ static void run_step(sim_split *x, lane *ln)
     case SL_STEP_QKV:
         over = device(x, &p->qkv, ln->rows, ln->up, front, 0);
         ln->up = none;
-        if (st->link_row_bytes) ln->down = down(x, ln->rows * (double)st->link_row_bytes, over);
+        rows = split_cpu_rows(&x->e, ln->runs, ln->n);
+        if (rows > 0) ln->down = down(x, rows * (double)st->link_row_bytes, over);
         break;
     case SL_STEP_ATTEND: attend(x, ln); break;
     case SL_STEP_POST:

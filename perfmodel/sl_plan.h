@@ -52,7 +52,7 @@ typedef struct sl_plan_params {
     sl_accel accel;         /* default: none, and what follows is not looked at */
     /* wishes, taken where they fit; SL_PLAN_AUTO (the default): the plan chooses */
     uint32_t n_lanes;       /* 1 or 2 */
-    uint32_t kv_on, head_on;    /* sl_where */
+    uint32_t kv_on, prompts_on, head_on;    /* sl_where */
     uint32_t n_stay, send_rows, send_all_rows;  /* as in sl_split */
 } sl_plan_params;
 
@@ -106,8 +106,9 @@ typedef struct sl_split {
     /* Room for outputs of experts that wait for their turn to be added: this many [d_model] of a
      * lane, on the device and in RAM. */
     uint32_t stored_runs;
-    /* Positions of keys and values, of one layer, that a lane's prompt rows see at most; prompts on
-     * the device while KV lies in RAM, else 0. */
+    /* Prompts on the device while KV lies in RAM, else 0: it has room for so many positions of one
+     * layer and lane, a multiple of the KV block. Where a lane's prompt rows see more, the CPU
+     * attends for them. */
     uint32_t prompt_positions;
     /* device memory, by account; their sum with accel.own_bytes is need_bytes */
     uint64_t dense_bytes;   /* SL_ACC_DENSE: what stays, but for experts */

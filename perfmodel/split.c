@@ -140,8 +140,18 @@ split_attend split_attend_rows(const sl_layer_shape *l, const sl_rows *rows, uin
         a.rows += r->n;
         a.attended += sl_bound_attended(r->first, r->n, l->window);
         a.before += l->window ? SL_MIN(r->first, l->window - 1) : r->first;
+        a.fetched += r->first;
     }
     return a;
+}
+
+double split_cpu_rows(const split_env *e, const sl_rows *rows, uint32_t n)
+{
+    double sum = 0;
+    if (e->x->kv == SL_ON_DEVICE) return 0;
+    for (uint32_t i = 0; i < n; i++)
+        if (rows[i].n == 1 || e->x->prompts == SL_ON_CPU) sum += rows[i].n;
+    return sum;
 }
 
 work split_attend_work(const split_env *e, const sl_step *st, const split_attend *a, bool prompt)
@@ -256,8 +266,6 @@ static double layer_chain(const split_env *e, const split_layer *p, const sl_ste
     to->busy_s[SL_RES_SYNC] += n * n_stages * e->gpu.launch_s;
     to->busy_s[SL_RES_GPU] += n * n_stages * (stage - e->gpu.launch_s);
     s += n_stages * stage;
-    const sl_step *qkv = find(steps, SL_STEP_QKV);
-    if (qkv->link_row_bytes) down(e, p->rows * (double)qkv->link_row_bytes, n, to);
     if (!l->n_expert) return s;
     s += down(e, p->rows * (double)find(steps, SL_STEP_ROUTE)->link_row_bytes, n, to);
     if (!p->all) return s + asked(e, p, n, to);
@@ -354,22 +362,24 @@ void split_sum_attention(const split_env *e, uint32_t layer, const split_attend 
     here.layer = layer;
     work w = split_attend_work(e, &here, a, prompt);
     double elems = a->rows * e->shape->d_model, stages = lanes * passes, s = w.s;
-    double before = (double)(split_fetches(e, st) ? st->ctx_bytes : 0) * a->before;
+    double fetched = (double)(split_fetches(e, st) ? st->ctx_bytes : 0) * a->fetched;
     if (st->on == SL_ON_DEVICE) {
         device(&w, 1, to);
         to->busy_s[SL_RES_SYNC] += stages * e->gpu.launch_s;
         to->busy_s[SL_RES_GPU] += elems * e->gpu.elem_s;
         s += elems * e->gpu.elem_s + stages * e->gpu.launch_s;
-        if (before > 0) up(e, before, 1, to);
+        if (fetched > 0) s += up(e, fetched, 1, to);
         if (st->link_row_bytes) down(e, a->rows * (double)st->link_row_bytes, 1, to);
     } else {
         cpu(e, &w, 1, to);
         to->busy_s[SL_RES_SYNC] += stages * e->cost.stage_s;
         to->busy_s[SL_RES_CPU] += elems * e->cost.elem_s;
-        up(e, a->rows * (double)st->link_row_bytes, 1, to);
+        double qkv = a->rows * (double)find(steps, SL_STEP_QKV)->link_row_bytes;
+        double att = a->rows * (double)st->link_row_bytes;
+        up(e, att, 1, to);
+        down(e, qkv, 1, to);
         s += elems * e->cost.elem_s + stages * (e->cost.stage_s + 2 * e->gpu.copy_s)
-           + split_down_s(e, a->rows * (double)find(steps, SL_STEP_QKV)->link_row_bytes)
-           + split_up_s(e, a->rows * (double)st->link_row_bytes);
+           + split_down_s(e, qkv) + split_up_s(e, att);
     }
     to->chain_s += s / lanes;
 }
@@ -393,8 +403,10 @@ void split_sum_add(split_sum *to, const split_sum *s)
 static split_attend attend_of(const sl_layer_shape *l, uint32_t first, uint32_t n, uint32_t step)
 {
     split_attend a = { .rows = n, .attended = sl_bound_attended(first, n, l->window) };
-    for (uint64_t at = first; at < (uint64_t)first + n; at += step)
+    for (uint64_t at = first; at < (uint64_t)first + n; at += step) {
         a.before += l->window ? fmin((double)at, l->window - 1.0) : (double)at;
+        a.fetched += (double)at;
+    }
     return a;
 }
 

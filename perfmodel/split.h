@@ -59,12 +59,16 @@ void split_staying(const sl_layer_shape *l, uint32_t n_stay, double ret_p[SL_MAX
 /* Rows that attend. */
 typedef struct split_attend {
     double rows, attended;      /* rows times positions */
-    double before;              /* positions that lie in memory already, for all rows of a sequence */
+    /* positions that lie in memory already, for all rows of a sequence: read, and, where the device
+     * attends for the CPU, sent to it */
+    double before, fetched;
 } split_attend;
 /* Of a pass or a lane: prompts' rows, or those that decode. */
 split_attend split_attend_rows(const sl_layer_shape *l, const sl_rows *rows, uint32_t n,
                                bool prompt);
 work split_attend_work(const split_env *e, const sl_step *st, const split_attend *a, bool prompt);
+/* Rows whose keys and values the CPU wants: those it attends for. */
+double split_cpu_rows(const split_env *e, const sl_rows *rows, uint32_t n);
 /* Does an attention on the device want earlier keys and values sent up? */
 bool split_fetches(const split_env *e, const sl_step *st);
 

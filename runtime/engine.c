@@ -119,8 +119,7 @@ sl_status sl_engine_open(sl_ctx *ctx, sl_model *m, const sl_plan *plan, sl_engin
     if (st == SL_OK) st = open_seqs(e);
     if (st == SL_OK) st = open_pipe(e);
     if (st == SL_OK) st = open_device(e);
-    sl_device *kv = e->plan.split.kv == SL_ON_DEVICE ? e->dev : e->cpu;
-    if (st == SL_OK) st = kv_init(ctx, kv, &m->shape, &e->plan, &e->kv);
+    if (st == SL_OK) st = kv_init(ctx, e->dev ? e->dev : e->cpu, &m->shape, &e->plan, &e->kv);
     if (st == SL_OK) st = lanes_init(e);
     if (st != SL_OK) sl_engine_close(&e);
     else *ret = e;
@@ -381,6 +380,7 @@ static bool build_pass(sl_engine *e)
         add_rows(e, e->order[i]);
         n_decoding++;
     }
+    b->n_decode = b->n_rows;
     for (uint32_t i = 0; i < n && b->n_rows < e->plan.max_rows; i++) {
         const seq *s = &e->seqs[e->order[i]];
         if (s->n_rows || decoding(s) || (full && !s->has_room)) continue;

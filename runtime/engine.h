@@ -32,11 +32,22 @@ typedef struct seq {
 /* The rows of a pass, in host memory: those that decode first, then prompts. */
 typedef struct pass {
     uint32_t n_rows, n_logits;
+    uint32_t n_decode;          /* of n_rows */
     int32_t *token;             /* [max_rows], as the next two */
     uint32_t *pos, *seq;
     uint32_t *logit_row;        /* [max_logits] ascending */
     float *logits;              /* [max_logits][n_vocab] */
 } pass;
+
+/* Keys and values of one layer, of the sequences that a lane's prompt rows belong to: on an
+ * accelerator, while those of all layers lie in RAM. */
+typedef struct prompt_room {
+    sl_kv_view view;            /* its blocks [n_seq], in the memory below */
+    void *memory;
+    const uint32_t **tables;    /* [n_seq] -> table, of sequences that are there */
+    uint32_t *table;            /* [n_blocks] 0, 1, 2 ... */
+    uint32_t n_blocks;
+} prompt_room;
 
 /* Some neighbouring rows of a pass, and everything that their stages write. */
 typedef struct lane {
@@ -45,6 +56,8 @@ typedef struct lane {
     sl_batch dev;               /* what an accelerator's stages get: its own memory */
     void *host_memory, *dev_memory;     /* behind their pointers */
     uint32_t step;              /* of the pipe, to be submitted next */
+    uint32_t n_decode;          /* the first rows, which an accelerator does not attend for */
+    prompt_room prompts;
     sl_event down;              /* copies down that the next step on the CPU reads */
     uint32_t *logit_row;        /* [max_logits] counted from the lane's first row */
     int32_t *row_at;            /* [rows] 0, 1, 2 ...: tokens of an embedding of single rows */

@@ -40,12 +40,12 @@ static sl_status qkv(sl_engine *e, lane *n, const sl_step *s)
 {
     const sl_batch *h = &n->host, *d = &n->dev;
     const sl_layer *l = &e->loaded.layers[s->layer];
-    uint64_t rows = h->n_rows, k = rows * l->attn.n_head_kv * l->attn.k_dim;
+    uint64_t rows = n->n_decode, k = rows * l->attn.n_head_kv * l->attn.k_dim;
     uint64_t v = l->attn.kind == SL_ATTN_MLA ? 0 : rows * l->attn.n_head_kv * l->attn.v_dim;
     if (s->on == SL_ON_CPU) return e->cpu->ops->qkv(e->cpu, &e->weights, l, &n->host);
     SL_TRY(board_use(&e->board, ITEM_FRONT, s->layer));
     SL_TRY(e->dev->ops->qkv(e->dev, &e->board.ends.weights, &e->board.layers[s->layer], &n->dev));
-    if (!s->link_row_bytes) return SL_OK;
+    if (!s->link_row_bytes || !rows) return SL_OK;
     SL_TRY(split_begin_down(e));
     SL_TRY(split_down(e, h->q, d->q, rows * l->attn.n_head * l->attn.k_dim));
     SL_TRY(split_down(e, h->k, d->k, k));
@@ -55,19 +55,22 @@ static sl_status qkv(sl_engine *e, lane *n, const sl_step *s)
 
 static sl_status attend(sl_engine *e, lane *n, const sl_step *s)
 {
-    const sl_batch *h = &n->host;
+    sl_batch *h = &n->host, first = *h;
     const sl_layer *l = &e->loaded.layers[s->layer];
     const sl_kv_view *kv = &e->kv.views[s->layer];
-    uint64_t rows = h->n_rows, att = rows * l->attn.n_head * l->attn.v_dim;
+    uint64_t rows = n->n_decode, att = rows * l->attn.n_head * l->attn.v_dim;
+    if (s->rows == SL_ROWS_PROMPT) return prompts_attend(e, n, s);
     if (s->on == SL_ON_DEVICE)
         return e->dev->ops->attend(e->dev, &e->board.layers[s->layer], kv, &n->dev);
-    if (!s->link_row_bytes) return e->cpu->ops->attend(e->cpu, l, kv, &n->host);
+    if (!s->link_row_bytes) return e->cpu->ops->attend(e->cpu, l, kv, h);
+    if (!rows) return SL_OK;
     SL_TRY(e->dev->ops->sync(e->dev, n->down));
     split_read(e, h->q, rows * l->attn.n_head * l->attn.k_dim);
     split_read(e, h->k, rows * l->attn.n_head_kv * l->attn.k_dim);
     if (kv->v_bytes) split_read(e, h->v, rows * l->attn.n_head_kv * l->attn.v_dim);
     split_write(e, h->att, att);
-    SL_TRY(e->cpu->ops->attend(e->cpu, l, kv, &n->host));
+    first.n_rows = n->n_decode;
+    SL_TRY(e->cpu->ops->attend(e->cpu, l, kv, &first));
     SL_TRY(split_up(e, n->dev.att, h->att, att));
     return split_end_up(e);
 }

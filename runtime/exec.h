@@ -1,5 +1,6 @@
 /* runtime/exec.h - what the files of the executor share. exec.c walks the pipe; experts.c computes
- * a layer's experts on the CPU; split.c shares them with an accelerator. Private to runtime/. */
+ * a layer's experts on the CPU; exec_split.c shares them with an accelerator, exec_prompts.c
+ * attends to prompts there. Private to runtime/. */
 #ifndef EXEC_H
 #define EXEC_H
 
@@ -16,6 +17,15 @@ void exec_report(const sl_engine *e, const lane *n, const sl_layer *l);
 /* The sequences of these rows of the lane cannot go on; the others are not affected, since no row
  * depends on another. rows NULL: all. */
 void exec_fail(sl_engine *e, const lane *l, const uint32_t *rows, uint32_t n, const char *why);
+
+/* Room for prompts on the accelerator; none where the plan has none. */
+sl_status prompts_init(sl_engine *e, lane *n);
+void prompts_fini(sl_engine *e, lane *n);
+/* Room for all of the lane's rows but the first n_decode, which becomes n->n_decode. False: there
+ * is not so much. */
+bool prompts_cut(lane *n, uint32_t n_decode);
+/* Their attention step. */
+sl_status prompts_attend(sl_engine *e, lane *n, const sl_step *step);
 
 /* An experts step on the CPU. */
 sl_status exec_experts(sl_engine *e, lane *n, const sl_step *step, const sl_layer *l);

@@ -101,7 +101,9 @@ static sl_status place_layers(kv_cache *kv, const sl_shape *shape, const sl_plan
         total += round64(rows * (ls->k_elems / elems * bytes))
                  + round64(rows * (ls->v_elems / elems * bytes));
     }
-    SL_TRY(kv->dev->ops->alloc(kv->dev, SL_ACC_KV, total, &kv->bytes));
+    const sl_device_ops *o = kv->dev->ops;
+    bool on_device = plan->split.kv == SL_ON_DEVICE;
+    SL_TRY((on_device ? o->alloc : o->alloc_host)(kv->dev, SL_ACC_KV, total, &kv->bytes));
     char *at = kv->bytes;
     for (uint32_t l = 0; l < shape->n_layer; l++) {
         const sl_layer_shape *ls = &shape->layers[l];

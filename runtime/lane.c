@@ -1,6 +1,6 @@
 /* runtime/lane.c - the rows of a pass and the buffers of its lanes: one set in memory of the cpu
  * device, with an accelerator pinned and a second set on it. */
-#include "runtime/engine.h"
+#include "runtime/exec.h"
 
 #include <assert.h>
 #include <stdlib.h>
@@ -115,6 +115,7 @@ sl_status lanes_init(sl_engine *e)
                              &n->dev_out));
         SL_TRY(take_guess(e, n));
         SL_TRY(take_tables(e, n));
+        SL_TRY(prompts_init(e, n));
     }
     return SL_OK;
 }
@@ -129,6 +130,7 @@ void lanes_fini(sl_engine *e)
                            n->run_weights, n->run_start, n->part, n->ids, n->ready, n->data,
                            n->likely };
         for (size_t t = 0; t < SL_LEN(tables); t++) free(tables[t]);
+        prompts_fini(e, n);
         if (n->host_memory) d->ops->free(d, n->host_memory);
         if (n->dev_memory) d->ops->free(d, n->dev_memory);
         if (n->guess_w) e->cpu->ops->free(e->cpu, n->guess_w);
@@ -163,7 +165,7 @@ uint32_t lanes_cut(sl_engine *e)
 {
     const sl_split *x = &e->plan.split;
     pass *p = &e->pass;
-    bool all = x->accel.kind && p->n_rows >= x->send_all_rows;
+    bool all = x->accel.kind && p->n_rows >= x->send_all_rows, fits = true;
     uint32_t n_lanes = all && p->n_rows > 1 ? x->n_lanes : 1, first = 0, logit = 0;
     for (uint32_t i = 0; i < n_lanes; i++) {
         lane *n = &e->lanes[i];
@@ -175,9 +177,12 @@ uint32_t lanes_cut(sl_engine *e)
         set_rows(e, n, first, rows, n_logits, &n->host);
         if (e->dev) set_rows(e, n, first, rows, n_logits, &n->dev);
         n->host.logits = logits;
+        fits &= prompts_cut(n, p->n_decode > first ? SL_MIN(p->n_decode - first, rows) : 0);
         n->step = 0;
         n->down = 0;
         first += rows;
     }
+    /* A lane's rows may go on where the other's end: one side attends for all of them. */
+    for (uint32_t i = 0; i < n_lanes && !fits; i++) e->lanes[i].n_decode = e->lanes[i].host.n_rows;
     return n_lanes;
 }

@@ -1,32 +1,35 @@
 /* tests/t_split.c - the work shared with an emulated accelerator: logits have the bits of the cpu
  * device alone, for every architecture, whatever stays on the device, is sent in every pass or when
- * asked for, or is left to the CPU, in one lane or two, with keys and values on either side,
- * several sequences and prompts in chunks. The device checks every access on the way. */
+ * asked for, or is left to the CPU, in one lane or two, with keys and values and attention on
+ * either side, several sequences and prompts in chunks, some of which decode. The device checks
+ * every access on the way. */
 #include "runtime/sluice.h"
 #include "tests/t_tiny.h"
 
 #include <dirent.h>
 
-enum { SEQS = 5, LENGTH = 26, MIB = 1 << 20 };
+enum { SEQS = 5, PROMPT = 26, DRAWN = 7, LENGTH = PROMPT + DRAWN, MIB = 1 << 20 };
 
 /* How the work is shared. */
 typedef struct share {
     const char *name;
-    uint32_t lanes, kv, head, stay, send_rows, send_all_rows, dense_layers, max_rows;
+    uint32_t lanes, kv, prompts, head, stay, send_rows, send_all_rows, dense_layers, max_rows;
     bool few;                   /* on few of the models */
 } share;
 
+enum { CPU = SL_ON_CPU, DEV = SL_ON_DEVICE };
 #define NEVER (UINT32_MAX - 1)
 #define ALL SL_PLAN_AUTO       /* what fits */
 
 static const share shares[] = {
-    { "all sent, two lanes", 2, SL_ON_CPU, SL_ON_CPU, 0, 1, 1, 0, 24, false },
-    { "all sent, two lanes of a row at least", 2, SL_ON_CPU, SL_ON_DEVICE, 1, 1, 2, 1, 3, true },
-    { "all sent, one lane", 1, SL_ON_CPU, SL_ON_DEVICE, 0, 1, 1, 0, 7, true },
-    { "sent when asked for", 1, SL_ON_DEVICE, SL_ON_DEVICE, 1, 1, NEVER, 0, 24, false },
-    { "some left to the CPU", 1, SL_ON_CPU, SL_ON_DEVICE, 1, 2, 20, 1, 24, false },
-    { "all left to the CPU", 1, SL_ON_CPU, SL_ON_CPU, 0, NEVER, NEVER, 0, 5, true },
-    { "all on the device", 1, SL_ON_DEVICE, SL_ON_DEVICE, ALL, 1, 20, ALL, 16, false },
+    { "all sent, two lanes", 2, CPU, CPU, CPU, 0, 1, 1, 0, 24, false },
+    { "all sent, two lanes, prompts there", 2, CPU, DEV, DEV, 0, 1, 1, 0, 24, false },
+    { "all sent, two lanes of a row at least", 2, CPU, DEV, DEV, 1, 1, 2, 1, 3, true },
+    { "all sent, one lane", 1, CPU, CPU, DEV, 0, 1, 1, 0, 7, true },
+    { "sent when asked for", 1, DEV, DEV, DEV, 1, 1, NEVER, 0, 24, false },
+    { "some left to the CPU", 1, CPU, DEV, DEV, 1, 2, 20, 1, 24, false },
+    { "all left to the CPU", 1, CPU, CPU, CPU, 0, NEVER, NEVER, 0, 5, true },
+    { "all on the device", 1, DEV, DEV, DEV, ALL, 1, 20, ALL, 16, false },
 };
 
 static char complaint[300];
@@ -49,6 +52,7 @@ static sl_plan_params params_of(const share *s)
                           .up_bytes_s = 4e9, .down_bytes_s = 4e9, .link_s = 2e-6 };
     p.n_lanes = s->lanes;
     p.kv_on = s->kv;
+    p.prompts_on = s->prompts;
     p.head_on = s->head;
     p.n_stay = s->stay;
     p.send_rows = s->send_rows;
@@ -57,7 +61,8 @@ static sl_plan_params params_of(const share *s)
     return p;
 }
 
-/* Sequences of different lengths, chunks and starts; the logits of all their tokens. */
+/* Sequences of different lengths and chunks, some of which still read their prompt when others draw;
+ * the logits of all their tokens. */
 static void run(const char *path, const share *s, float *ret)
 {
     sl_ctx *ctx = sl_ctx_create(keep_complaint, NULL);
@@ -66,7 +71,7 @@ static void run(const char *path, const share *s, float *ret)
     sl_plan plan;
     sl_mem_report mem;
     sl_seq ids[SEQS];
-    int32_t tokens[SEQS][LENGTH];
+    int32_t tokens[SEQS][PROMPT];
     sl_plan_params p = params_of(s);
     const char *what = s ? s->name : "the CPU alone";
     T_NEED(sl_model_open(ctx, path, &m) == SL_OK, "%s", sl_error(ctx));
@@ -76,9 +81,11 @@ static void run(const char *path, const share *s, float *ret)
     uint32_t n_vocab = sl_model_shape(m)->n_vocab;
     t_begin();
     for (uint32_t i = 0; i < SEQS; i++) {
-        for (uint32_t t = 0; t < LENGTH; t++) tokens[i][t] = (int32_t)t_below(n_vocab);
-        sl_request r = { .tokens = tokens[i], .n_tokens = LENGTH - 3 * i, .want_logits = true,
-                         .max_chunk = i < 2 ? 0 : 1 + i };
+        for (uint32_t t = 0; t < PROMPT; t++) tokens[i][t] = (int32_t)t_below(n_vocab);
+        sl_request r = { .tokens = tokens[i], .n_tokens = PROMPT - 3 * i, .want_logits = true,
+                         .max_chunk = i < 2 ? 0 : 1 + i, .n_predict = DRAWN,
+                         .ignore_eog = true, .sampler = sl_sampler_defaults() };
+        r.sampler.temp = 0;
         T_NEED(sl_engine_submit(e, &r, &ids[i]) == SL_OK, "%s", sl_error(ctx));
     }
     while (sl_engine_busy(e)) {

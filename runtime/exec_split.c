@@ -1,5 +1,5 @@
-/* runtime/split.c - a layer's experts between an accelerator and the CPU, and the copies between a
- * lane's two sets of buffers.
+/* runtime/exec_split.c - a layer's experts between an accelerator and the CPU, and the copies
+ * between a lane's two sets of buffers.
  * Sums have one order, ascending by expert, wherever an expert is computed and whenever its weights
  * come: either in that order, each added in place; or outputs are stored, and added at the end. */
 #include "runtime/exec.h"
