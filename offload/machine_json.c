@@ -170,6 +170,10 @@ static sl_status read_gpus(const sl_json *root, sl_machine *m)
         SL_TRY(read_known(&j, "d2h_pageable_bytes_s", any, &g->d2h_pageable_bytes_s));
         SL_TRY(read_known(&j, "copy_s", any, &g->copy_s));
         SL_TRY(read_known(&j, "launch_s", any, &g->launch_s));
+        SL_TRY(read_known(&j, "decode_flops_s", any, &g->decode_flops_s));
+        SL_TRY(read_known(&j, "prefill_flops_s", any, &g->prefill_flops_s));
+        SL_TRY(read_known(&j, "decode_bytes_s", any, &g->decode_bytes_s));
+        SL_TRY(read_known(&j, "elem_s", any, &g->elem_s));
         SL_TRY(read_gemms(&j, 0, SL_MACHINE_GPU_GEMMS, g->gemm, &g->n_gemms));
     }
     m->n_gpus = (uint32_t)n;
@@ -305,6 +309,10 @@ static json_t *gpus_to_json(const sl_machine *m)
         set_known(v, "d2h_pageable_bytes_s", g->d2h_pageable_bytes_s);
         set_known(v, "copy_s", g->copy_s);
         set_known(v, "launch_s", g->launch_s);
+        set_known(v, "decode_flops_s", g->decode_flops_s);
+        set_known(v, "prefill_flops_s", g->prefill_flops_s);
+        set_known(v, "decode_bytes_s", g->decode_bytes_s);
+        set_known(v, "elem_s", g->elem_s);
         if (g->n_gemms) json_object_set_new(v, "gemms", gemms_to_json(g->gemm, g->n_gemms));
         json_array_append_new(list, v);
     }

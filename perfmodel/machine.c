@@ -16,7 +16,7 @@ static const double gemm_min = 1e6, gemm_max = 1e17;        /* 1e6: one row on a
 static const double attend_min = 1e7, attend_max = 1e16;
 static const double stage_min = 1e-9, stage_max = 1, elem_min = 1e-14, elem_max = 1e-5;
 static const double gpu_ops_min = 1e10, gpu_ops_max = 1e18, gpu_mem_min = 1e9, gpu_mem_max = 1e15;
-static const double link_min = 1e7, link_max = 1e13;
+static const double gpu_elem_min = 1e-16, link_min = 1e7, link_max = 1e13;
 
 const char *sl_peak_name(sl_peak peak)
 {
@@ -170,6 +170,10 @@ static sl_status check_gpu(sl_ctx *ctx, const sl_machine_gpu *g, uint32_t i)
         { "d2h_pageable_bytes_s", g->d2h_pageable_bytes_s, link_min, link_max, true },
         { "copy_s", g->copy_s, latency_min, latency_max, true },
         { "launch_s", g->launch_s, latency_min, latency_max, true },
+        { "decode_flops_s", g->decode_flops_s, attend_min, gpu_ops_max, true },
+        { "prefill_flops_s", g->prefill_flops_s, attend_min, gpu_ops_max, true },
+        { "decode_bytes_s", g->decode_bytes_s, attend_min, gpu_mem_max, true },
+        { "elem_s", g->elem_s, gpu_elem_min, elem_max, true },
     };
     char name[64];
     if (!g->name[0])

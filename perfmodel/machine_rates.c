@@ -191,6 +191,18 @@ double sl_machine_gpu_gemm_seconds(const sl_machine_gpu *g, sl_type type, double
     return n_weights * along(from, s, rows);
 }
 
+double sl_machine_gpu_attend_seconds(const sl_machine_gpu *g, double elems, double bytes,
+                                     double flops, bool prompt)
+{
+    if (prompt && g->prefill_flops_s > 0) return flops / g->prefill_flops_s;
+    if (!prompt && g->decode_flops_s > 0) {
+        sl_machine_cost c = { .decode_flops_s = g->decode_flops_s,
+                              .decode_bytes_s = g->decode_bytes_s };
+        return sl_machine_decode_seconds(&c, elems, flops);
+    }
+    return fmax(bytes / (gpu_vram_share * g->vram_bytes_s), flops / (gpu_share * g->flops_s));
+}
+
 /* ---- costs beside products ---- */
 
 static sl_machine_cost derived(const sl_machine *m, uint32_t threads)

@@ -11,7 +11,6 @@
 /* Pieces of copies: small enough not to keep activations waiting, large enough for the link's full
  * speed. 1 ms at 4 GB/s, 160 us at 25 GB/s. */
 #define PIECE_BYTES ((uint64_t)4 << 20)
-#define STORED_ROWS 16u         /* of passes whose experts may be computed out of order */
 #define SEND_ROWS 4u            /* AUTO: below, reading an expert from RAM beats sending it */
 #define NEARLY_ALL 0.9          /* AUTO: of the experts, in a pass that sends all of them */
 #define RING_EXPERTS 8u         /* at least so many fit the ring */
@@ -130,14 +129,16 @@ static uint64_t position_bytes(const sl_shape *s, sl_type kv)
     return (most + t->block_elems - 1) / t->block_elems * t->block_bytes;
 }
 
-/* Activations, and the room for outputs that wait; the stages' scratch is the device's own. */
+/* Activations, and the room for outputs that wait: every pass that does not send all experts may
+ * compute them out of order. The stages' scratch is the device's own. */
 static void size_lanes(const sl_shape *s, const sl_plan *plan, sl_split *x)
 {
     x->lane_rows = plan->max_rows;
     if (x->n_lanes == 2)
         x->lane_rows = SL_MIN(plan->max_rows,
                               SL_MAX((plan->max_rows + 1) / 2, x->send_all_rows));
-    x->stored_runs = SL_MIN(x->lane_rows, STORED_ROWS) * (most_used(s) + 1);
+    uint32_t stored = SL_MIN(x->lane_rows, SL_MAX(x->send_all_rows, 1) - 1);
+    x->stored_runs = stored * (most_used(s) + 1);
     if (x->prompts == SL_ON_DEVICE)
         x->prompt_positions = blocks(SL_MAX(plan->n_ctx, x->lane_rows)) * SL_KV_BLOCK_ROWS;
     uint64_t logits = x->head == SL_ON_DEVICE ? (uint64_t)plan->max_logits * s->n_vocab : 0;

@@ -8,9 +8,9 @@
 #include <string.h>
 
 enum {
-    MAX_SEEN = 160,             /* candidates of one search */
-    MAX_SIMULATED = 40,
-    MAX_VALUES = 8,             /* of a knob */
+    MAX_SEEN = 320,             /* candidates of one search */
+    MAX_SIMULATED = 40, MAX_SHARED = 80,        /* with an accelerator: twice the knobs */
+    MAX_VALUES = 12,            /* of a knob */
     SWEEPS = 3
 };
 #define TIE 1.01                /* plans whose times differ by less are equal */
@@ -20,7 +20,14 @@ enum {
 #define MIN_DEPTH 16u
 #define MAX_DEPTH 64u
 
-typedef enum knob { KNOB_ROWS, KNOB_THREADS, KNOB_READS, KNOB_AHEAD, KNOB_DENSE, N_KNOBS } knob;
+#define NEVER ((uint32_t)1 << 30)       /* rows that no pass has */
+
+typedef enum knob {
+    KNOB_ROWS, KNOB_THREADS, KNOB_READS, KNOB_AHEAD, KNOB_DENSE,
+    /* of an accelerator: fields of sl_plan_params */
+    KNOB_KV, KNOB_PROMPTS, KNOB_HEAD, KNOB_LANES, KNOB_STAY, KNOB_SEND, KNOB_SEND_ALL,
+    N_KNOBS
+} knob;
 
 typedef struct candidate {
     sl_plan_params params;
@@ -34,7 +41,7 @@ typedef struct search {
     const sl_shape *shape;
     const sl_miss_model *miss;
     const sl_planner_params *p;
-    sl_plan_params base;        /* with threads filled in */
+    sl_plan_params base;        /* with threads and the accelerator's wishes filled in */
     sl_plan base_plan;
     candidate seen[MAX_SEEN];
     uint32_t n_seen, n_simulated;
@@ -49,31 +56,47 @@ static double load_s(const sl_forecast *f)
 
 /* ---- knobs ---- */
 
-static bool same(const sl_plan_params *a, const sl_plan_params *b, knob k)
+/* The field of a knob that has one. */
+static uint32_t *field(sl_plan_params *p, knob k)
 {
     switch (k) {
-    case KNOB_THREADS: return a->n_threads == b->n_threads;
-    case KNOB_ROWS: return a->max_rows == b->max_rows;
-    case KNOB_READS: return a->read_bytes == b->read_bytes && a->read_depth == b->read_depth;
-    case KNOB_AHEAD: return a->no_ahead == b->no_ahead;
-    case KNOB_DENSE: return a->max_dense_layers == b->max_dense_layers;
-    case N_KNOBS: break;
+    case KNOB_THREADS: return &p->n_threads;
+    case KNOB_ROWS: return &p->max_rows;
+    case KNOB_DENSE: return &p->max_dense_layers;
+    case KNOB_KV: return &p->kv_on;
+    case KNOB_PROMPTS: return &p->prompts_on;
+    case KNOB_HEAD: return &p->head_on;
+    case KNOB_LANES: return &p->n_lanes;
+    case KNOB_STAY: return &p->n_stay;
+    case KNOB_SEND: return &p->send_rows;
+    case KNOB_SEND_ALL: return &p->send_all_rows;
+    case KNOB_READS: case KNOB_AHEAD: case N_KNOBS: break;
     }
-    return true;
+    return NULL;
+}
+
+static uint32_t value(const sl_plan_params *p, knob k)
+{
+    sl_plan_params copy = *p;
+    return *field(&copy, k);
+}
+
+static bool same(const sl_plan_params *a, const sl_plan_params *b, knob k)
+{
+    if (k == KNOB_READS) return a->read_bytes == b->read_bytes && a->read_depth == b->read_depth;
+    if (k == KNOB_AHEAD) return a->no_ahead == b->no_ahead;
+    return value(a, k) == value(b, k);
 }
 
 static void copy(sl_plan_params *to, const sl_plan_params *from, knob k)
 {
-    switch (k) {
-    case KNOB_THREADS: to->n_threads = from->n_threads; break;
-    case KNOB_ROWS: to->max_rows = from->max_rows; break;
-    case KNOB_READS:
+    if (k == KNOB_READS) {
         to->read_bytes = from->read_bytes;
         to->read_depth = from->read_depth;
-        break;
-    case KNOB_AHEAD: to->no_ahead = from->no_ahead; break;
-    case KNOB_DENSE: to->max_dense_layers = from->max_dense_layers; break;
-    case N_KNOBS: break;
+    } else if (k == KNOB_AHEAD) {
+        to->no_ahead = from->no_ahead;
+    } else {
+        *field(to, k) = value(from, k);
     }
 }
 
@@ -94,9 +117,16 @@ static uint32_t add_value(sl_plan_params *v, uint32_t n, const sl_plan_params *p
     return n + 1;
 }
 
+/* Cores that an emulated accelerator leaves to the CPU's part. */
+static uint32_t free_cores(const sl_machine *m, const sl_accel *a)
+{
+    uint32_t taken = a->kind == SL_ACCEL_EMU ? a->n_cores : 0;
+    return m->id.cores > taken ? m->id.cores - taken : 1;
+}
+
 static uint32_t thread_values(const search *s, sl_plan_params p, sl_plan_params *v, uint32_t n)
 {
-    uint32_t cores = s->machine->id.cores;
+    uint32_t cores = free_cores(s->machine, &s->base.accel);
     const uint32_t want[] = { cores, cores - cores / 4, (cores + 1) / 2, (cores + 3) / 4, 1 };
     for (size_t i = 0; i < SL_LEN(want); i++) {
         p.n_threads = want[i];
@@ -127,9 +157,15 @@ static uint32_t read_values(sl_plan_params p, sl_plan_params *v, uint32_t n)
     return n;
 }
 
+/* Leading layers whose dense weights stay: in RAM, or on an accelerator. */
+static uint32_t most_dense(const search *s)
+{
+    return s->base.accel.kind ? s->base_plan.split.n_dense_layers : s->base_plan.n_dense_layers;
+}
+
 static uint32_t dense_values(const search *s, sl_plan_params p, sl_plan_params *v, uint32_t n)
 {
-    uint32_t most = s->base_plan.n_dense_layers;
+    uint32_t most = most_dense(s);
     const uint32_t want[] = { most ? most - 1 : 0, most - most / 4, most / 2, 0 };
     for (size_t i = 0; i < SL_LEN(want) && most; i++) {
         p.max_dense_layers = want[i];
@@ -138,20 +174,51 @@ static uint32_t dense_values(const search *s, sl_plan_params p, sl_plan_params *
     return n;
 }
 
+/* Of the accelerator's knobs. */
+static uint32_t shared_values(const search *s, sl_plan_params p, knob k, sl_plan_params *v,
+                              uint32_t n)
+{
+    uint32_t stay = s->base_plan.split.n_stay, all = s->base.send_all_rows;
+    const struct { uint32_t n, at[MAX_VALUES - 1]; } want[N_KNOBS] = {
+        [KNOB_KV] = { 2, { SL_ON_CPU, SL_ON_DEVICE } },
+        [KNOB_PROMPTS] = { 2, { SL_ON_CPU, SL_ON_DEVICE } },
+        [KNOB_HEAD] = { 2, { SL_ON_CPU, SL_ON_DEVICE } },
+        [KNOB_LANES] = { 2, { 1, 2 } },
+        [KNOB_STAY] = { 4, { stay - stay / 4, stay / 2, stay / 4, 0 } },
+        [KNOB_SEND] = { 8, { 1, 2, 3, 8, 16, 32, 96, NEVER } },
+        [KNOB_SEND_ALL] = { 5, { SL_MAX(all / 2, 1), SL_MIN(2 * all, NEVER),
+                                 SL_MIN(4 * all, NEVER), SL_MIN(8 * all, NEVER), NEVER } },
+    };
+    for (uint32_t i = 0; i < want[k].n; i++) {
+        *field(&p, k) = want[k].at[i];
+        n = add_value(v, n, &p, k);
+    }
+    return n;
+}
+
+/* Is the knob no choice of ours: the caller's, or without effect? */
+static bool fixed(const search *s, knob k)
+{
+    const sl_planner_params *q = s->p;
+    const bool streamed = s->base_plan.weights == SL_WEIGHTS_STREAMED;
+    switch (k) {
+    case KNOB_THREADS: return q->fix_threads;
+    case KNOB_ROWS: return q->fix_rows;
+    case KNOB_READS: return q->fix_reads || !streamed;
+    case KNOB_AHEAD: return q->fix_ahead || !streamed;
+    case KNOB_DENSE: return q->fix_dense || !(streamed || s->base.accel.kind);
+    default: return !s->base.accel.kind || value(&q->base, k) != SL_PLAN_AUTO;
+    }
+}
+
 /* Values of a knob that are worth a look, the others as in p; the base's own comes first. */
 static uint32_t values(const search *s, const sl_plan_params *p, knob k,
                        sl_plan_params v[MAX_VALUES])
 {
-    const sl_planner_params *q = s->p;
-    const bool streamed = s->base_plan.weights == SL_WEIGHTS_STREAMED;
-    const bool fixed[N_KNOBS] = { [KNOB_THREADS] = q->fix_threads, [KNOB_ROWS] = q->fix_rows,
-                                  [KNOB_READS] = q->fix_reads || !streamed,
-                                  [KNOB_AHEAD] = q->fix_ahead || !streamed,
-                                  [KNOB_DENSE] = q->fix_dense || !streamed };
     sl_plan_params other = *p;
     copy(&other, &s->base, k);
     uint32_t n = add_value(v, 0, &other, k);
-    if (fixed[k]) return n;
+    if (fixed(s, k)) return n;
     switch (k) {
     case KNOB_THREADS: return thread_values(s, other, v, n);
     case KNOB_ROWS: return row_values(s, other, v, n);
@@ -160,9 +227,8 @@ static uint32_t values(const search *s, const sl_plan_params *p, knob k,
         other.no_ahead = !other.no_ahead;
         return add_value(v, n, &other, k);
     case KNOB_DENSE: return dense_values(s, other, v, n);
-    case N_KNOBS: break;
+    default: return shared_values(s, other, k, v, n);
     }
-    return n;
 }
 
 /* ---- candidates ---- */
@@ -171,6 +237,12 @@ static sl_forecast_in input(const search *s, const sl_plan *plan)
 {
     return (sl_forecast_in){ .machine = s->machine, .shape = s->shape, .plan = plan,
                              .miss = s->miss, .load = s->p->load };
+}
+
+/* Does the plan do what was asked for? A lane for which there is no room, or no use, is left out. */
+static bool meets(const sl_plan *plan, const sl_plan_params *p)
+{
+    return !p->accel.kind || p->n_lanes == SL_PLAN_AUTO || plan->split.n_lanes == p->n_lanes;
 }
 
 /* The candidate's place in s->seen, bounded; MAX_SEEN: no room. */
@@ -182,7 +254,8 @@ static uint32_t bound(search *s, const sl_plan_params *params)
     candidate *c = &s->seen[s->n_seen];
     sl_plan plan;
     *c = (candidate){ .params = *params, .s = -1 };
-    c->impossible = sl_plan_make(s->ctx, s->shape, params, &plan) != SL_OK;
+    c->impossible =
+        sl_plan_make(s->ctx, s->shape, params, &plan) != SL_OK || !meets(&plan, params);
     if (!c->impossible) {
         sl_forecast_in in = input(s, &plan);
         sl_forecast f = sl_stage1(&in);
@@ -228,7 +301,8 @@ static sl_status turn(search *s, knob k)
         n_at++;
     }
     for (uint32_t i = 0; i < n_at; i++)
-        if (worth(s, &s->seen[at[i]]) && s->n_simulated < MAX_SIMULATED)
+        if (worth(s, &s->seen[at[i]])
+            && s->n_simulated < (s->base.accel.kind ? MAX_SHARED : MAX_SIMULATED))
             SL_TRY(simulate(s, at[i]));
     return SL_OK;
 }
@@ -267,12 +341,41 @@ static sl_status simplify(search *s)
     return SL_OK;
 }
 
+/* What the base leaves to the plan, as the plan does it; experts that stay: as many as fit. */
+static void fill_base(search *s)
+{
+    const sl_split *x = &s->base_plan.split;
+    const uint32_t did[N_KNOBS] = { [KNOB_KV] = x->kv, [KNOB_PROMPTS] = x->prompts,
+                                    [KNOB_HEAD] = x->head, [KNOB_LANES] = x->n_lanes,
+                                    [KNOB_STAY] = SL_PLAN_AUTO, [KNOB_SEND] = x->send_rows,
+                                    [KNOB_SEND_ALL] = x->send_all_rows };
+    for (knob k = KNOB_KV; x->accel.kind && k < N_KNOBS; k++)
+        if (value(&s->base, k) == SL_PLAN_AUTO || k == KNOB_LANES) *field(&s->base, k) = did[k];
+}
+
+/* The ways to serve experts that are not there, pure ones and mixed: knobs that only help together
+ * are not found one after another. */
+static sl_status corners(search *s)
+{
+    for (int i = 0; i < 8; i++) {
+        sl_plan_params p = s->base;
+        if (i & 1 && !fixed(s, KNOB_STAY)) p.n_stay = 0;
+        if (!fixed(s, KNOB_SEND)) p.send_rows = i & 2 ? NEVER : 1;
+        if (i & 4 && !fixed(s, KNOB_SEND_ALL)) p.send_all_rows = NEVER;
+        uint32_t at = bound(s, &p);
+        if (at < MAX_SEEN && worth(s, &s->seen[at])) SL_TRY(simulate(s, at));
+    }
+    return SL_OK;
+}
+
 static sl_status run_search(search *s)
 {
     SL_TRY(sl_plan_make(s->ctx, s->shape, &s->base, &s->base_plan));
+    fill_base(s);
     s->n_seen = s->n_simulated = s->best = 0;
     bound(s, &s->base);
     SL_TRY(simulate(s, 0));
+    if (s->base.accel.kind) SL_TRY(corners(s));
     for (uint32_t i = 0, before = UINT32_MAX; i < SWEEPS && before != s->best; i++) {
         before = s->best;
         for (knob k = 0; k < N_KNOBS; k++) SL_TRY(turn(s, k));
@@ -282,7 +385,39 @@ static sl_status run_search(search *s)
 
 /* ---- reasons ---- */
 
-enum { TEXT = 44 };            /* bytes of a knob's value */
+enum { TEXT = 64 };            /* bytes of a knob's value */
+
+static void describe_shared(const sl_plan_params *p, knob k, char text[TEXT])
+{
+    uint32_t n = value(p, k);
+    switch (k) {
+    case KNOB_KV:
+        snprintf(text, TEXT, "%s", n == SL_ON_DEVICE ? "keys and values on the device"
+                                                     : "the CPU attends to keys and values in RAM");
+        return;
+    case KNOB_PROMPTS:
+        snprintf(text, TEXT, "the %s attends to prompts", n == SL_ON_DEVICE ? "device" : "CPU");
+        return;
+    case KNOB_HEAD:
+        snprintf(text, TEXT, "the head on the %s", n == SL_ON_DEVICE ? "device" : "CPU");
+        return;
+    case KNOB_LANES:
+        snprintf(text, TEXT, "%s", n > 1 ? "two lanes that take turns" : "one lane");
+        return;
+    case KNOB_STAY:
+        if (n == SL_PLAN_AUTO) snprintf(text, TEXT, "as many experts on the device as fit");
+        else snprintf(text, TEXT, "%u experts of a layer on the device", n);
+        return;
+    case KNOB_SEND:
+        if (n == NEVER) snprintf(text, TEXT, "the CPU computes missing experts");
+        else if (n <= 1) snprintf(text, TEXT, "missing experts are sent up");
+        else snprintf(text, TEXT, "missing experts are sent up for %u rows or more", n);
+        return;
+    default:
+        if (n >= NEVER) snprintf(text, TEXT, "only experts that routers named are sent");
+        else snprintf(text, TEXT, "passes of %u rows or more send all experts", n);
+    }
+}
 
 static void describe(const search *s, const sl_plan_params *p, knob k, char text[TEXT])
 {
@@ -295,14 +430,13 @@ static void describe(const search *s, const sl_plan_params *p, knob k, char text
         snprintf(text, TEXT, "%u reads of %u KiB in flight", p->read_depth, p->read_bytes >> 10);
         return;
     case KNOB_AHEAD: snprintf(text, TEXT, "%s", p->no_ahead ? "no lookahead" : "lookahead"); return;
-    case KNOB_DENSE: {
-        uint32_t n = SL_MIN(p->max_dense_layers, s->base_plan.n_dense_layers);
-        snprintf(text, TEXT, "dense weights of %u layers in RAM", n);
+    case KNOB_DENSE:
+        snprintf(text, TEXT, "dense weights of %u layers %s",
+                 SL_MIN(p->max_dense_layers, most_dense(s)),
+                 p->accel.kind ? "on the device" : "in RAM");
         return;
+    default: describe_shared(p, k, text);
     }
-    case N_KNOBS: break;
-    }
-    text[0] = 0;
 }
 
 /* The quickest other value of a knob, simulated unless its bound is slower than the choice already;
@@ -368,6 +502,10 @@ static void grow_gemm(const sl_machine *m, sl_machine_gemm *g, sl_resource on, d
 void sl_planner_grow(sl_machine *m, sl_resource on, double factor)
 {
     assert(factor >= 1);
+    for (uint32_t i = 0; i < m->n_gpus && on == SL_RES_H2D; i++) {
+        m->gpu[i].h2d_bytes_s *= factor;
+        m->gpu[i].d2h_bytes_s *= factor;
+    }
     if (on == SL_RES_DISK)
         for (uint32_t i = 0; i < m->disk.n_curves; i++)
             for (uint32_t k = 0; k < m->disk.curve[i].n; k++)
@@ -386,15 +524,29 @@ void sl_planner_grow(sl_machine *m, sl_resource on, double factor)
     }
 }
 
+/* Of what the plan is given, not the machine. */
+struct more { uint64_t ram_bytes, vram_bytes; double link_bytes_s; };
+
+/* The accelerator's knobs that the caller left to us are searched again. */
+static void free_wishes(const search *s, sl_plan_params *p)
+{
+    for (knob k = KNOB_KV; k < N_KNOBS; k++)
+        if (value(&s->p->base, k) == SL_PLAN_AUTO) *field(p, k) = SL_PLAN_AUTO;
+}
+
 /* The load's phases under the best plan of a machine or budget that has more. */
 static sl_status add_gain(const search *from, const sl_plan_params *start, const sl_forecast *now,
-                          const sl_machine *m, uint64_t more_ram, sl_resource on, const char *what,
-                          sl_choice *ret)
+                          const sl_machine *m, const struct more *more, sl_resource on,
+                          const char *what, sl_choice *ret)
 {
     search s;
     sl_planner_params p = *from->p;
     p.base = *start;
-    p.base.ram_bytes += more_ram;
+    p.base.ram_bytes += more->ram_bytes;
+    p.base.accel.mem_bytes += more->vram_bytes;
+    if (p.base.accel.up_bytes_s > 0) p.base.accel.up_bytes_s += more->link_bytes_s;
+    if (p.base.accel.down_bytes_s > 0) p.base.accel.down_bytes_s += more->link_bytes_s;
+    free_wishes(from, &p.base);
     s.ctx = from->ctx;
     s.machine = m;
     s.shape = from->shape;
@@ -411,29 +563,45 @@ static sl_status add_gain(const search *from, const sl_plan_params *start, const
     return SL_OK;
 }
 
+static sl_status shared_gains(const search *s, const sl_plan_params *start, sl_choice *ret)
+{
+    const sl_forecast *now = &s->best_f;
+    const double link = 1e10;
+    struct more more = { .vram_bytes = (uint64_t)4 << 30 };
+    SL_TRY(add_gain(s, start, now, s->machine, &more, SL_RES_VRAM, "+4 GiB on the device", ret));
+    sl_machine_gpu g;
+    sl_machine m = *s->machine;
+    if (!sl_forecast_gpu(&m, &start->accel, &g)) return SL_OK;
+    more = (struct more){ .link_bytes_s = link };
+    sl_planner_grow(&m, SL_RES_H2D, (g.h2d_bytes_s + link) / g.h2d_bytes_s);
+    return add_gain(s, start, now, &m, &more, SL_RES_H2D, "+10 GB/s link", ret);
+}
+
 static sl_status add_gains(const search *s, sl_choice *ret)
 {
     const sl_plan_params *start = &s->seen[s->best].params;
     const bool streamed = s->base_plan.weights == SL_WEIGHTS_STREAMED;
     const sl_forecast *now = &s->best_f;
+    const struct more none = { 0 }, ram = { .ram_bytes = (uint64_t)4 << 30 };
     sl_machine m;
     uint32_t bytes, depth;
     double best;
     if (streamed && start->ram_bytes)
-        SL_TRY(add_gain(s, start, now, s->machine, (uint64_t)4 << 30, SL_RES_DISK, "+4 GiB RAM",
-                        ret));
+        SL_TRY(add_gain(s, start, now, s->machine, &ram, SL_RES_DISK, "+4 GiB RAM", ret));
     if (streamed && sl_machine_disk_best(s->machine, &bytes, &depth, &best)) {
         m = *s->machine;
         sl_planner_grow(&m, SL_RES_DISK, (best + 1e9) / best);
-        SL_TRY(add_gain(s, start, now, &m, 0, SL_RES_DISK, "+1 GB/s disk", ret));
+        SL_TRY(add_gain(s, start, now, &m, &none, SL_RES_DISK, "+1 GB/s disk", ret));
     }
+    if (start->accel.kind) SL_TRY(shared_gains(s, start, ret));
     m = *s->machine;
     best = sl_machine_dram_s(&m, m.id.cores);
     sl_planner_grow(&m, SL_RES_DRAM, (best + 1e10) / best);
-    SL_TRY(add_gain(s, start, now, &m, 0, SL_RES_DRAM, "+10 GB/s DRAM", ret));
+    SL_TRY(add_gain(s, start, now, &m, &none, SL_RES_DRAM, "+10 GB/s DRAM", ret));
     m = *s->machine;
     sl_planner_grow(&m, SL_RES_CPU, 2);
-    return add_gain(s, start, now, &m, 0, SL_RES_CPU, "twice the arithmetic", ret);
+    return add_gain(s, start, now, &m, &none, SL_RES_CPU,
+                    start->accel.kind ? "twice the CPU's arithmetic" : "twice the arithmetic", ret);
 }
 
 sl_status sl_planner_run(sl_ctx *ctx, const sl_machine *m, const sl_shape *shape,
@@ -442,7 +610,11 @@ sl_status sl_planner_run(sl_ctx *ctx, const sl_machine *m, const sl_shape *shape
 {
     assert(ctx && m && shape && miss && p && ret && p->load.n_prompt);
     search s = { .ctx = ctx, .machine = m, .shape = shape, .miss = miss, .p = p, .base = p->base };
-    if (!s.base.n_threads) s.base.n_threads = m->id.cores;
+    sl_machine_gpu g;
+    if (p->base.accel.kind && !sl_forecast_gpu(m, &p->base.accel, &g))
+        return sl_fail(ctx, SL_E_ARG, "GPU %u: the machine's file describes %u",
+                       p->base.accel.index, m->n_gpus);
+    if (!s.base.n_threads) s.base.n_threads = free_cores(m, &s.base.accel);
     if (!s.base.read_bytes) s.base.read_bytes = 512 << 10;
     if (!s.base.read_depth) s.base.read_depth = MAX_DEPTH;
     SL_TRY(run_search(&s));

@@ -22,7 +22,7 @@ typedef struct search {
     sl_ctx *ctx;
     sl_forecast_in in;
     const sl_planner_params *p;
-    const sl_queue *queue;
+    const sl_workload *queue;
     double mean;                /* positions of a request in its end, in blocks, and one more */
     sl_queue_choice *c;
     point best;
@@ -106,7 +106,7 @@ static sl_status improve(search *s, int knob)
 }
 
 /* The block more is what a prompt that begins leaves to each that decodes. */
-static double mean_positions(const sl_queue *q, uint32_t n_ctx)
+static double mean_positions(const sl_workload *q, uint32_t n_ctx)
 {
     double sum = 0;
     for (uint32_t i = 0; i < q->n_lengths; i++)
@@ -155,7 +155,7 @@ static sl_status begin(search *s, const sl_lens_bound *bound)
 
 sl_status sl_planner_queue(sl_ctx *ctx, const sl_machine *m, const sl_shape *shape,
                            const sl_miss_model *miss, const sl_planner_params *p,
-                           const sl_queue *queue, sl_queue_choice *ret)
+                           const sl_workload *queue, sl_queue_choice *ret)
 {
     assert(ctx && m && shape && miss && p && p->base.n_ctx);
     assert(queue->n_requests && queue->n_lengths);

@@ -18,7 +18,7 @@ typedef struct job {
 
 struct sl_schedule {
     const sl_plan *plan;
-    const sl_queue *queue;
+    const sl_workload *queue;
     job *running;               /* [n_seq] */
     sl_rows *rows;              /* [n_seq] */
     uint32_t n, n_rows, n_logits;       /* sequences; rows of the pass */
@@ -27,7 +27,7 @@ struct sl_schedule {
     sl_schedule_stats stats;
 };
 
-sl_status sl_schedule_create(sl_ctx *ctx, const sl_plan *plan, const sl_queue *queue,
+sl_status sl_schedule_create(sl_ctx *ctx, const sl_plan *plan, const sl_workload *queue,
                              sl_schedule **ret)
 {
     assert(plan->n_seq && plan->max_rows && plan->max_logits && queue->n_lengths);

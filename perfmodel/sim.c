@@ -11,6 +11,7 @@
  * Chance is spread evenly: the i-th draw of a distribution is its quantile at i times the golden
  * ratio, so results are the same every time and their error falls with the number of draws. */
 #include "perfmodel/sim.h"
+#include "perfmodel/sim_split.h"
 #include "perfmodel/sl_bound.h"
 #include "perfmodel/work.h"
 
@@ -21,7 +22,6 @@
 
 enum {
     AHEAD_MAX = 64,                             /* offload/stream.c: experts read ahead */
-    QUANTILES = 16,                             /* of the rows that an expert gets */
     DRAWS = 2048,                               /* layers' turns that decoding is averaged over */
     MIN_TOKENS = 8, MAX_TOKENS = 256,           /* ... in so many passes */
     MAX_PASSES = 6                              /* of a prompt's, the others are between these */
@@ -88,6 +88,7 @@ struct sim {
     sl_timeline *line;
     uint32_t last[2];           /* spans of the CPU and of the disk that may go on */
     const sl_step *step;
+    sim_split *split;           /* an accelerator has its part; NULL: none */
 };
 
 #define HIT UINT64_MAX
@@ -284,44 +285,6 @@ static void attend(sim *s)
 }
 
 /* ---- what a layer's parts take in passes of some rows ---- */
-
-/* Means of the sixteenths of the rows that a chosen expert gets: a Poisson distribution, or, where
- * fewer different experts are chosen than even routing would, one whose rate is itself spread
- * (gamma), so that as many get none. */
-static void rows_of_experts(double n_expert, double chosen, double pairs, double ret[QUANTILES])
-{
-    double mean = pairs / chosen, mu = pairs / n_expert, none = 1 - chosen / n_expert, r = 0;
-    if (none > 1.001 * exp(-mu)) {
-        double lo = -7, hi = 14;                /* log r */
-        for (int i = 0; i < 50; i++) {
-            r = exp((lo + hi) / 2);
-            if (-r * log1p(mu / r) > log(none)) lo = (lo + hi) / 2;
-            else hi = (lo + hi) / 2;
-        }
-    }
-    double log_p = r > 0 ? -r * log1p(mu / r) : -mu, all = -expm1(log_p), sum = 0, in_bin = 0;
-    uint32_t bin = 0;
-    for (int q = 0; q < QUANTILES; q++) ret[q] = 0;
-    double most = mu + 12 * sqrt(mu + (r > 0 ? mu * mu / r : 0)) + 8;
-    for (double k = 1; k < most && k < 1e6 && bin < QUANTILES; k++) {
-        log_p += r > 0 ? log((k - 1 + r) / k * mu / (mu + r)) : log(mu / k);
-        double p = exp(log_p) / all;
-        while (p > 0 && bin < QUANTILES) {
-            double take = fmin(p, 1.0 / QUANTILES - in_bin);
-            ret[bin] += take * QUANTILES * k;
-            in_bin += take;
-            p -= take;
-            if (in_bin < (1 - 1e-9) / QUANTILES) break;
-            in_bin = 0;
-            bin++;
-        }
-    }
-    for (int q = 0; q < QUANTILES; q++) {
-        ret[q] = fmax(ret[q], 1);               /* the last one may have lost its tail */
-        sum += ret[q] / QUANTILES;
-    }
-    for (int q = 0; q < QUANTILES; q++) ret[q] = fmax(ret[q] * mean / sum, 1);
-}
 
 static void set_misses(const sim *s, struct parts *p)
 {
@@ -649,6 +612,7 @@ static double run_pass(sim *s, sl_timeline *line)
 
 void sim_begin(sim *s, bool settled)
 {
+    if (s->split) sim_split_begin(s->split);
     s->now = 0;
     s->settled = settled;
     s->ring_at = s->ring_next = 0;
@@ -663,6 +627,7 @@ void sim_begin(sim *s, bool settled)
 double sim_pass(sim *s, const sl_rows *rows, uint32_t n, double times, sl_timeline *line,
                 sl_phase *f)
 {
+    if (s->split) return sim_split_pass(s->split, rows, n, times, line, f);
     double bytes = s->disk.asked;
     set_rows(s, rows, n);
     memset(s->busy, 0, sizeof s->busy);
@@ -719,13 +684,17 @@ sim_least sim_weights(sim *s, double n_rows)
 {
     double elem_s = s->shape->d_model * s->cost.elem_s;
     sim_least all = { .compute_s = s->cost.stage_s + n_rows * elem_s };     /* embedding */
+    if (s->split) {
+        split_sum_pass(sim_split_env(s->split), n_rows, 0, 1, &all.shared);
+        return all;
+    }
     s->rows = n_rows;
     set_parts(s);
     for (uint32_t i = 0; i < s->shape->n_layer; i++) least_of_layer(s, i, elem_s, &all);
     return all;
 }
 
-double sim_others_s(sim *s, const sl_rows *rows, uint32_t n)
+static double others_s(sim *s, const sl_rows *rows, uint32_t n)
 {
     double seconds = 0, layer_s = 0;
     uint32_t logits = 0;
@@ -748,6 +717,14 @@ double sim_others_s(sim *s, const sl_rows *rows, uint32_t n)
         seconds += s->cost.stage_s + logits * s->shape->d_model * s->cost.elem_s
                  + product(s, &s->shape->head, 1, head, logits).s;
     return seconds;
+}
+
+double sim_bound_s(sim *s, const sim_least *weights, double disk_bytes_s, const sl_rows *rows,
+                   uint32_t n)
+{
+    if (s->split) return sim_split_bound_s(s->split, &weights->shared, rows, n);
+    return fmax(weights->compute_s + others_s(s, rows, n),
+                disk_bytes_s > 0 ? weights->disk_bytes / disk_bytes_s : 0);
 }
 
 /* ---- one sequence ---- */
@@ -804,7 +781,8 @@ static void decode(sim *s, sl_timeline *line, sl_forecast *f)
     uint64_t draw[MAX_TOKENS];
     uint32_t n_turns = 1, at[MAX_TOKENS];
     for (uint32_t i = 0; i < s->shape->n_layer; i++) n_turns += s->shape->layers[i].n_expert > 0;
-    uint32_t n = s->streamed ? SL_MIN(SL_MAX(DRAWS / n_turns, MIN_TOKENS), MAX_TOKENS) : MIN_TOKENS;
+    bool drawn = s->streamed || s->split;
+    uint32_t n = drawn ? SL_MIN(SL_MAX(DRAWS / n_turns, MIN_TOKENS), MAX_TOKENS) : MIN_TOKENS;
     sl_rows r = { .n = 1, .draws = true };
     set_rows(s, &r, 1);
     sim_begin(s, true);
@@ -820,9 +798,10 @@ static void decode(sim *s, sl_timeline *line, sl_forecast *f)
     double mean = f->decode.seconds / n_gen;
     for (uint32_t i = 1; i < n; i++)
         if (fabs(seconds[i] - mean) < fabs(seconds[best] - mean)) best = i;
+    sl_phase again = { .seconds = 0 };
     s->draw = draw[best];
     r.first = at[best];
-    run_pass(s, line);
+    sim_pass(s, &r, 1, 1, line, &again);
 }
 
 /* What chance and rounding win over the bound is given back, as time in which nothing is done. */
@@ -854,7 +833,8 @@ sl_status sim_create(sl_ctx *ctx, const sl_forecast_in *in, sim **ret)
     uint32_t cap = n_expert + 2 * AHEAD_MAX + 2;
     size_t bytes = sizeof(sim) + n_steps * sizeof(sl_step)
                  + n * (sizeof(struct parts) + 2 * sizeof(uint32_t)) + cap * sizeof(struct read)
-                 + 2 * n_expert * sizeof(uint64_t) + 9 * 64;
+                 + 2 * n_expert * sizeof(uint64_t) + 10 * 64
+                 + (plan->split.accel.kind ? sim_split_bytes(in) : 0);
     char *at = calloc(1, bytes);
     if (!at) return sl_fail(ctx, SL_E_NOMEM, "simulation of %u layers: %zu bytes", n, bytes);
     sim *s = take(&at, 1, sizeof *s);
@@ -875,6 +855,7 @@ sl_status sim_create(sl_ctx *ctx, const sl_forecast_in *in, sim **ret)
     s->have[0] = take(&at, n_expert, sizeof *s->have[0]);
     s->have[1] = take(&at, n_expert, sizeof *s->have[1]);
     s->n_steps = sl_pipe_build(s->shape, plan, s->steps);
+    if (plan->split.accel.kind) s->split = sim_split_init(at, in, s->steps, s->n_steps);
     uint32_t before[SL_SLOT_CLASSES] = { 0 };
     for (uint32_t i = 0; s->streamed && i < n; i++) {
         uint32_t c = l[i].n_expert ? sl_plan_class(plan, &l[i]) : 0;

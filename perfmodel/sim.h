@@ -3,7 +3,7 @@
 #ifndef SIM_H
 #define SIM_H
 
-#include "perfmodel/sl_queue.h"
+#include "perfmodel/split.h"
 
 typedef struct sim sim;
 
@@ -14,11 +14,16 @@ void sim_begin(sim *s, bool settled);
 /* Runs a pass and adds `times` of it to f. Returns its seconds. line may be NULL. */
 double sim_pass(sim *s, const sl_rows *rows, uint32_t n, double times, sl_timeline *line,
                 sl_phase *f);
-/* The two parts of the least that a pass takes, nothing waiting for anything: its weights' products
- * and stages, and the bytes that settled slots do not hold, by the number of rows alone ... */
-typedef struct sim_least { double compute_s, disk_bytes; } sim_least;
+/* The least that a pass takes, nothing waiting for anything. Its weights' products and stages, and
+ * the bytes that settled slots do not hold, by the number of rows alone; where an accelerator shares
+ * the pass, each resource's part. */
+typedef struct sim_least {
+    double compute_s, disk_bytes;
+    split_sum shared;
+} sim_least;
 sim_least sim_weights(sim *s, double n_rows);
-/* ... and its attention and head. */
-double sim_others_s(sim *s, const sl_rows *rows, uint32_t n);
+/* Together with its attention and head. */
+double sim_bound_s(sim *s, const sim_least *weights, double disk_bytes_s, const sl_rows *rows,
+                   uint32_t n);
 
 #endif

@@ -8,7 +8,7 @@
 #include <math.h>
 #include <stdlib.h>
 
-enum { GRID = 48 };             /* numbers of rows at which weights are bounded */
+enum { GRID = 52 };             /* numbers of rows at which weights are bounded */
 #define MOST_STEPS (1u << 21)   /* passes of all sequences that are walked */
 
 /* Bounds of passes by their rows: linear between the points of the grid. */
@@ -18,7 +18,8 @@ struct grid {
     uint32_t n;
 };
 
-static void make_grid(sim *s, uint32_t max_rows, struct grid *g)
+/* `jump`: from so many rows on passes go another way; 0: none. */
+static void make_grid(sim *s, uint32_t max_rows, double jump, struct grid *g)
 {
     double rows = 1;
     for (g->n = 0; g->n < GRID; g->n++) {
@@ -28,7 +29,9 @@ static void make_grid(sim *s, uint32_t max_rows, struct grid *g)
             g->n++;
             return;
         }
-        rows = fmax(rows + 1, floor(rows * 1.25));
+        double next = fmax(rows + 1, floor(rows * 1.25));
+        rows = rows < jump - 1 && next >= jump ? jump - 1 : next;
+        if (g->rows[g->n] == jump - 1) rows = jump;
     }
 }
 
@@ -40,14 +43,19 @@ static uint32_t grid_at(const struct grid *g, double rows)
     return i;
 }
 
+static double between(double a, double b, double t) { return a + t * (b - a); }
+
 static double pass_bound(sim *s, const struct grid *g, double disk_bytes_s, const sl_rows *rows,
                          uint32_t n, double all, uint32_t at)
 {
     const sim_least *lo = &g->at[at ? at - 1 : 0], *hi = &g->at[at];
     double t = at ? (all - g->rows[at - 1]) / (g->rows[at] - g->rows[at - 1]) : 0;
-    double compute = lo->compute_s + t * (hi->compute_s - lo->compute_s) + sim_others_s(s, rows, n);
-    double bytes = lo->disk_bytes + t * (hi->disk_bytes - lo->disk_bytes);
-    return fmax(compute, disk_bytes_s > 0 ? bytes / disk_bytes_s : 0);
+    sim_least w = { .compute_s = between(lo->compute_s, hi->compute_s, t),
+                    .disk_bytes = between(lo->disk_bytes, hi->disk_bytes, t) };
+    w.shared.chain_s = between(lo->shared.chain_s, hi->shared.chain_s, t);
+    for (int r = 0; r < SL_N_RESOURCES; r++)
+        w.shared.busy_s[r] = between(lo->shared.busy_s[r], hi->shared.busy_s[r], t);
+    return sim_bound_s(s, &w, disk_bytes_s, rows, n);
 }
 
 /* Passes with about as many rows: sums of bounds. */
@@ -61,7 +69,7 @@ struct kind {
 struct walk {
     sim *s;
     const sl_forecast_in *in;
-    const sl_queue *queue;
+    const sl_workload *queue;
     struct grid grid;
     struct kind kinds[GRID + 1];        /* the last: the first pass, which finds nothing in RAM */
     bool every;                 /* every pass is simulated */
@@ -141,7 +149,7 @@ static void choose_steps(struct walk *w, uint32_t most_passes)
 }
 
 /* How many requests are walked; the tokens of all of them, as far as the context goes. */
-static uint64_t size_of(const sl_queue *q, const sl_plan *plan, double *ret_all, double *ret_gen)
+static uint64_t size_of(const sl_workload *q, const sl_plan *plan, double *ret_all, double *ret_gen)
 {
     double prompt = 0, gen = 0;
     uint64_t rest = q->n_requests % q->n_lengths;
@@ -158,19 +166,19 @@ static uint64_t size_of(const sl_queue *q, const sl_plan *plan, double *ret_all,
     return (uint64_t)fmin(fmax(most, 8.0 * plan->n_seq), (double)q->n_requests);
 }
 
-sl_status sl_queue_simulate(sl_ctx *ctx, const sl_forecast_in *in, const sl_queue *queue,
+sl_status sl_queue_simulate(sl_ctx *ctx, const sl_forecast_in *in, const sl_workload *queue,
                             uint32_t most_passes, sl_queue_forecast *ret)
 {
     assert(queue->n_requests && queue->n_lengths && in->miss && most_passes);
     double all, gen;
-    sl_queue some = *queue;
+    sl_workload some = *queue;
     some.n_requests = size_of(queue, in->plan, &all, &gen);
     struct walk w = { .in = in, .queue = &some,
                       .middle = { some.n_requests / 4, some.n_requests - some.n_requests / 4 } };
     uint32_t bytes, depth;
     SL_TRY(sim_create(ctx, in, &w.s));
     if (!sl_machine_disk_best(in->machine, &bytes, &depth, &w.disk_bytes_s)) w.disk_bytes_s = 0;
-    make_grid(w.s, in->plan->max_rows, &w.grid);
+    make_grid(w.s, in->plan->max_rows, in->plan->split.send_all_rows, &w.grid);
     sl_status st = walk(ctx, &w, false);
     choose_steps(&w, most_passes);
     if (st == SL_OK) st = walk(ctx, &w, true);

@@ -107,7 +107,9 @@ typedef struct sl_machine_gpu {
                                  * sheet says; flops */
     double h2d_bytes_s, d2h_bytes_s;                    /* from and to pinned memory */
     double h2d_pageable_bytes_s, d2h_pageable_bytes_s;
-    double copy_s, launch_s;    /* latency of a copy, of a kernel's start */
+    double copy_s, launch_s;    /* latency of a copy, of a stage's start */
+    /* attention and what stages do to each element, as in sl_machine_cost; 0: not measured */
+    double decode_flops_s, prefill_flops_s, decode_bytes_s, elem_s;
     uint32_t n_gemms;           /* as above, threads 0 */
     sl_machine_gemm gemm[SL_MACHINE_GPU_GEMMS];
 } sl_machine_gpu;
@@ -181,6 +183,11 @@ SL_API double sl_machine_decode_seconds(const sl_machine_cost *c, double elems, 
  * its memory's rate and operations over 0.6 of its flops_s, of 16 rows at least. */
 SL_API double sl_machine_gpu_gemm_seconds(const sl_machine_gpu *g, sl_type type, double n_weights,
                                           double rows);
+/* Attention on it, of a prompt's rows or of rows that decode, to so many elements of keys and values
+ * (that take so many bytes) with so many flops: at the rates that were measured; else the larger of
+ * bytes and flops at the same shares of its memory's rate and of flops_s. */
+SL_API double sl_machine_gpu_attend_seconds(const sl_machine_gpu *g, double elems, double bytes,
+                                            double flops, bool prompt);
 
 /* "int8_avx512vnni": also the field in the file */
 SL_API const char *sl_peak_name(sl_peak peak);

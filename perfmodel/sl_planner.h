@@ -10,8 +10,9 @@
 
 /* What the caller decided; the rest is searched. */
 typedef struct sl_planner_params {
-    /* budget, context, sequences, KV type: never changed; the rest is where the search begins.
-     * n_threads 0: the machine's cores; read_depth and read_bytes: not 0 where reads are fixed */
+    /* budget, context, sequences, KV type, accelerator: never changed, nor wishes about it that are
+     * not SL_PLAN_AUTO; the rest is where the search begins. n_threads 0: the machine's cores, less
+     * those of an emulated accelerator; read_depth and read_bytes: not 0 where reads are fixed */
     sl_plan_params base;
     bool fix_threads, fix_rows, fix_ahead, fix_reads, fix_dense;    /* base's values are kept */
     /* base is kept where the best plan takes no less than 1 - keep of its time: forecasts err.
@@ -38,13 +39,13 @@ typedef struct sl_choice {
     double seconds, base_s, best_s;
     uint32_t n_tried, n_simulated;
     uint32_t n_why;             /* one line each: a knob, its value, the next best one */
-    char why[SL_PLANNER_WHY][160];
+    char why[SL_PLANNER_WHY][208];
     uint32_t n_gains;
     sl_gain gains[SL_PLANNER_GAINS];
 } sl_choice;
 
 /* gains: also plan the machine with more of each. Errors: those of sl_plan_make for base (a budget
- * below the floor), SL_E_NOMEM. */
+ * below the floor), SL_E_ARG (an accelerator that the machine does not have), SL_E_NOMEM. */
 SL_API SL_NODISCARD sl_status sl_planner_run(sl_ctx *ctx, const sl_machine *m,
                                              const sl_shape *shape, const sl_miss_model *miss,
                                              const sl_planner_params *p, bool gains,
@@ -80,11 +81,11 @@ typedef struct sl_queue_choice {
  * Errors: those of sl_plan_make for one sequence, SL_E_NOMEM. */
 SL_API SL_NODISCARD sl_status sl_planner_queue(sl_ctx *ctx, const sl_machine *m,
                                                const sl_shape *shape, const sl_miss_model *miss,
-                                               const sl_planner_params *p, const sl_queue *queue,
+                                               const sl_planner_params *p, const sl_workload *queue,
                                                sl_queue_choice *ret);
 
 /* The machine with `factor` times as much of a resource, factor >= 1: SL_RES_DISK (bytes/s of every
- * measured point), SL_RES_DRAM, SL_RES_CPU. A measured product is then as fast as what binds it
+ * measured point), SL_RES_DRAM, SL_RES_CPU, SL_RES_H2D (links of its cards, both ways). A measured product is then as fast as what binds it
  * lets it be: its other part is the best rate of its curve (arithmetic) or DRAM's own. */
 SL_API void sl_planner_grow(sl_machine *m, sl_resource on, double factor);
 

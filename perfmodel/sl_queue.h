@@ -10,11 +10,11 @@
 
 /* Requests in the order in which they begin: the i-th has length i % n_lengths. Weights are not
  * looked at. */
-typedef struct sl_queue {
+typedef struct sl_workload {
     const sl_lens_length *lengths;      /* prompt >= 1, prompt <= the plan's context */
     uint32_t n_lengths;
     uint64_t n_requests;
-} sl_queue;
+} sl_workload;
 
 /* Rows of one sequence in a pass, at positions first to first + n - 1. */
 typedef struct sl_rows {
@@ -34,7 +34,7 @@ typedef struct sl_schedule_stats {
 /* The plan's n_seq sequences, KV blocks and max_rows; no two prompts begin alike, and every answer
  * has all its tokens. plan and queue must outlive it. Errors: SL_E_NOMEM. */
 SL_API SL_NODISCARD sl_status sl_schedule_create(sl_ctx *ctx, const sl_plan *plan,
-                                                 const sl_queue *queue, sl_schedule **ret);
+                                                 const sl_workload *queue, sl_schedule **ret);
 SL_API void sl_schedule_destroy(sl_schedule **s);
 /* The next pass: decoding sequences first, then prompts. Returns how many sequences have rows in
  * it, 0: all requests are done. *ret is valid until the next call. */
@@ -60,7 +60,7 @@ typedef struct sl_queue_forecast {
  * Of very many requests those that are alike in the middle are counted, not walked. in->load and
  * in->misses are not used. Not faster than bound_tok_per_s. Errors: SL_E_NOMEM. */
 SL_API SL_NODISCARD sl_status sl_queue_simulate(sl_ctx *ctx, const sl_forecast_in *in,
-                                                const sl_queue *queue, uint32_t most_passes,
+                                                const sl_workload *queue, uint32_t most_passes,
                                                 sl_queue_forecast *ret);
 
 #endif

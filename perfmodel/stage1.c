@@ -2,8 +2,7 @@
  * added up, all else overlaps. Walks the steps of each layer (sl_pipe.h) once for a token and once
  * for each size of pass of the prompt; what grows with the position is summed in closed form. */
 #include "perfmodel/sl_bound.h"
-#include "perfmodel/sl_forecast.h"
-#include "perfmodel/work.h"
+#include "perfmodel/split.h"
 
 #include <assert.h>
 #include <math.h>
@@ -332,6 +331,7 @@ static void prompt(const struct env *e, sl_forecast *ret)
 sl_forecast sl_stage1(const sl_forecast_in *in)
 {
     assert(in->load.n_prompt && in->plan->max_rows && in->miss);
+    if (in->plan->split.accel.kind) return split_stage1(in);
     const sl_machine *m = in->machine;
     struct env e = { .m = m, .shape = in->shape, .plan = in->plan, .in = in,
                      .threads = in->plan->n_threads ? in->plan->n_threads : m->id.cores,

@@ -92,6 +92,41 @@ work work_product_gpu(const sl_machine_gpu *g, const sl_part *parts, uint32_t n,
     return work_of(s, memory, fmin(arithmetic, s), bytes);
 }
 
+void rows_of_experts(double n_expert, double chosen, double pairs, double ret[QUANTILES])
+{
+    double mean = pairs / chosen, mu = pairs / n_expert, none = 1 - chosen / n_expert, r = 0;
+    if (none > 1.001 * exp(-mu)) {
+        double lo = -7, hi = 14;                /* log r */
+        for (int i = 0; i < 50; i++) {
+            r = exp((lo + hi) / 2);
+            if (-r * log1p(mu / r) > log(none)) lo = (lo + hi) / 2;
+            else hi = (lo + hi) / 2;
+        }
+    }
+    double log_p = r > 0 ? -r * log1p(mu / r) : -mu, all = -expm1(log_p), sum = 0, in_bin = 0;
+    uint32_t bin = 0;
+    for (int q = 0; q < QUANTILES; q++) ret[q] = 0;
+    double most = mu + 12 * sqrt(mu + (r > 0 ? mu * mu / r : 0)) + 8;
+    for (double k = 1; k < most && k < 1e6 && bin < QUANTILES; k++) {
+        log_p += r > 0 ? log((k - 1 + r) / k * mu / (mu + r)) : log(mu / k);
+        double p = exp(log_p) / all;
+        while (p > 0 && bin < QUANTILES) {
+            double take = fmin(p, 1.0 / QUANTILES - in_bin);
+            ret[bin] += take * QUANTILES * k;
+            in_bin += take;
+            p -= take;
+            if (in_bin < (1 - 1e-9) / QUANTILES) break;
+            in_bin = 0;
+            bin++;
+        }
+    }
+    for (int q = 0; q < QUANTILES; q++) {
+        ret[q] = fmax(ret[q], 1);               /* the last one may have lost its tail */
+        sum += ret[q] / QUANTILES;
+    }
+    for (int q = 0; q < QUANTILES; q++) ret[q] = fmax(ret[q] * mean / sum, 1);
+}
+
 void busiest(const double busy_s[SL_N_RESOURCES], sl_resource *ret_first, sl_resource *ret_next)
 {
     int first = 0, next = 1;

@@ -23,6 +23,12 @@ work work_product_spread(const sl_machine *m, uint32_t threads, double bytes_s,
 work work_product_gpu(const sl_machine_gpu *g, const sl_part *parts, uint32_t n, double bytes,
                       double rows);
 
+/* Means of the sixteenths of the rows that a chosen expert gets: a Poisson distribution, or, where
+ * fewer different experts are chosen than even routing would, one whose rate is itself spread
+ * (gamma), so that as many get none. */
+enum { QUANTILES = 16 };
+void rows_of_experts(double n_expert, double chosen, double pairs, double ret[QUANTILES]);
+
 sl_grade grade_of(const sl_machine *m, bool traced);
 
 /* The busiest resource and the one behind it. */

@@ -27,7 +27,8 @@ static sl_machine example(void)
         .cost = { { 1, 1e-6, 4e-10, 5e10, 8e10, 1.9e10, 0.9, 0.8, 0.95, 2e-5 },
                   { 4, 3e-6, 1e-10, 2e11, 3e11, 6e10, 0, 0, 0, 0 } },
         .gpu = { { "Some GPU", (uint64_t)12 << 30, 3.6e11, 5.1e13, 2.4e10, 2.3e10, 1.1e10, 9e9,
-                   8e-6, 5e-6, 1, { { SL_Q8_0, 0, 2, { { 1, 2e11 }, { 512, 2e13 } } } } } },
+                   8e-6, 5e-6, 4e12, 3e13, 3e11, 1e-13, 1,
+                   { { SL_Q8_0, 0, 2, { { 1, 2e11 }, { 512, 2e13 } } } } } },
     };
 }
 
@@ -118,7 +119,10 @@ static void check_rates_back(const sl_machine *m, const sl_machine *back)
             && near(a->h2d_bytes_s, b->h2d_bytes_s) && near(a->d2h_bytes_s, b->d2h_bytes_s)
             && near(a->h2d_pageable_bytes_s, b->h2d_pageable_bytes_s)
             && near(a->d2h_pageable_bytes_s, b->d2h_pageable_bytes_s) && near(a->copy_s, b->copy_s)
-            && near(a->launch_s, b->launch_s) && b->n_gemms == 1 && same_gemm(a->gemm, b->gemm),
+            && near(a->launch_s, b->launch_s) && near(a->decode_flops_s, b->decode_flops_s)
+            && near(a->prefill_flops_s, b->prefill_flops_s)
+            && near(a->decode_bytes_s, b->decode_bytes_s) && near(a->elem_s, b->elem_s)
+            && b->n_gemms == 1 && same_gemm(a->gemm, b->gemm),
             "gpu");
 }
 
@@ -278,7 +282,8 @@ static void check_bad_gpus(void)
     static const char *const needed[] = { "name", "vram_bytes", "vram_bytes_s", "flops_s",
                                           "h2d_bytes_s", "d2h_bytes_s" };
     static const char *const optional[] = { "h2d_pageable_bytes_s", "d2h_pageable_bytes_s",
-                                            "copy_s", "launch_s", "gemms" };
+                                            "copy_s", "launch_s", "gemms", "decode_flops_s",
+                                            "prefill_flops_s", "decode_bytes_s", "elem_s" };
     for (size_t i = 0; i < SL_LEN(needed); i++) {
         char path[64];
         snprintf(path, sizeof path, "gpus[0].%s: expected a value, found nothing", needed[i]);
@@ -296,6 +301,9 @@ static void check_bad_gpus(void)
     check_spoiled("gpus.0", "d2h_pageable_bytes_s", "11", "gpus[0].d2h_pageable_bytes_s is 11");
     check_spoiled("gpus.0", "copy_s", "80", "gpus[0].copy_s is 80");
     check_spoiled("gpus.0", "launch_s", "[]", "gpus[0].launch_s: expected a number");
+    check_spoiled("gpus.0", "prefill_flops_s", "30", "gpus[0].prefill_flops_s is 30");
+    check_spoiled("gpus.0", "decode_bytes_s", "300", "gpus[0].decode_bytes_s is 300");
+    check_spoiled("gpus.0", "elem_s", "1", "gpus[0].elem_s is 1");
     check_spoiled("gpus.0.gemms.0", "type", "\"?\"", "gpus[0].gemms[0].type");
     check_spoiled("gpus.0.gemms.0.points.1", "ops_s", "1e19",
                   "gpus[0].gemms[0].points[1].ops_s: expected a number");

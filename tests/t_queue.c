@@ -10,7 +10,7 @@ static sl_ctx *ctx;
 
 /* ---- against the engine ---- */
 
-static void fill(sl_engine *e, const sl_queue *q, uint64_t *next, uint32_t *alive)
+static void fill(sl_engine *e, const sl_workload *q, uint64_t *next, uint32_t *alive)
 {
     static const int32_t tokens[256];
     while (*alive < sl_engine_plan(e)->n_seq && *next < q->n_requests) {
@@ -27,7 +27,7 @@ static void fill(sl_engine *e, const sl_queue *q, uint64_t *next, uint32_t *aliv
 static void same_as_engine(sl_model *m, int number)
 {
     sl_lens_length lengths[40];
-    sl_queue q = { lengths, 1 + t_below(40), 1 + t_below(60) };
+    sl_workload q = { lengths, 1 + t_below(40), 1 + t_below(60) };
     sl_plan_params p = sl_plan_defaults();
     sl_plan plan;
     sl_engine *e = NULL;
@@ -92,7 +92,7 @@ static void near(double a, double b, double tol, const char *what)
 }
 
 static sl_queue_forecast simulate(const sl_machine *m, const sl_shape *shape, const sl_plan *plan,
-                                  const sl_miss_model *miss, const sl_queue *q, uint32_t most)
+                                  const sl_miss_model *miss, const sl_workload *q, uint32_t most)
 {
     sl_forecast_in in = { .machine = m, .shape = shape, .plan = plan, .miss = miss };
     sl_queue_forecast f;
@@ -116,7 +116,7 @@ static void by_hand(void)
     /* Rows 4 + 4, 2, 2, then the third request alone: 4, 1, 1. A pass has 7 stages of 1 ms, a row
      * takes 4.001 ms, the head 1 ms for each token. */
     sl_lens_length l = { 4, 3, 1 };
-    sl_queue q = { &l, 1, 3 };
+    sl_workload q = { &l, 1, 3 };
     sl_queue_forecast f = simulate(&m, &shape, &plan, &miss, &q, 100);
     near(f.seconds, 1e-3 * (6 * 7 + 18 * 4.001 + 9), 2e-3, "three requests in RAM");
     near(f.tok_per_s, 21 / f.seconds, 1e-9, "tokens/s");
@@ -150,7 +150,7 @@ static void by_hand(void)
 
 /* ---- any machine, model and plan ---- */
 
-static void check_one(const t_case *c, const sl_queue *q, int number)
+static void check_one(const t_case *c, const sl_workload *q, int number)
 {
     sl_queue_forecast f = simulate(&c->m, &c->shape, &c->plan, &c->miss, q, UINT32_MAX);
     sl_queue_forecast g = simulate(&c->m, &c->shape, &c->plan, &c->miss, q, 60);
@@ -174,7 +174,7 @@ static void check_one(const t_case *c, const sl_queue *q, int number)
     g = simulate(&d.m, &d.shape, &d.plan, &d.miss, q, UINT32_MAX);
     T_CHECK(g.seconds <= f.seconds * 1.01, "case %d, twice the disk: %g -> %g s", number,
             f.seconds, g.seconds);
-    sl_queue more = *q;
+    sl_workload more = *q;
     more.n_requests *= 3;
     g = simulate(&c->m, &c->shape, &c->plan, &c->miss, &more, UINT32_MAX);
     T_CHECK(g.seconds > f.seconds, "case %d, three times as many: %g -> %g s", number, f.seconds,
@@ -186,7 +186,7 @@ static void properties(void)
     static t_case c;
     for (int i = 0; i < 24; i++) {
         sl_lens_length lengths[8];
-        sl_queue q = { lengths, 1 + t_below(8), 1 + t_below(100) };
+        sl_workload q = { lengths, 1 + t_below(8), 1 + t_below(100) };
         t_make_case(ctx, &c, 1 + t_below(24));
         for (uint32_t k = 0; k < q.n_lengths; k++)
             lengths[k] = (sl_lens_length){ 1 + t_below(300), 1 + t_below(60), 1 };
@@ -201,7 +201,7 @@ static void below_stage_1(void)
     for (int i = 0; i < 24; i++) {
         sl_lens_length l = { 20 + t_below(200), 10 + t_below(60), 1 };
         t_make_case(ctx, &c, 1 + t_below(64));
-        sl_queue q = { &l, 1, 20 * c.plan.n_seq };
+        sl_workload q = { &l, 1, 20 * c.plan.n_seq };
         sl_lens_box box = { .machine = &c.m, .shape = &c.shape, .miss = &c.miss,
                             .threads = c.plan.n_threads, .ram_bytes = (double)c.plan.ram_bytes,
                             .kv_type = SL_F16, .kv_block = SL_KV_BLOCK_ROWS };

@@ -104,7 +104,7 @@ static int plan_queue(const struct args *a, const cli_asked *asked, const cli_gr
                       sl_ctx *ctx, const sl_miss_model *miss, sl_planner_params *q, plan_view *v)
 {
     sl_lens_length length = { asked->n_prompt, asked->n_gen, 1 };
-    sl_queue queue = { &length, 1, a->n_requests };
+    sl_workload queue = { &length, 1, a->n_requests };
     sl_queue_choice c;
     sl_choice places = { .n_tried = 0 };
     if (!cli_given(g, "--ctx-size") || !q->base.n_ctx)
