@@ -211,6 +211,7 @@ static int choose(struct batch *b, const cli_engine_args *e, const cli_group *g)
     int code = measure_lengths(b, &l);
     if (code == CLI_DONE)
         code = cli_planner_params(e, g, b->s.ctx, shape, m, cli_available_bytes(), 1, &q);
+    if (code == CLI_DONE) code = cli_take_device(e, g, b->s.ctx, &q.base);
     if (code == CLI_DONE) {
         uint32_t most = shape->n_ctx_train ? shape->n_ctx_train : 4096;
         q.base.cpu_mask = b->s.cpu_mask;
