@@ -61,8 +61,8 @@ static sl_plan_params params_of(const share *s)
     return p;
 }
 
-/* Sequences of different lengths and chunks, some of which still read their prompt when others draw;
- * the logits of all their tokens. */
+/* Sequences of different lengths and chunks, some of which still read their prompt when others
+ * draw; the logits of all their tokens. */
 static void run(const char *path, const share *s, float *ret)
 {
     sl_ctx *ctx = sl_ctx_create(keep_complaint, NULL);

@@ -53,7 +53,7 @@ static const char *const about =
     "repeat_penalty, seed and stop where they differ from the flags; or lines of OpenAI's batch form\n"
     "(custom_id, method, url, body), which are answered in that form. Results are written as they\n"
     "finish. Interrupted in any way, the same command goes on where it was. A request's answer\n"
-    "depends on nothing but itself: its seed is made of -s (default: 0) and its custom_id.";
+    "depends on nothing but itself: its seed is made of -s (here 0 by default) and its custom_id.";
 
 /* A sequence that is alive. */
 struct slot {

@@ -10,26 +10,13 @@
 #include "tools/session.h"
 
 struct args {
-    const char *quant, *machine, *trace, *out;
-    uint32_t n_prompt, n_gen;
+    const char *out;
     uint64_t vram_bytes;
     bool json, llama_cpp;
 };
 
 #define AT(field) offsetof(struct args, field)
 static const cli_option options[] = {
-    { "--quant", CLI_STR, "TYPE",
-      "of a preset or config.json: what the weights are to be, such as Q4_K_M or Q8_0", AT(quant),
-      0, 0 },
-    { "--machine", CLI_STR, "FILE|NAME",
-      "another machine: a file of `sluice probe`, or a described one (default: this one)",
-      AT(machine), 0, 0 },
-    { "-p,--n-prompt", CLI_U32, "N", "tokens of the prompt (default: 512)", AT(n_prompt), 1,
-      1 << 24 },
-    { "-n,--n-gen", CLI_U32, "N", "tokens written after it (default: 128)", AT(n_gen), 0, 1 << 24 },
-    { "--trace", CLI_STR, "FILE",
-      "how the model routes, recorded by `sluice run --trace-routing FILE`: a better forecast",
-      AT(trace), 0, 0 },
     { "--json", CLI_FLAG, NULL, "one JSON object on stdout", AT(json), 0, 0 },
     { "-o,--output", CLI_STR, "FILE", "save the plan, for `sluice run --plan FILE`", AT(out), 0,
       0 },
@@ -95,30 +82,20 @@ static int show(const struct args *a, sl_ctx *ctx, const plan_view *v)
     return cli_end_stdout(CLI_DONE);
 }
 
-static int plan(const struct args *a, const cli_engine_args *e, const cli_group *g, sl_ctx *ctx,
-                const sl_source *src, char *command)
+static int plan(const struct args *a, const cli_asked *asked, const cli_engine_args *e,
+                const cli_group *g, sl_ctx *ctx, const sl_source *src, char *command)
 {
     sl_machine m;
     sl_miss_model miss;
     sl_planner_params q;
     sl_choice choice;
     plan_view v = { .src = src, .machine = &m, .vram_bytes = a->vram_bytes, .command = command,
-                    .load = { a->n_prompt, a->n_gen }, .choice = &choice };
+                    .load = { asked->n_prompt, asked->n_gen }, .choice = &choice };
     const char *file = src->kind == SL_SOURCE_GGUF ? src->path : NULL;
-    int code = cli_machine_for_plan(ctx, a->machine, file, &m, &v.here);
-    if (code == CLI_DONE) code = cli_miss_model(ctx, src->shape, a->trace, &miss);
-    if (code == CLI_DONE)
-        code = cli_planner_params(e, g, ctx, src->shape, &m, cli_plan_available(&m, v.here), 1, &q);
+    int code = cli_machine_for_plan(ctx, asked->machine, file, &m, &v.here);
+    if (code == CLI_DONE) code = cli_miss_model(ctx, src->shape, asked->trace, &miss);
+    if (code == CLI_DONE) code = cli_asked_params(asked, e, g, ctx, src->shape, &m, v.here, &q);
     if (code != CLI_DONE) return code;
-    uint64_t n_ctx = q.base.n_ctx ? q.base.n_ctx : src->shape->n_ctx_train;
-    if ((uint64_t)a->n_prompt + a->n_gen > n_ctx) {
-        if (cli_given(g, "--ctx-size"))
-            return cli_fail("%" PRIu32 " tokens of a prompt and %" PRIu32
-                            " written do not fit a context of %" PRIu64 ": raise it with -c",
-                            a->n_prompt, a->n_gen, n_ctx);
-        q.base.n_ctx = a->n_prompt + a->n_gen;
-    }
-    q.load = v.load;
     if (sl_planner_run(ctx, &m, src->shape, &miss, &q, !a->llama_cpp, &choice) != SL_OK)
         return cli_fail_ctx(ctx);
     if (choice.plan.weights == SL_WEIGHTS_STREAMED && !m.disk.n_curves)
@@ -145,10 +122,12 @@ static void warn(const cli_group *g)
 
 int cmd_plan(int argc, char **argv)
 {
-    struct args a = { .n_prompt = 512, .n_gen = 128 };
+    struct args a = { .out = NULL };
+    cli_asked asked = cli_asked_defaults();
     cli_engine_args engine = cli_engine_defaults();
     cli_group groups[] = {
-        { "Plan", options, SL_LEN(options), &a, 0 },
+        cli_asked_group(&asked),
+        { "Output", options, SL_LEN(options), &a, 0 },
         cli_engine_group(&engine),
     };
     cli_spec spec = { "plan", "-m MODEL.gguf|PRESET|config.json [--machine FILE|NAME] [options]",
@@ -160,14 +139,14 @@ int cmd_plan(int argc, char **argv)
     if (a.json && a.llama_cpp)
         return cli_usage_error(&spec, "--json and --llama-cpp exclude each other");
     if (engine.plan) return cli_usage_error(&spec, "--plan is for running; -o saves one");
-    warn(&groups[1]);
+    warn(&groups[2]);
     sl_ctx *ctx = cli_ctx(false);
     char *path = ctx ? cli_model_path(engine.model) : NULL;
     code = path ? CLI_DONE : CLI_FAILED;
-    if (path && sl_source_open(ctx, path, a.quant, &src) != SL_OK) code = cli_fail_ctx(ctx);
+    if (path && sl_source_open(ctx, path, asked.quant, &src) != SL_OK) code = cli_fail_ctx(ctx);
     if (src && !(command = command_line(argc, argv, engine.model, src)))
         code = cli_fail("out of memory");
-    if (code == CLI_DONE) code = plan(&a, &engine, &groups[1], ctx, src, command);
+    if (code == CLI_DONE) code = plan(&a, &asked, &engine, &groups[2], ctx, src, command);
     sl_source_close(&src);
     sl_ctx_destroy(&ctx);
     free(path);

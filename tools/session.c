@@ -32,7 +32,8 @@ static const cli_option engine_options[] = {
     { "-ctv,--cache-type-v", CLI_CHOICE, "f16|f32|bf16|q8_0", "the same", AT(kv_v), 0, 0 },
     { "--ram", CLI_BYTES, "SIZE", "memory budget, 8G or auto (default: auto, what is available)",
       AT(ram_bytes), 0, 0 },
-    { "--policy", CLI_STR, "NAME", "which experts keep their place in RAM when not all fit",
+    { "--policy", CLI_STR, "NAME",
+      "which experts keep their place in RAM when not all fit: markov, lfu or lru (default: markov)",
       AT(policy), 0, 0 },
     { "--lookahead", CLI_CHOICE, "auto|off",
       "read experts that will probably be asked for, while the disk is idle (default: auto)",
@@ -69,6 +70,23 @@ static const cli_option engine_options[] = {
 };
 #undef AT
 
+#define AT(field) offsetof(cli_asked, field)
+static const cli_option asked_options[] = {
+    { "--quant", CLI_STR, "TYPE",
+      "of a preset or config.json: what the weights are to be, such as Q4_K_M or Q8_0", AT(quant),
+      0, 0 },
+    { "--machine", CLI_STR, "FILE|NAME",
+      "another machine: a file of `sluice probe`, or a described one (default: this one)",
+      AT(machine), 0, 0 },
+    { "-p,--n-prompt", CLI_U32, "N", "tokens of the prompt (default: 512)", AT(n_prompt), 1,
+      1 << 24 },
+    { "-n,--n-gen", CLI_U32, "N", "tokens written after it (default: 128)", AT(n_gen), 0, 1 << 24 },
+    { "--trace", CLI_STR, "FILE",
+      "how the model routes, recorded by `sluice run --trace-routing FILE`: a better forecast",
+      AT(trace), 0, 0 },
+};
+#undef AT
+
 #define AT(field) offsetof(cli_sampler_args, field)
 static const cli_option sampler_options[] = {
     { "-s,--seed", CLI_SEED, "N", "random seed, -1: a new one each time (default: -1)",
@@ -102,6 +120,25 @@ cli_engine_args cli_engine_defaults(void)
 cli_group cli_engine_group(cli_engine_args *a)
 {
     return (cli_group){ "Model and machine", engine_options, SL_LEN(engine_options), a, 0 };
+}
+
+cli_group cli_engine_some(cli_engine_args *a, const char *const *names, size_t n, cli_option *rows)
+{
+    cli_group g = cli_engine_group(a);
+    for (size_t i = 0; i < n; i++) rows[i] = *cli_find_option(&g, names[i]);
+    g.options = rows;
+    g.n = n;
+    return g;
+}
+
+cli_asked cli_asked_defaults(void)
+{
+    return (cli_asked){ .n_prompt = 512, .n_gen = 128 };
+}
+
+cli_group cli_asked_group(cli_asked *a)
+{
+    return (cli_group){ "Forecast", asked_options, SL_LEN(asked_options), a, 0 };
 }
 
 cli_sampler_args cli_sampler_defaults(void)
@@ -322,6 +359,22 @@ int cli_planner_params(const cli_engine_args *a, const cli_group *g, sl_ctx *ctx
     return code;
 }
 
+int cli_asked_params(const cli_asked *a, const cli_engine_args *e, const cli_group *g, sl_ctx *ctx,
+                     const sl_shape *shape, const sl_machine *m, bool here, sl_planner_params *ret)
+{
+    int code = cli_planner_params(e, g, ctx, shape, m, cli_plan_available(m, here), 1, ret);
+    if (code != CLI_DONE) return code;
+    uint64_t n_ctx = ret->base.n_ctx ? ret->base.n_ctx : shape->n_ctx_train;
+    ret->load = (sl_load){ a->n_prompt, a->n_gen };
+    if ((uint64_t)a->n_prompt + a->n_gen <= n_ctx) return CLI_DONE;
+    if (cli_given(g, "--ctx-size"))
+        return cli_fail("%" PRIu32 " tokens of a prompt and %" PRIu32
+                        " written do not fit a context of %" PRIu64 ": raise it with -c",
+                        a->n_prompt, a->n_gen, n_ctx);
+    ret->base.n_ctx = a->n_prompt + a->n_gen;
+    return CLI_DONE;
+}
+
 /* Warns of flags that this plan has no use for. */
 static void warn_of_plan(const cli_group *g, const sl_shape *shape, const sl_plan *plan)
 {
@@ -369,6 +422,8 @@ static int make_plan(const cli_engine_args *a, const cli_group *g, uint32_t n_se
         *ret_plan = c.plan;
         s->forecast = c.forecast;
         s->has_forecast = c.plan.weights != SL_WEIGHTS_STREAMED || m.disk.n_curves;
+        if (!s->has_forecast && !a->no_banner)
+            cli_note("no forecast: the disk was not measured: `sluice probe` does it");
     } else if (sl_plan_make(s->ctx, shape, &q.base, ret_plan) != SL_OK) return cli_fail_ctx(s->ctx);
     if (!a->no_banner) warn_of_plan(g, shape, ret_plan);
     return CLI_DONE;

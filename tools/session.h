@@ -51,6 +51,9 @@ int cli_check_threads(uint32_t n);
 
 cli_engine_args cli_engine_defaults(void);
 cli_group cli_engine_group(cli_engine_args *a);     /* "Model and machine" */
+/* Of it only the options that are named, into rows [n]: for a command that has others in a form of
+ * its own. */
+cli_group cli_engine_some(cli_engine_args *a, const char *const *names, size_t n, cli_option *rows);
 
 /* What the flags decide, and what is left to the planner. g: the group of a. available_bytes: what
  * --ram auto shares out; m (may be NULL): how its disk is read. load is left to the caller.
@@ -62,6 +65,20 @@ int cli_planner_params(const cli_engine_args *a, const cli_group *g, sl_ctx *ctx
 /* --device and --vram into the parameters; threads, where they are not given, leave an emulated
  * device its cores. CLI_DONE, or another code after one line. */
 int cli_take_device(const cli_engine_args *a, const cli_group *g, sl_ctx *ctx, sl_plan_params *p);
+
+/* What plan and report are asked: which model on which machine, and what is to be done there. */
+typedef struct cli_asked {
+    const char *quant, *machine, *trace;    /* may be NULL */
+    uint32_t n_prompt, n_gen;
+} cli_asked;
+
+cli_asked cli_asked_defaults(void);
+cli_group cli_asked_group(cli_asked *a);    /* "Forecast" */
+/* cli_planner_params with load and, where nobody gave one, a context that holds it. here: m is this
+ * machine. */
+int cli_asked_params(const cli_asked *a, const cli_engine_args *e, const cli_group *g, sl_ctx *ctx,
+                     const sl_shape *shape, const sl_machine *m, bool here,
+                     sl_planner_params *ret);
 
 typedef struct cli_sampler_args {
     sl_sampler_params p;
