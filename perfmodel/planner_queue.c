@@ -117,7 +117,7 @@ static double mean_positions(const sl_workload *q, uint32_t n_ctx)
 
 /* Ages mixed, as many sequences as are best; or so many from prompt to end together, which is
  * quicker where few want different experts in every pass. */
-static sl_lens_bound stage_1(const sl_lens_box *box, const sl_queue *q)
+static sl_lens_bound stage_1(const sl_lens_box *box, const sl_workload *q)
 {
     double n_requests = (double)q->n_requests;
     sl_lens_bound b = sl_lens_batch(box, q->lengths, q->n_lengths, n_requests);

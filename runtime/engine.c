@@ -166,6 +166,7 @@ void sl_engine_get_stats(const sl_engine *e, sl_engine_stats *ret)
     ret->ahead_off = s.ahead_off;
     ret->stall_s = s.stall_s;
     ret->one_row = s.one_row;
+    ret->sent_bytes = e->board.sent_bytes;
 }
 
 const char *sl_engine_store_mode(const sl_engine *e) { return sl_store_mode(e->loaded.store); }

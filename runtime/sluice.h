@@ -155,6 +155,7 @@ typedef struct sl_engine_stats {
     bool ahead_off;             /* looking ahead was measured and did not pay */
     double stall_s;             /* nothing was computed for want of weights */
     sl_misses one_row;          /* of passes of one row, where weights are streamed */
+    uint64_t sent_bytes;        /* of weights, to an accelerator, since all that stays there was */
 } sl_engine_stats;
 /* How the disk is read: "io_uring, O_DIRECT, registered buffers". */
 SL_API const char *sl_engine_store_mode(const sl_engine *e);

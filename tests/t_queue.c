@@ -214,7 +214,7 @@ static void below_stage_1(void)
 
 /* ---- the planner ---- */
 
-static sl_queue_choice choose(const t_case *c, const sl_planner_params *p, const sl_queue *q)
+static sl_queue_choice choose(const t_case *c, const sl_planner_params *p, const sl_workload *q)
 {
     sl_queue_choice ret;
     T_NEED(sl_planner_queue(ctx, &c->m, &c->shape, &c->miss, p, q, &ret) == SL_OK, "%s",
@@ -227,7 +227,7 @@ static void choices(void)
     static t_case c;
     for (int i = 0; i < 8; i++) {
         sl_lens_length l = { 20 + t_below(200), 1 + t_below(60), 1 };
-        sl_queue q = { &l, 1, 1 + t_below(i % 3 ? 300 : 4) };
+        sl_workload q = { &l, 1, 1 + t_below(i % 3 ? 300 : 4) };
         t_make_case(ctx, &c, 1);
         sl_planner_params p = { .base = sl_plan_defaults() };
         p.base.n_ctx = 512;
@@ -262,7 +262,7 @@ static void choices(void)
     }
     t_make_case(ctx, &c, 1);
     sl_lens_length l = { 100, 10, 1 };
-    sl_queue q = { &l, 1, 5 };
+    sl_workload q = { &l, 1, 5 };
     sl_planner_params p = { .base = sl_plan_defaults() };
     sl_queue_choice a;
     p.base.ram_bytes = 1000;

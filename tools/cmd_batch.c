@@ -226,6 +226,7 @@ static int choose(struct batch *b, const cli_engine_args *e, const cli_group *g)
     bool known = cli_machine_for_run(b->s.ctx, b->s.path, shape->total_bytes, &machine);
     const sl_machine *m = known ? &machine : NULL;
     int code = cli_planner_params(e, g, b->s.ctx, shape, m, cli_available_bytes(), 1, &q);
+    if (code == CLI_DONE) code = cli_take_device(e, g, b->s.ctx, &q.base);
     if (code != CLI_DONE) return code;
     uint32_t most = shape->n_ctx_train ? shape->n_ctx_train : 4096;
     bool given = cli_given(g, "--ctx-size");

@@ -160,7 +160,7 @@ static int plan(const struct args *a, const cli_asked *asked, const cli_engine_a
 static void warn(const cli_group *g)
 {
     static const char *const none[] = { "--isa", "--activations", "--blas", "--trace-routing",
-                                        "--device", "--verbose" };
+                                        "--device", "--vram", "--verbose" };
     for (size_t i = 0; i < SL_LEN(none); i++)
         if (cli_given(g, none[i])) cli_warn("%s has no effect on a plan", none[i]);
 }

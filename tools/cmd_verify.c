@@ -575,6 +575,8 @@ int cmd_verify(int argc, char **argv)
     if (v.engine.isa || v.engine.activations || v.engine.blas)
         return cli_usage_error(&spec, "--isa, --activations and --blas: measured are the kernels "
                                       "that run by default");
+    if (v.engine.device && strcmp(v.engine.device, "cpu") && strcmp(v.engine.device, "auto"))
+        return cli_usage_error(&spec, "--device: no forecast knows of accelerators yet");
     if (v.engine.trace && (a.trace || a.cold)) {
         cli_warn("--trace-routing has no effect: with --trace or --cold nothing is recorded");
         v.engine.trace = NULL;

@@ -13,6 +13,7 @@
 #include "offload/sl_probe.h"
 #include "offload/sl_store.h"
 #include "runtime/base/sl_pool.h"
+#include "tools/device_flag.h"
 #include "tools/machine_file.h"
 
 #define CTX_CAP 4096u   /* of the default context: 128 K positions can outweigh a model */
@@ -44,7 +45,13 @@ static const cli_option engine_options[] = {
     { "--plan", CLI_STR, "FILE",
       "a plan that `sluice plan -o` saved; other flags go before it", AT(plan), 0, 0 },
     { "--force", CLI_FLAG, NULL, "take a plan that was made for other hardware", AT(force), 0, 0 },
-    { "--device", CLI_CHOICE, "auto|cpu", "what computes (default: auto)", AT(device), 0, 0 },
+    { "--device", CLI_STR, "NAME",
+      "what computes: auto, cpu, cuda:N, or an emulated accelerator, for trying things out, as in "
+      "emu:mem=512M,h2d=2G,d2h=2G,lat=10us,cores=1 (default: auto, which is cpu)",
+      AT(device), 0, 0 },
+    { "--vram", CLI_BYTES, "SIZE",
+      "budget of the device's memory, 6G or auto (default: auto, what is free)", AT(vram_bytes), 0,
+      0 },
     { "--isa", CLI_STR, "NAME",
       "at most these instructions: c, avx2, avxvnni, avx512, avx512vnni (default: all of the CPU's)",
       AT(isa), 0, 0 },
@@ -302,6 +309,28 @@ static int take_flags(const cli_engine_args *a, const cli_group *g, sl_plan_para
     return a->policy ? parse_policy(a->policy, &p->policy) : CLI_DONE;
 }
 
+int cli_take_device(const cli_engine_args *a, const cli_group *g, sl_ctx *ctx, sl_plan_params *p)
+{
+    char why[160];
+    sl_accel accel;
+    if (!cli_parse_device(a->device, &accel, why)) {
+        cli_fail("%s", why);
+        return CLI_USAGE;
+    }
+    if (!accel.kind) {
+        if (cli_given(g, "--vram")) cli_warn("--vram has no effect: the CPU computes everything");
+        return CLI_DONE;
+    }
+    if (a->vram_bytes) accel.mem_bytes = a->vram_bytes;
+    if (sl_accel_find(ctx, &accel) != SL_OK) return cli_fail_ctx(ctx);
+    if (accel.kind == SL_ACCEL_EMU && !p->n_threads) {      /* the device has cores of its own */
+        uint32_t cores = sl_pool_cores(ctx);
+        p->n_threads = cores > accel.n_cores ? cores - accel.n_cores : 1;
+    }
+    p->accel = accel;
+    return CLI_DONE;
+}
+
 int cli_planner_params(const cli_engine_args *a, const cli_group *g, sl_ctx *ctx,
                        const sl_shape *shape, const sl_machine *m, uint64_t available_bytes,
                        uint32_t n_seq, sl_planner_params *ret)
@@ -375,7 +404,9 @@ static int make_plan(const cli_engine_args *a, const cli_group *g, uint32_t n_se
     else known = cli_machine_kept(s->ctx, &m);
     int code = cli_planner_params(a, g, s->ctx, shape, known ? &m : NULL, cli_available_bytes(),
                                   n_seq, &q);
+    if (code == CLI_DONE) code = cli_take_device(a, g, s->ctx, &q.base);
     if (code != CLI_DONE) return code;
+    if (q.base.accel.kind) load = NULL;     /* no forecast knows of them yet */
     q.base.cpu_mask = s->cpu_mask;
     q.base.blas = want_blas(a, shape);
     s->budget_bytes = q.base.ram_bytes;
@@ -404,7 +435,7 @@ static void banner(const cli_session *s)
     const sl_plan *p = sl_engine_plan(s->engine);
     sl_kernels k;
     sl_kernels_init(&k, sl_cpu_detect() & p->cpu_mask);
-    char w[24], kv[24];
+    char w[24], kv[24], stay[24], ring[24];
     cli_note("%s (%s, %s): %s; %" PRIu32 " thread%s, %s; context %" PRIu32 ", KV %s %s",
              sl_model_name(s->model), sl_model_arch(s->model), cli_bytes(p->weights_bytes, w),
              p->mode, p->n_threads, p->n_threads == 1 ? "" : "s", k.isa, p->n_ctx,
@@ -422,6 +453,16 @@ static void banner(const cli_session *s)
                  slots, experts, cli_bytes(p->slots_bytes, w), cli_bytes(p->dense_bytes, kv),
                  p->section_bytes ? ", the rest of them streamed" : "",
                  sl_engine_store_mode(s->engine));
+    if (p->split.accel.kind)
+        cli_note("device: %s of %s; %s of weights stay there (%" PRIu32 " of %" PRIu32
+                 " layers' dense matrices, %" PRIu32 " experts of each), a ring of %s; keys and "
+                 "values %s, head %s",
+                 cli_bytes(p->split.need_bytes, w), cli_bytes(p->split.accel.mem_bytes, kv),
+                 cli_bytes(p->split.dense_bytes + p->split.stay_bytes, stay),
+                 p->split.n_dense_layers, sl_model_shape(s->model)->n_layer, p->split.n_stay,
+                 cli_bytes(p->split.ring_bytes, ring),
+                 p->split.kv == SL_ON_DEVICE ? "there" : "in RAM",
+                 p->split.head == SL_ON_DEVICE ? "there" : "on the CPU");
     if (s->has_forecast) cli_note("%s", cli_forecast_line(&s->forecast, line));
 }
 

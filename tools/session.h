@@ -21,7 +21,8 @@ typedef struct cli_engine_args {
     uint32_t ctx_cap;           /* of the default context */
     uint32_t n_threads, max_rows;
     uint32_t kv_k, kv_v;        /* choices: 0 f16, 1 f32 */
-    uint32_t device;            /* choices: 0 auto, 1 cpu */
+    const char *device;         /* NULL: auto */
+    uint64_t vram_bytes;        /* 0: auto */
     const char *isa;            /* NULL: all that this CPU has */
     uint32_t activations;       /* 0: q8; 1: f32 */
     uint32_t blas;              /* 0: off; 1: on */
@@ -60,6 +61,10 @@ cli_group cli_engine_some(cli_engine_args *a, const char *const *names, size_t n
 int cli_planner_params(const cli_engine_args *a, const cli_group *g, sl_ctx *ctx,
                        const sl_shape *shape, const sl_machine *m, uint64_t available_bytes,
                        uint32_t n_seq, sl_planner_params *ret);
+
+/* --device and --vram into the parameters; threads, where they are not given, leave an emulated
+ * device its cores. CLI_DONE, or another code after one line. */
+int cli_take_device(const cli_engine_args *a, const cli_group *g, sl_ctx *ctx, sl_plan_params *p);
 
 /* What plan and report are asked: which model on which machine, and what is to be done there. */
 typedef struct cli_asked {
