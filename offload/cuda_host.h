@@ -16,6 +16,7 @@ enum { CUDA_EVENTS = 4096 + 1, CUDA_PARTS = 4 };
 struct cuda_given {
     struct cuda_given *next;
     void *p;
+    void *base;                 /* of host memory: what sl_mem_alloc gave; p starts a page */
     size_t bytes;
     sl_account acc;
     enum { CUDA_DEVICE, CUDA_HOST, CUDA_HOST_PLAIN, CUDA_PINNED } kind;  /* PLAIN: not pinned */

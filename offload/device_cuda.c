@@ -36,11 +36,11 @@ static sl_status use(cuda_device *d)
 
 /* ---- memory ---- */
 
-static sl_status give(cuda_device *d, void *p, size_t bytes, sl_account acc, int kind)
+static sl_status give(cuda_device *d, void *p, void *base, size_t bytes, sl_account acc, int kind)
 {
     struct cuda_given *g = malloc(sizeof *g);
     if (!g) return sl_fail(d->ctx, SL_E_NOMEM, "cuda: a list entry for %zu bytes", bytes);
-    *g = (struct cuda_given){ d->given, p, bytes, acc, kind };
+    *g = (struct cuda_given){ d->given, p, base, bytes, acc, kind };
     d->given = g;
     if (kind == CUDA_DEVICE) {
         d->used_bytes += bytes;
@@ -83,7 +83,7 @@ static sl_status cuda_alloc(sl_device *dev, sl_account acc, size_t bytes, void *
                        d->index, bytes, sl_account_name(acc), (unsigned long long)d->used_bytes,
                        (unsigned long long)d->mem.limit_bytes);
     SL_TRY(take_device(d, room, sl_account_name(acc), &p));
-    sl_status st = give(d, p, room, acc, CUDA_DEVICE);
+    sl_status st = give(d, p, NULL, room, acc, CUDA_DEVICE);
     if (st == SL_OK) *ret = p;
     else cudaFree(p);
     return st;
@@ -101,24 +101,28 @@ static sl_status register_host(cuda_device *d, void *p, size_t bytes)
                    d->index, bytes, why);
 }
 
+/* Whole pages that nobody shares: what is registered must not touch another registration. */
 static sl_status cuda_alloc_host(sl_device *dev, sl_account acc, size_t bytes, void **ret)
 {
+    enum { PAGE = 4096 };
     cuda_device *d = (cuda_device *)dev;
-    void *p = NULL;
+    size_t room = (SL_MAX(bytes, 1) + PAGE - 1) / PAGE * PAGE;
+    void *base = NULL;
     int kind = CUDA_HOST;
     SL_TRY(use(d));
-    SL_TRY(sl_mem_alloc(d->ctx, acc, SL_MAX(bytes, 1), &p));
-    if (register_host(d, p, SL_MAX(bytes, 1)) != SL_OK) {
+    SL_TRY(sl_mem_alloc(d->ctx, acc, room + PAGE, &base));
+    char *p = (char *)base + (PAGE - (uintptr_t)base % PAGE) % PAGE;
+    if (register_host(d, p, room) != SL_OK) {
         sl_log(d->ctx, SL_WARN, "%s; copies will be slower", sl_error(d->ctx));
         kind = CUDA_HOST_PLAIN;
     }
-    sl_status st = give(d, p, SL_MAX(bytes, 1), acc, kind);
+    sl_status st = give(d, p, base, room, acc, kind);
     if (st == SL_OK) {
         *ret = p;
         return SL_OK;
     }
     if (kind == CUDA_HOST) cudaHostUnregister(p);
-    sl_mem_free(d->ctx, p);
+    sl_mem_free(d->ctx, base);
     return st;
 }
 
@@ -141,7 +145,7 @@ static void cuda_free(sl_device *dev, void *p)
             d->mem.pinned_bytes -= g->bytes;
             cudaHostUnregister(p);
         }
-        if (g->kind != CUDA_PINNED) sl_mem_free(d->ctx, p);
+        if (g->kind != CUDA_PINNED) sl_mem_free(d->ctx, g->base);
     }
     (void)cudaGetLastError();   /* of a card that failed: all calls fail, and all goes the same */
     free(g);
@@ -152,7 +156,7 @@ static sl_status cuda_pin(sl_device *dev, void *p, size_t bytes)
     cuda_device *d = (cuda_device *)dev;
     SL_TRY(use(d));
     SL_TRY(register_host(d, p, bytes));
-    sl_status st = give(d, p, bytes, SL_ACC_MAPPED, CUDA_PINNED);
+    sl_status st = give(d, p, NULL, bytes, SL_ACC_MAPPED, CUDA_PINNED);
     if (st != SL_OK) cudaHostUnregister(p);
     return st;
 }
@@ -258,7 +262,7 @@ static sl_status scratch(cuda_device *d, uint64_t bytes, uint64_t *sum, void *re
         return sl_fail(d->ctx, SL_E_NOMEM, "cuda:%d: stages of %u rows need more than %d MiB of "
                        "scratch: use smaller passes", d->index, d->max_rows, (int)SCRATCH_MIB);
     SL_TRY(take_device(d, SL_MAX(bytes, 512), "scratch", &p));
-    sl_status st = give(d, p, 0, SL_ACC_SCRATCH, CUDA_DEVICE);
+    sl_status st = give(d, p, NULL, 0, SL_ACC_SCRATCH, CUDA_DEVICE);
     if (st != SL_OK) {
         cudaFree(p);
         return st;

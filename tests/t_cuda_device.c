@@ -482,6 +482,12 @@ static void faults(void)
 
 int main(void)
 {
+#if T_REAL_GPU
+    sl_ctx *ctx = sl_ctx_create(NULL, NULL);
+    sl_accel a = { .kind = SL_ACCEL_CUDA };
+    if (sl_accel_find(ctx, &a) != SL_OK) return t_skip(sl_error(ctx));
+    sl_ctx_destroy(&ctx);
+#endif
     t_begin();
     sl_kernels_init(&reference, 0);
     for (uint32_t i = 0; i < SEQS * (N / BLOCK + 1); i++)

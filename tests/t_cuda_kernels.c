@@ -1,7 +1,8 @@
-/* tests/t_cuda_kernels.c - the CUDA kernels, compiled for the CPU (tests/cuda_shim.h), against the
- * C reference and sums in double with derived bounds: products of every type, runs of every length,
- * gathered rows, gated, per-head matrices; rows; router; attention. Odd sizes; what kernels read
- * and write ends on unmapped pages, and what they must not write stays as it was. */
+/* tests/t_cuda_kernels.c - the CUDA kernels, compiled for the CPU (tests/cuda_shim.h) or, with
+ * T_REAL_GPU, on a card in managed memory (`quick`: fewer cases, for compute-sanitizer), against
+ * the C reference and sums in double with derived bounds: products of every type, runs of every
+ * length, gathered rows, gated, per-head matrices; rows; router; attention. Odd sizes; what kernels
+ * read and write ends on unmapped pages, and what they must not write stays as it was. */
 #include "kernels/cpu/quant.h"
 #include "kernels/cuda/sl_cuda.h"
 #include "tests/t.h"
@@ -13,9 +14,33 @@
 #define H 0x1p-11       /* of float16 */
 #define POISON 0x7fa5a5a5u
 
-#if T_HAVE_SHIM
+#if T_HAVE_SHIM || T_REAL_GPU
 static sl_kernels ref;
+static bool quick;
 
+#if T_REAL_GPU
+#include <cuda_runtime_api.h>
+
+static void *dev(size_t n)
+{
+    void *p = NULL;
+    T_NEED(cudaMallocManaged(&p, (n + 15) / 16 * 16, cudaMemAttachGlobal) == cudaSuccess,
+           "%zu bytes of managed memory", n);
+    return p;
+}
+
+static void dev_free(void *p, size_t n)
+{
+    (void)n;
+    cudaFree(p);
+}
+
+/* A launch went well, and so did the kernel. */
+static bool done(int err)
+{
+    return !err && cudaDeviceSynchronize() == cudaSuccess;
+}
+#else
 /* n bytes as a device's allocator gives them: at a multiple of 16, a guard page close behind. */
 static void *dev(size_t n)
 {
@@ -26,6 +51,12 @@ static void dev_free(void *p, size_t n)
 {
     t_guarded_free(p, (n + 15) / 16 * 16);
 }
+
+static bool done(int err)
+{
+    return !err;
+}
+#endif
 
 static float *dev_floats(size_t n, float scale)
 {
@@ -106,7 +137,7 @@ struct product {
     const struct shape *s;
     sl_type type;
     uint32_t cols, n_slots, n_x, most;
-    sl_cuda_run runs[6];
+    sl_cuda_run *runs;      /* [6] */
     void *w[6][2];
     float *bias[6][2];
     size_t w_bytes, row_bytes;
@@ -125,6 +156,7 @@ static void make_product(struct product *r, const struct shape *s, sl_type type)
     T_NEED(sl_type_row_bytes(type, r->cols, &bytes), "row bytes");
     r->row_bytes = bytes;
     r->w_bytes = bytes * s->rows * s->count;
+    r->runs = dev(s->n_runs * sizeof *r->runs);
     for (uint32_t i = 0; i < s->n_runs; i++) {
         for (int m = 0; m < (s->gated ? 2 : 1); m++) {
             r->w[i][m] = dev(r->w_bytes);
@@ -155,6 +187,7 @@ static void free_product(struct product *r)
             if (r->w[i][m]) dev_free(r->w[i][m], r->w_bytes);
             if (r->bias[i][m]) dev_free(r->bias[i][m], (size_t)r->s->rows * r->s->count * 4);
         }
+    dev_free(r->runs, r->s->n_runs * sizeof *r->runs);
     dev_free(r->x, (size_t)r->n_x * r->s->count * r->cols * 4);
     if (r->x_row) dev_free(r->x_row, r->n_slots * sizeof *r->x_row);
 }
@@ -254,7 +287,7 @@ static void check_product(struct product *r, bool many)
     else if (form != SL_CUDA_X_FLOAT)
         err = sl_cuda_halve(NULL, form == SL_CUDA_X_HALVES, r->x, (uint64_t)s->count * n, n, r->n_x,
                             s->count, n, x);
-    T_CHECK(!err, "%s %s: activations: %d", kind, t->name, err);
+    T_CHECK(done(err), "%s %s: activations: %d", kind, t->name, err);
     size_t y_floats = r->p.ldy * (r->n_slots - 1) + (size_t)s->rows * s->count;
     float *y = dev_poison(y_floats);
     r->p.x = x;
@@ -262,7 +295,7 @@ static void check_product(struct product *r, bool many)
     r->p.x_bytes = step * s->count;
     r->p.y = y;
     err = many ? sl_cuda_many(NULL, &r->p) : sl_cuda_few(NULL, &r->p);
-    T_CHECK(!err, "%s %s: %d", kind, t->name, err);
+    T_CHECK(done(err), "%s %s: %d", kind, t->name, err);
     double worst = 0, rel = !many ? 0 : t->block_elems == 1 ? 8 * H * H : 2 * H + 2 * H * H;
     for (uint32_t i = 0; i < s->n_runs; i++)
         for (uint32_t j = 0; j < s->slots[i]; j++)
@@ -284,8 +317,8 @@ static void check_product(struct product *r, bool many)
                     double off = fabs(got - v[0].value);
                     worst = fmax(worst, off / fmax(v[0].bound, 1e-30));
                     T_CHECK(off <= v[0].bound + 1e-30,
-                            "%s %s shape %td run %u slot %u row %zu: got %g want %g +- %g", kind, t->name, s - shapes, i, j, at, got,
-                            v[0].value, v[0].bound);
+                            "%s %s shape %td run %u slot %u row %zu: got %g want %g +- %g", kind,
+                            t->name, s - shapes, i, j, at, got, v[0].value, v[0].bound);
                 }
     for (uint32_t j = 0; j + 1 < r->n_slots; j++)
         for (uint32_t e = s->rows * s->count; e < r->p.ldy; e++)
@@ -299,7 +332,7 @@ static void check_product(struct product *r, bool many)
 static void products(void)
 {
     for (size_t t = 0; t < SL_LEN(types); t++)
-        for (size_t i = 0; i < SL_LEN(shapes); i++) {
+        for (size_t i = 0; i < SL_LEN(shapes); i += quick ? 3 : 1) {
             struct product r;
             make_product(&r, shapes + i, types[t]);
             check_product(&r, false);
@@ -321,7 +354,7 @@ static void check_quantise(uint32_t group, uint32_t n)
     for (uint32_t i = 0; i < group; i++) x[2 * n + i] = 0;
     for (uint32_t i = group; i < 2 * group && i < n; i++) x[2 * n + i] = 1e-42f * t_unit();
     memset(got, 0x5a, 3 * bytes);
-    T_CHECK(!sl_cuda_quantise(NULL, group, x, n, 0, 3, 1, n, got), "quantise");
+    T_CHECK(done(sl_cuda_quantise(NULL, group, x, n, 0, 3, 1, n, got)), "quantise");
     for (int r = 0; r < 3; r++) {
         memset(want, 0x5a, bytes);
         ref.quantise(group, x + r * n, n, want);
@@ -345,7 +378,7 @@ static void check_halve(bool halves, uint32_t n, float size)
     float *x = dev_floats(2 * n, size), *y = malloc(pad * 2 * sizeof *y), back;
     char *got = dev(2 * bytes);
     T_NEED(y, "memory");
-    T_CHECK(!sl_cuda_halve(NULL, halves, x, n, 0, 2, 1, n, got), "halve");
+    T_CHECK(done(sl_cuda_halve(NULL, halves, x, n, 0, 2, 1, n, got)), "halve");
     for (int r = 0; r < 2; r++) {
         double top = 0;
         for (uint32_t i = 0; i < n; i++) top = fmax(top, fabs(x[r * n + i]));
@@ -387,7 +420,7 @@ static void check_norms(sl_norm_kind kind, uint32_t n)
     double tol = 2 * U * (n + 16);
     T_NEED(want && sum, "memory");
     pick[0] = 2, pick[1] = 0;
-    T_CHECK(!sl_cuda_norm(NULL, &p, x, n, pick, y, n, 2, n), "norm");
+    T_CHECK(done(sl_cuda_norm(NULL, &p, x, n, pick, y, n, 2, n)), "norm");
     for (int i = 0; i < 2; i++) {
         ref.norm(&p, x + pick[i] * n, want, n);
         near_row("norm", y + i * n, want, n, tol);
@@ -398,7 +431,7 @@ static void check_norms(sl_norm_kind kind, uint32_t n)
     T_NEED(keep, "memory");
     memcpy(keep, xx, rows * n * 4);
     memcpy(keep + rows * n, y, rows * n * 4);
-    T_CHECK(!sl_cuda_add_norm(NULL, &p, 0.5f, xx, y, h, rows, n), "add_norm");
+    T_CHECK(done(sl_cuda_add_norm(NULL, &p, 0.5f, xx, y, h, rows, n)), "add_norm");
     for (uint32_t r = 0; r < rows; r++) {
         for (uint32_t i = 0; i < n; i++)
             sum[i] = keep[r * n + i] + 0.5f * keep[rows * n + r * n + i];
@@ -436,7 +469,7 @@ static void check_combine(uint32_t n)
             want[r * n + i] = s;
             want[(ROWS + r) * n + i] = x[r * n + i] + 0.25f * s;
         }
-    T_CHECK(!sl_cuda_combine(NULL, out, at, slot, w, y, 0.25f, x, ROWS, n), "combine");
+    T_CHECK(done(sl_cuda_combine(NULL, out, at, slot, w, y, 0.25f, x, ROWS, n)), "combine");
     near_row("y of combine", y, want, ROWS * n, 16 * U);
     near_row("x of combine", x, want + ROWS * n, ROWS * n, 16 * U);
     free(want);
@@ -467,7 +500,7 @@ static void check_turns(sl_rope_kind kind, sl_norm_kind norm, uint32_t dim, uint
             ref.norm(i < NQ ? &h.q_norm : &h.k_norm, x, to, dim);
             ref.rope(kind, c + r * half, s + r * half, n_rot, to);
         }
-    T_CHECK(!sl_cuda_turn_heads(NULL, &h, ROWS), "turn_heads");
+    T_CHECK(done(sl_cuda_turn_heads(NULL, &h, ROWS)), "turn_heads");
     for (uint32_t r = 0; r < ROWS; r++)
         for (uint32_t i = 0; i < NQ + NK; i++)
             near_row("head", i < NQ ? q + (r * NQ + i) * dim : k + (r * NK + i - NQ) * dim,
@@ -488,7 +521,7 @@ static void check_turns(sl_rope_kind kind, sl_norm_kind norm, uint32_t dim, uint
         memcpy(want + r * width + latent, key + r * width + latent, n_rot * 4);
         ref.rope(kind, c + r * half, s + r * half, n_rot, want + r * width + latent);
     }
-    T_CHECK(!sl_cuda_turn_mla(NULL, &m, ROWS), "turn_mla");
+    T_CHECK(done(sl_cuda_turn_mla(NULL, &m, ROWS)), "turn_mla");
     for (uint32_t r = 0; r < ROWS; r++) {
         near_row("mla key", key + r * width, want + r * width, width, 4 * U * (latent + 16));
         for (uint32_t i = 0; i < NQ; i++) {
@@ -538,7 +571,7 @@ static void router(void)
 {
     static const float odd[] = { NAN, INFINITY, -INFINITY, 0, 1, -1, 30, -30 };
     enum { MAX_E = 160, ROWS = 2 };
-    for (int trial = 0; trial < 600; trial++) {
+    for (int trial = 0; trial < (quick ? 30 : 600); trial++) {
         sl_routing r = { .score = (sl_score)(trial % (SL_SCORE_SPARSEMIXER + 1)),
                          .n_expert = 4 * (1 + t_below(MAX_E / 4)), .mixer_eps = 0.02f,
                          .normalise = t_below(2), .scale = t_below(2) ? 2.5f : 0 };
@@ -555,7 +588,7 @@ static void router(void)
         for (uint32_t i = 0; i < n; i++) bias[i] = (float)((int)t_below(9) - 4) / 4;
         if (t_below(2)) r.sel_bias = bias;
         for (int i = 0; i < ROWS; i++) was[i] = shared[i] = t_unit() * 4;
-        T_CHECK(!sl_cuda_route(NULL, &r, l, ROWS, id, w, shared), "route");
+        T_CHECK(done(sl_cuda_route(NULL, &r, l, ROWS, id, w, shared)), "route");
         for (int row = 0; row < ROWS; row++) {
             sl_route_row(&r, l + row * n, scratch, want_id, want_w);
             for (uint32_t i = 0; i < r.n_used; i++) {
@@ -696,7 +729,8 @@ static void check_rows(const struct rig *r, const uint32_t *seq, const uint32_t 
             }
             /* A score of size S is off by S * 2^-24 and some, and so is its weight. */
             T_CHECK(worst < 4e-6 * (1 + h->scale * h->k_dim),
-                    "attention %td seq %u row %u head %u: off by %g", h - heads, seq[i], pos[i], e, worst);
+                    "attention %td seq %u row %u head %u: off by %g", h - heads, seq[i], pos[i], e,
+                    worst);
         }
     }
 }
@@ -721,7 +755,7 @@ static void pass(struct rig *r, const uint32_t *seq, const uint32_t *pos, uint32
         memcpy(v + i * nv, in_v[seq[i]][pos[i]], nv * 4);
     }
     r->a.seq = s, r->a.pos = p, r->a.q = q, r->a.att = att, r->a.part = part, r->a.n_rows = n;
-    T_CHECK(!sl_cuda_append(NULL, &r->a, k, h->prefix ? NULL : v), "append");
+    T_CHECK(done(sl_cuda_append(NULL, &r->a, k, h->prefix ? NULL : v)), "append");
     for (uint32_t i = 0; i < n; i++) {
         size_t at = (size_t)r->blocks[seq[i] * r->a.kv.table_stride + pos[i] / h->block_rows]
                     * h->block_rows + pos[i] % h->block_rows;
@@ -733,7 +767,7 @@ static void pass(struct rig *r, const uint32_t *seq, const uint32_t *pos, uint32
         T_CHECK(!memcmp(r->a.kv.v + at * r->a.kv.v_bytes, want, r->a.kv.v_bytes), "value of row %u",
                 i);
     }
-    T_CHECK(!sl_cuda_attend(NULL, &r->a), "attend");
+    T_CHECK(done(sl_cuda_attend(NULL, &r->a)), "attend");
     check_rows(r, seq, pos, n);
     dev_free(q, n * nq * 4);
     dev_free(k, n * nk * 4);
@@ -747,7 +781,7 @@ static void pass(struct rig *r, const uint32_t *seq, const uint32_t *pos, uint32
 /* Sequences side by side: a prefill, then chunks and single rows, in passes that mix them. */
 static void attention(void)
 {
-    for (size_t i = 0; i < SL_LEN(heads); i++) {
+    for (size_t i = 0; i < SL_LEN(heads); i += quick ? 4 : 1) {
         const struct heads *h = heads + i;
         uint32_t seq[SEQS * MAX_N], pos[SEQS * MAX_N], done[SEQS] = { 0 };
         struct rig r;
@@ -772,8 +806,13 @@ static void attention(void)
     }
 }
 
-int main(void)
+int main(int argc, char **argv)
 {
+    quick = argc > 1 && !strcmp(argv[1], "quick");
+#if T_REAL_GPU
+    int n = 0;
+    if (cudaGetDeviceCount(&n) != cudaSuccess || !n) return t_skip("no GPU here");
+#endif
     t_begin();
     sl_kernels_init(&ref, 0);
     products();
