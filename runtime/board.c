@@ -206,10 +206,10 @@ sl_status board_begin(board *b, bool all, uint32_t n_lanes)
 {
     /* what is there already belongs to a pass of the same kind */
     bool fresh = all != b->all || n_lanes != b->n_lanes;
-    for (uint32_t i = 0, seen = 0; i < b->n_flights && !fresh; i++) {
-        const board_flight *f = flight(b, i);
-        if (!f->lanes_left) continue;
-        fresh = f->item != seen++;
+    for (uint32_t i = 0, seen = 0; i < b->n_flights; i++) {
+        board_flight *f = flight(b, i);
+        if (f->lanes_left) fresh |= f->item != seen++;
+        else f->used = 0;       /* of a pass that is over, and perhaps too old to be waited for */
     }
     if (fresh) drop_all(b);
     b->all = all;

@@ -74,7 +74,8 @@ typedef struct board {
 sl_status board_init(sl_ctx *ctx, sl_device *dev, weights *host, const sl_plan *plan, board *b);
 void board_fini(board *b);
 
-/* A pass begins: which experts are sent, and how many lanes will use each item. */
+/* A pass begins, when all work of the one before is over: which experts are sent, and how many
+ * lanes will use each item. */
 sl_status board_begin(board *b, bool all, uint32_t n_lanes);
 /* Sends on as far as there is room. */
 sl_status board_pump(board *b);
