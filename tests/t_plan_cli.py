@@ -87,6 +87,11 @@ def check_json():
     check(more['forecast']['decode_tok_per_s'] > f['decode_tok_per_s'], 'more RAM is faster')
     gpu = plan('-m', 'gpt-oss-120b', '--machine', 'desktop-64gb-rtx4090')
     check(gpu['gpus'][0]['bound']['decode_tok_per_s'] > gpu['bound']['decode_tok_per_s'], 'a GPU bounds from above')
+    shared = gpu['gpus'][0]['plan']
+    check(shared['placement']['need_bytes'] <= gpu['gpus'][0]['vram_bytes'], 'VRAM holds the plan')
+    check(shared['forecast']['decode_tok_per_s'] <= shared['bound']['decode_tok_per_s'] * 1.0001
+          and shared['forecast']['decode_tok_per_s'] > gpu['forecast']['decode_tok_per_s'],
+          'a GPU helps')
     check(p['gpus'] == [], 'no GPU')
     q8 = plan('-m', 'qwen3-30b-a3b', '--quant', 'Q8_0', '--machine', 'laptop-16gb', '--ram', '8G')
     check(q8['model']['bytes'] > 1.6 * p['model']['bytes'] and q8['model']['quant'] == 'Q8_0', 'another quant')
