@@ -48,15 +48,14 @@ void plan_print_work(const sl_shape *s, const sl_plan *p)
                                         : ", and attention (the CPU's, in RAM)",
            x->head == SL_ON_DEVICE ? "" : ", and the head");
     if (x->n_stay >= n) return;
+    char rows[64];
+    snprintf(rows, sizeof rows, " if it gets fewer than %" PRIu32 " tokens of a pass", x->send_rows);
     if (x->send_rows > 1)
-        printf("An expert that does not stay is computed by the CPU%s",
-               x->send_rows >= NEVER ? "" : " where it gets fewer than ");
-    else printf("An expert that does not stay is sent when a router asks for it");
-    if (x->send_rows > 1 && x->send_rows < NEVER)
-        printf("%" PRIu32 " tokens of a pass, else sent", x->send_rows);
+        printf("An expert that does not stay is the CPU's%s%s.\n", x->send_rows < NEVER ? rows : "",
+               x->send_rows < NEVER ? ", else sent when a router asks for it" : "");
+    else puts("An expert that does not stay is sent when a router asks for it.");
     if (x->send_all_rows < NEVER && x->send_all_rows <= p->max_rows)
-        printf("; passes of %" PRIu32 " tokens or more send all of them", x->send_all_rows);
-    puts(".");
+        printf("Passes of %" PRIu32 " tokens or more send all of them.\n", x->send_all_rows);
 }
 
 json_t *plan_device_json(const sl_plan *p)
