@@ -218,7 +218,7 @@ static uint32_t values(const search *s, const sl_plan_params *p, knob k,
     sl_plan_params other = *p;
     copy(&other, &s->base, k);
     uint32_t n = add_value(v, 0, &other, k);
-    if (fixed(s, k)) return n;
+    if (fixed(s, k) || (k == KNOB_PROMPTS && p->kv_on == SL_ON_DEVICE)) return n;
     switch (k) {
     case KNOB_THREADS: return thread_values(s, other, v, n);
     case KNOB_ROWS: return row_values(s, other, v, n);

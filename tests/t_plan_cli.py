@@ -102,6 +102,10 @@ def check_text():
                   '+4 GiB RAM', 'is limited by', 'sluice run -m MODEL.gguf --ram 8G'):
         check(words in r.stdout, f'"{words}" in the text: {r.stdout}{r.stderr}')
     check(max(map(len, r.stdout.splitlines())) <= 120, 'lines that fit a terminal')
+    r = sluice('plan', '-m', 'qwen3-30b-a3b', '--machine', 'desktop-64gb-rtx4070', '--vram', '6G')
+    for words in ('of the 128 of each layer', 'Any program: at most', '+4 GiB on the device', 'emulated devices only'):
+        check(words in r.stdout, f'{words!r} is missing:\n{r.stdout}{r.stderr}')
+    check(max(map(len, r.stdout.splitlines())) <= 120, 'lines that fit a terminal')
     r = sluice('plan', '-m', 'qwen3-30b-a3b', '--machine', 'desktop-64gb', '-n', '0')
     check(r.returncode == 0 and 'all 6144' in r.stdout and 'writing' not in r.stdout, 'a prompt only: ' + r.stdout)
 
@@ -121,6 +125,13 @@ def check_json():
     check(more['forecast']['decode_tok_per_s'] > f['decode_tok_per_s'], 'more RAM is faster')
     gpu = plan('-m', 'gpt-oss-120b', '--machine', 'desktop-64gb-rtx4090')
     check(gpu['gpus'][0]['bound']['decode_tok_per_s'] > gpu['bound']['decode_tok_per_s'], 'a GPU bounds from above')
+    check('RAM' in gpu['gpus'][0]['no_plan'], 'a GPU does not help what RAM cannot hold')
+    gpu = plan('-m', 'gpt-oss-20b', '--machine', 'desktop-64gb-rtx4090', '--vram', '8G')
+    shared = gpu['gpus'][0]['plan']
+    check(7 << 30 < shared['placement']['need_bytes'] <= 8 << 30, '--vram holds')
+    check(shared['forecast']['decode_tok_per_s'] <= shared['bound']['decode_tok_per_s'] * 1.0001
+          and shared['forecast']['decode_tok_per_s'] > gpu['forecast']['decode_tok_per_s'],
+          'a GPU helps')
     check(p['gpus'] == [], 'no GPU')
     q8 = plan('-m', 'qwen3-30b-a3b', '--quant', 'Q8_0', '--machine', 'laptop-16gb', '--ram', '8G')
     check(q8['model']['bytes'] > 1.6 * p['model']['bytes'] and q8['model']['quant'] == 'Q8_0', 'another quant')

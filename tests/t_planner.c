@@ -214,6 +214,43 @@ static void measured_products_grow_to_what_binds(void)
             "disk");
 }
 
+/* A card of 8 GiB that multiplies, a link of 20 GB/s: all of the card's memory is used and no more,
+ * what it does is explained, wishes are kept. */
+static void an_accelerator_is_planned(void)
+{
+    sl_machine m = machine_of(3e9);
+    sl_choice c, without;
+    use("qwen3-30b-a3b", "Q4_K_M");
+    sl_planner_params p = params_of(30 * GIB);
+    T_NEED(plan_for(&m, &p, false, &without), "%s", sl_error(fx.ctx));
+    p.base.accel = (sl_accel){ .kind = SL_ACCEL_CUDA, .mem_bytes = 8 * GIB, .own_bytes = GIB / 2 };
+    T_CHECK(sl_planner_run(fx.ctx, &m, &fx.shape, &fx.miss, &p, false, &c) == SL_E_ARG
+            && strstr(sl_error(fx.ctx), "GPU 0"), "%s", sl_error(fx.ctx));
+    m.n_gpus = 1;
+    m.gpu[0] = (sl_machine_gpu){ .name = "x", .vram_bytes = 8 * GIB, .vram_bytes_s = 4e11,
+                                 .flops_s = 5e13, .h2d_bytes_s = 2e10, .d2h_bytes_s = 2e10,
+                                 .copy_s = 1e-5, .launch_s = 5e-6 };
+    T_NEED(plan_for(&m, &p, true, &c), "%s", sl_error(fx.ctx));
+    const sl_split *x = &c.plan.split;
+    T_CHECK(x->need_bytes <= 8 * GIB && x->need_bytes > 7 * GIB, "%llu bytes on the device",
+            (unsigned long long)x->need_bytes);
+    T_CHECK(c.seconds < 0.7 * without.seconds, "%g s, without %g", c.seconds, without.seconds);
+    T_CHECK(c.n_why >= 6 && c.n_gains == 4 && !strcmp(c.gains[0].what, "+4 GiB on the device")
+            && c.gains[0].decode_tok_per_s > 0 && c.gains[1].prompt_tok_per_s > 0,
+            "%u reasons, %u gains", c.n_why, c.n_gains);
+    p.base.kv_on = SL_ON_CPU;
+    p.base.n_stay = 3;
+    p.base.send_rows = 7;
+    T_NEED(plan_for(&m, &p, false, &c), "%s", sl_error(fx.ctx));
+    T_CHECK(x->kv == SL_ON_CPU && x->n_stay == 3 && x->send_rows == 7, "a wish was changed");
+    /* an emulated one takes cores from the CPU's part */
+    p = params_of(30 * GIB);
+    p.base.accel = (sl_accel){ .kind = SL_ACCEL_EMU, .mem_bytes = 4 * GIB, .n_cores = 3,
+                               .up_bytes_s = 4e9, .down_bytes_s = 4e9 };
+    T_NEED(plan_for(&m, &p, true, &c), "%s", sl_error(fx.ctx));
+    T_CHECK(c.plan.n_threads <= 5 && c.n_gains == 4, "%u threads", c.plan.n_threads);
+}
+
 int main(void)
 {
     static const char *const presets[] = { "qwen3-7b-a1b", "qwen3-30b-a3b", "gpt-oss-20b",
@@ -225,6 +262,7 @@ int main(void)
     what_does_not_fit_is_said();
     dense_models_plan();
     measured_products_grow_to_what_binds();
+    an_accelerator_is_planned();
     for (int round = 0; round < 2; round++)
         for (size_t i = 0; i < SL_LEN(presets); i++)
             more_is_never_worse(presets[i], round ? "Q8_0" : "Q4_K_M");

@@ -28,7 +28,7 @@ static const cli_option options[] = {
       0 },
     { "--llama-cpp", CLI_FLAG, NULL, "print the flags that place the model so in llama.cpp",
       AT(llama_cpp), 0, 0 },
-    { "--vram", CLI_BYTES, "SIZE", "memory of the GPU for --llama-cpp (default: the machine's)",
+    { "--vram", CLI_BYTES, "SIZE", "memory of the machine's GPU to plan with (default: all of it)",
       AT(vram_bytes), 0, 0 },
 };
 #undef AT
@@ -127,6 +127,30 @@ static int plan_queue(const struct args *a, const cli_asked *asked, const cli_gr
     return cli_end_stdout(CLI_DONE);
 }
 
+/* What a CUDA context and its libraries take of a card. */
+#define CONTEXT_BYTES ((uint64_t)512 << 20)
+
+/* The same model with one of the machine's GPUs. */
+static void plan_gpu(sl_ctx *ctx, const sl_shape *shape, const sl_miss_model *miss,
+                     const sl_planner_params *without, uint32_t i, plan_view *v)
+{
+    const sl_machine *m = v->machine;
+    const sl_choice *c = v->choice;
+    sl_planner_params q = *without;
+    uint64_t vram = v->vram_bytes ? SL_MIN(v->vram_bytes, m->gpu[i].vram_bytes)
+                                  : m->gpu[i].vram_bytes;
+    sl_lens_box box = { .machine = m, .gpu = &m->gpu[i], .shape = shape, .miss = miss,
+                        .threads = c->plan.n_threads, .vram_bytes = (double)vram,
+                        .ram_bytes = (double)c->params.ram_bytes, .kv_type = c->params.kv_type,
+                        .kv_block = SL_KV_BLOCK_ROWS };
+    v->gpu[i].bound = sl_lens_latency(&box, v->load, c->plan.max_rows);
+    q.base.accel = (sl_accel){ .kind = SL_ACCEL_CUDA, .index = i, .mem_bytes = vram,
+                               .own_bytes = CONTEXT_BYTES };
+    v->gpu[i].planned = sl_planner_run(ctx, m, shape, miss, &q, true, &v->gpu[i].choice) == SL_OK;
+    if (!v->gpu[i].planned)
+        snprintf(v->gpu[i].why_not, sizeof v->gpu[i].why_not, "%s", sl_error(ctx));
+}
+
 static int plan(const struct args *a, const cli_asked *asked, const cli_engine_args *e,
                 const cli_group *g, sl_ctx *ctx, const sl_source *src, char *command)
 {
@@ -146,13 +170,8 @@ static int plan(const struct args *a, const cli_asked *asked, const cli_engine_a
         return cli_fail_ctx(ctx);
     code = need_disk(&v);
     if (code != CLI_DONE) return code;
-    for (uint32_t i = 0; i < m.n_gpus; i++) {
-        sl_lens_box box = { .machine = &m, .gpu = &m.gpu[i], .shape = src->shape, .miss = &miss,
-                            .threads = choice.plan.n_threads,
-                            .ram_bytes = (double)choice.params.ram_bytes,
-                            .kv_type = choice.params.kv_type, .kv_block = SL_KV_BLOCK_ROWS };
-        v.gpu[i] = sl_lens_latency(&box, v.load, choice.plan.max_rows);
-    }
+    if (!a->llama_cpp)
+        for (uint32_t i = 0; i < m.n_gpus; i++) plan_gpu(ctx, src->shape, &miss, &q, i, &v);
     return show(a, ctx, &v);
 }
 

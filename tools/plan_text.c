@@ -77,8 +77,8 @@ static void print_machine(const plan_view *v)
         printf(", disk read at %.2f GB/s\n", best * 1e-9);
     else printf(", disk not measured\n");
     for (uint32_t i = 0; i < m->n_gpus; i++)
-        printf("  with %s, %s (sluice does not run on GPUs yet: below is without it)\n",
-               m->gpu[i].name, cli_bytes(m->gpu[i].vram_bytes, vram));
+        printf("  with %s, %s (first without it)\n", m->gpu[i].name,
+               cli_bytes(m->gpu[i].vram_bytes, vram));
 }
 
 /* ---- where the bytes lie ---- */
@@ -125,6 +125,10 @@ static void print_places(const plan_view *v)
     row("buffers of a pass", p->scratch_bytes, "");
     row("the program, tables", p->need_bytes - SL_MIN(known, p->need_bytes), "");
     row("together", p->need_bytes, "");
+    if (!p->split.accel.kind) return;
+    printf("Of these on the device, of %s:\n", cli_bytes(p->split.accel.mem_bytes, size));
+    plan_print_device(v->src->shape, p);
+    plan_print_work(v->src->shape, p);
 }
 
 /* ---- how fast ---- */
@@ -154,10 +158,10 @@ static double start_s(const plan_view *v)
     return (double)start_bytes(v) / best;
 }
 
-static void print_forecast(const plan_view *v)
+static void print_rates(const plan_view *v, const sl_choice *c)
 {
-    const sl_forecast *f = &v->choice->forecast, *b = &v->choice->bound;
-    char what[80], size[24];
+    const sl_forecast *f = &c->forecast, *b = &c->bound;
+    char what[80];
     printf("\n%-36s %10s    %13s\n", "How fast", "forecast", "at most");
     snprintf(what, sizeof what, "reading a prompt of %" PRIu32 " token%s", v->load.n_prompt,
              v->load.n_prompt == 1 ? "" : "s");
@@ -167,6 +171,13 @@ static void print_forecast(const plan_view *v)
     if (v->load.n_gen)
         rates(what, f->decode.tok_per_s, b->decode.tok_per_s, "tok/s", digits(f->decode.tok_per_s));
     rates("first token after", f->ttft_s, b->ttft_s, "s", digits(f->ttft_s));
+}
+
+static void print_forecast(const plan_view *v)
+{
+    const sl_forecast *f = &v->choice->forecast;
+    char size[24];
+    print_rates(v, v->choice);
     if (start_s(v) > 0)
         printf("  %-34s %8.1f s, %s from disk\n", "loading before that, the first time", start_s(v),
                cli_bytes(start_bytes(v), size));
@@ -175,16 +186,6 @@ static void print_forecast(const plan_view *v)
     const char *raise = cli_grade_raise(f->grade);
     bool moe = all_experts(v->src->shape) && v->choice->plan.weights == SL_WEIGHTS_STREAMED;
     if (raise && (f->grade != SL_GRADE_COLD || moe)) printf("Better: %s.\n", raise);
-}
-
-/* No program is known to reach this; it says whether a GPU is worth it. */
-static void print_gpus(const plan_view *v)
-{
-    const sl_machine *m = v->machine;
-    for (uint32_t i = 0; i < m->n_gpus; i++)
-        printf("With the %s: at most %.0f tok/s of the prompt, %.1f tok/s written (bound; sluice "
-               "does not run on GPUs yet).\n", m->gpu[i].name, v->gpu[i].prompt.tok_per_s,
-               v->gpu[i].decode.tok_per_s);
 }
 
 static void print_limit(const char *what, const sl_phase *p)
@@ -204,13 +205,45 @@ static void print_gains(const sl_choice *c)
         double write = g->decode_tok_per_s, read = g->prompt_tok_per_s;
         double a = 100 * write / fmax(c->forecast.decode.tok_per_s, 1e-9);
         double b = 100 * read / fmax(c->forecast.prompt.tok_per_s, 1e-9);
-        printf("  %-22s", g->what);
+        printf("  %-26s", g->what);
         if (a < 1 && b < 1) printf(" next to nothing");
         if (a >= 1) printf(" writing %+.*f tok/s (%+.0f %%)", digits(write), write, a);
         if (b >= 1)
             printf("%s prompt %+.*f tok/s (%+.0f %%)", a >= 1 ? "," : "", digits(read), read, b);
         putchar('\n');
     }
+}
+
+static void print_why(const sl_choice *c)
+{
+    printf("\nChosen by forecast (%" PRIu32 " plans compared):\n", c->n_tried);
+    for (uint32_t i = 0; i < c->n_why; i++) printf("  %s\n", c->why[i]);
+}
+
+/* The bound is of any program: it says whether a GPU is worth it. */
+static void print_gpu(const plan_view *v, uint32_t i)
+{
+    const sl_machine_gpu *g = &v->machine->gpu[i];
+    const sl_choice *c = &v->gpu[i].choice;
+    const sl_forecast *bound = &v->gpu[i].bound;
+    char size[24];
+    if (!v->gpu[i].planned) {
+        printf("\nWith the %s: at most %.0f tok/s of the prompt, %.1f tok/s written (a bound; no plan: "
+               "%s).\n", g->name, bound->prompt.tok_per_s, bound->decode.tok_per_s,
+               v->gpu[i].why_not);
+        return;
+    }
+    printf("\nWith the %s, of %s (this path has run on emulated devices only):\n", g->name,
+           cli_bytes(c->plan.split.accel.mem_bytes, size));
+    plan_print_device(v->src->shape, &c->plan);
+    plan_print_work(v->src->shape, &c->plan);
+    print_rates(v, c);
+    printf("Any program: at most %.0f tok/s of the prompt, %.1f tok/s written.\n",
+           bound->prompt.tok_per_s, bound->decode.tok_per_s);
+    print_limit("Writing", &c->forecast.decode);
+    print_limit("Reading the prompt", &c->forecast.prompt);
+    print_gains(c);
+    print_why(c);
 }
 
 static void print_run_line(const plan_view *v)
@@ -235,10 +268,9 @@ void plan_print(const plan_view *v)
         printf("  %.0f %% of the experts that tokens want are in RAM; %s are read from disk for "
                "each token.\n", 100 * f->hit_rate, cli_bytes((uint64_t)f->disk_bytes_per_token, size));
     print_limit("Reading the prompt", &f->prompt);
-    print_gpus(v);
     print_gains(c);
-    printf("\nChosen by forecast (%" PRIu32 " plans compared):\n", c->n_tried);
-    for (uint32_t i = 0; i < c->n_why; i++) printf("  %s\n", c->why[i]);
+    print_why(c);
+    for (uint32_t i = 0; i < v->machine->n_gpus; i++) print_gpu(v, i);
     print_run_line(v);
 }
 
@@ -345,28 +377,45 @@ static json_t *gains_json(const sl_choice *c)
     return list;
 }
 
+static json_t *why_json(const sl_choice *c)
+{
+    json_t *why = json_array();
+    for (uint32_t i = 0; i < c->n_why; i++) json_array_append_new(why, json_string(c->why[i]));
+    return why;
+}
+
 static json_t *gpus_json(const plan_view *v)
 {
     json_t *list = json_array();
-    for (uint32_t i = 0; i < v->machine->n_gpus; i++)
-        json_array_append_new(list, json_pack("{s:s, s:I, s:o}", "name", v->machine->gpu[i].name,
-                                              "vram_bytes",
-                                              (json_int_t)v->machine->gpu[i].vram_bytes, "bound",
-                                              cli_forecast_json(&v->gpu[i])));
+    for (uint32_t i = 0; i < v->machine->n_gpus; i++) {
+        const sl_choice *c = &v->gpu[i].choice;
+        json_t *obj = json_pack("{s:s, s:I, s:o}", "name", v->machine->gpu[i].name, "vram_bytes",
+                                (json_int_t)v->machine->gpu[i].vram_bytes, "bound",
+                                cli_forecast_json(&v->gpu[i].bound));
+        json_t *plan = NULL;
+        if (v->gpu[i].planned)
+            plan = json_pack("{s:o, s:o, s:o, s:o, s:o, s:I, s:I}", "placement",
+                             plan_device_json(&c->plan), "forecast",
+                             cli_forecast_json(&c->forecast), "bound", cli_forecast_json(&c->bound),
+                             "why", why_json(c), "gains", gains_json(c), "threads",
+                             (json_int_t)c->plan.n_threads, "max_rows",
+                             (json_int_t)c->plan.max_rows);
+        if (obj && plan) json_object_set_new(obj, "plan", plan);
+        else if (obj) json_object_set_new(obj, "no_plan", json_string(v->gpu[i].why_not));
+        json_array_append_new(list, obj);
+    }
     return list;
 }
 
 json_t *plan_json(const plan_view *v)
 {
     const sl_choice *c = v->choice;
-    json_t *why = json_array();
-    for (uint32_t i = 0; i < c->n_why; i++) json_array_append_new(why, json_string(c->why[i]));
     json_t *root = json_pack(
         "{s:i, s:o, s:o, s:{s:I, s:I}, s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:s}", "sluice_plan", 1,
         "model", model_json(v), "machine", machine_json(v), "load", "n_prompt",
         (json_int_t)v->load.n_prompt, "n_gen", (json_int_t)v->load.n_gen, "params",
         cli_plan_params_json(&c->params), "placement", placement_json(v), "forecast",
-        cli_forecast_json(&c->forecast), "bound", cli_forecast_json(&c->bound), "why", why, "gains",
+        cli_forecast_json(&c->forecast), "bound", cli_forecast_json(&c->bound), "why", why_json(c), "gains",
         gains_json(c), "gpus", gpus_json(v), "command", v->command);
     if (root && start_s(v) > 0 && json_object_set_new(root, "load_s", json_real(start_s(v)))) {
         json_decref(root);
