@@ -22,12 +22,16 @@ size_t probe_buffer_bytes(void);
 
 typedef struct probe_engine probe_engine;
 
+/* Of the layer whose stages run; zeros: the default's. */
+typedef struct probe_dims { uint32_t d_model, d_expert; } probe_dims;
+
 /* Pools and devices for each thread count, and noise in `weights`, which stays the caller's: at
- * least PROBE_MIN_WEIGHTS bytes, on a page, and as many as the last cache does not hold. Errors:
- * SL_E_ARG (more threads than the machine has), SL_E_NOMEM, SL_E_DEVICE. The caller owns *ret. */
+ * least PROBE_MIN_WEIGHTS bytes, on a page, and as many as the last cache does not hold. dims are
+ * taken as sl_probe_params says. Errors: SL_E_ARG (more threads than the machine has), SL_E_NOMEM,
+ * SL_E_DEVICE. The caller owns *ret. */
 SL_NODISCARD sl_status probe_engine_create(sl_ctx *ctx, const uint32_t *threads,
-                                           uint32_t n_threads, char *weights, size_t bytes,
-                                           probe_engine **ret);
+                                           uint32_t n_threads, probe_dims dims, char *weights,
+                                           size_t bytes, probe_engine **ret);
 /* *e may be NULL, and is NULL afterwards */
 void probe_engine_destroy(probe_engine **e);
 
@@ -53,9 +57,11 @@ SL_NODISCARD sl_status probe_engine_call(probe_engine *e, const probe_point *p);
 SL_NODISCARD sl_status probe_engine_visit(probe_engine *e, const probe_point *p, double seconds,
                                           double *ret);
 /* Costs from the seconds of the points other than PROBE_GEMM; neither threads nor the co-run. */
-void probe_engine_cost(const double s[PROBE_N_WHATS], sl_machine_cost *ret);
+void probe_engine_cost(const probe_engine *e, const double s[PROBE_N_WHATS],
+                       sl_machine_cost *ret);
 /* Multiply-adds/s of a PROBE_GEMM that took s, without what c says it takes beside them. */
-double probe_engine_ops_s(const sl_machine_cost *c, double s, uint32_t rows);
+double probe_engine_ops_s(const probe_engine *e, const sl_machine_cost *c, double s,
+                          uint32_t rows);
 
 /* ---- their curves (probe_curves.c) ---- */
 

@@ -77,10 +77,15 @@ static double median(double *v, uint32_t n)
     return (v[(n - 1) / 2] + v[n / 2]) / 2;
 }
 
-/* Rounds over all points until the time is over, one at least. */
+/* Rounds over all points until the time is over, one at least. Memory that a device touches for the
+ * first time would count as a cost of what touches it, so all of it is touched before. */
 static sl_status visit_all(struct curves *c, double seconds)
 {
     const double visit_s = 0.012;
+    double unused;
+    for (uint32_t at = 0; at < c->n_threads; at++)
+        SL_TRY(probe_engine_visit(c->e, &(probe_point){ .what = PROBE_CALL8, .at = at }, 0,
+                                  &unused));
     double begin = now_s(), round_s = 0;
     do {
         double start = now_s();
@@ -107,7 +112,7 @@ static void fill_costs(const struct curves *c, uint32_t first, sl_machine_cost *
         sl_machine_cost cost;
         for (int what = PROBE_GEMM + 1; what < PROBE_N_WHATS; what++)
             s[what] = c->s[first + (uint32_t)what - 1][r];
-        probe_engine_cost(s, &cost);
+        probe_engine_cost(c->e, s, &cost);
         v[0][r] = cost.stage_s;
         v[1][r] = cost.elem_s;
         v[2][r] = cost.decode_flops_s;
@@ -139,7 +144,7 @@ static void fill_in(struct curves *c, sl_machine *m)
             *g = (sl_machine_gemm){ .type = p->type, .threads = c->threads[p->at] };
         }
         g->at[g->n++] = (sl_machine_gemm_point){
-            p->rows, probe_engine_ops_s(&m->cost[p->at], s, p->rows)
+            p->rows, probe_engine_ops_s(c->e, &m->cost[p->at], s, p->rows)
         };
     }
 }
@@ -155,7 +160,9 @@ sl_status probe_curves(sl_ctx *ctx, const sl_probe_params *p, const uint32_t *th
     c.points = calloc(MOST, sizeof *c.points);
     c.s = calloc(MOST, sizeof *c.s);
     sl_status st = c.points && c.s ? SL_OK : sl_fail(ctx, SL_E_NOMEM, "points of the engine");
-    if (st == SL_OK) st = probe_engine_create(ctx, threads, n_threads, weights, bytes, &c.e);
+    probe_dims dims = { p->d_model, p->d_expert };
+    if (st == SL_OK)
+        st = probe_engine_create(ctx, threads, n_threads, dims, weights, bytes, &c.e);
     if (st == SL_OK) list_points(&c);
     if (st == SL_OK) st = visit_all(&c, seconds);
     if (st == SL_OK) fill_in(&c, m);

@@ -278,7 +278,8 @@ static sl_status measure_coruns(sl_probe_disk_reader *b, const sl_probe_disk_par
     c.depth = SL_MIN(c.depth, (uint32_t)MAX_IN_FLIGHT);
     for (uint32_t i = 0; i < m->n_costs; i++) threads[i] = m->cost[i].threads;
     SL_TRY(sl_mem_alloc(b->ctx, SL_ACC_SCRATCH, bytes, &weights));
-    sl_status st = probe_engine_create(b->ctx, threads, m->n_costs, weights, bytes, &c.e);
+    sl_status st = probe_engine_create(b->ctx, threads, m->n_costs, (probe_dims){ 0 },
+                                       weights, bytes, &c.e);
     for (uint32_t i = 0; st == SL_OK && i < m->n_costs; i++) {
         if (p->progress) p->progress(p->user, "disk and CPU together", 0.9 + 0.1 * i / m->n_costs);
         sl_machine_cost *cost = &m->cost[i];

@@ -17,6 +17,7 @@
 
 enum {
     D_MODEL = 2048, D_EXPERT = 1024, N_USED = 8,
+    MAX_DIM = D_MODEL, DIM_UNIT = 256,
     N_HEAD = 32, N_HEAD_KV = 4, HEAD_DIM = 128,
     MAX_ROWS = 512,             /* of a pass: a prompt whose attention is timed */
     CONTEXT = 1024,             /* positions that a decoding row attends to */
@@ -33,6 +34,7 @@ struct probe_engine {
     sl_ctx *ctx;
     uint32_t n_threads;         /* devices */
     uint32_t threads[SL_MACHINE_COSTS];
+    probe_dims dims;
     sl_pool *pool[SL_MACHINE_COSTS];
     sl_device *dev[SL_MACHINE_COSTS];
     char *weights;              /* the caller's */
@@ -121,15 +123,16 @@ static uint32_t pass_rows(uint32_t n)
 /* One call of `experts`: n_runs of a layer's, each on n rows. */
 static sl_status experts(probe_engine *e, uint32_t at, sl_type type, uint32_t n, uint32_t n_runs)
 {
+    uint32_t d = e->dims.d_model, ff = e->dims.d_expert;
     uint32_t rows[N_USED][MAX_ROWS], all = pass_rows(n);
     sl_expert_run runs[N_USED];
     sl_layer l = { .moe = true, .residual_scale = 1, .act = { .kind = SL_ACT_SILU } };
     e->b.n_rows = all;
     for (uint32_t i = 0; i < n_runs; i++) {
         for (uint32_t j = 0; j < n; j++) rows[i][j] = j * (all / n) + i % (all / n);
-        runs[i] = (sl_expert_run){ .ffn = { .gate = matrix(e, type, D_EXPERT, D_MODEL),
-                                            .up = matrix(e, type, D_EXPERT, D_MODEL),
-                                            .down = matrix(e, type, D_MODEL, D_EXPERT) },
+        runs[i] = (sl_expert_run){ .ffn = { .gate = matrix(e, type, ff, d),
+                                            .up = matrix(e, type, ff, d),
+                                            .down = matrix(e, type, d, ff) },
                                    .rows = rows[i], .weights = e->expert_w, .n_rows = n,
                                    .index = i };
     }
@@ -141,8 +144,8 @@ static sl_status small_stage(probe_engine *e, uint32_t at, uint32_t n_head, uint
                              uint32_t n_rows)
 {
     n_head = SL_MIN(n_head, (uint32_t)(N_HEAD * HEAD_DIM) / dim);
-    sl_weights w = { .d_model = D_MODEL, .n_layer = 1 };
-    sl_mat m = { .data = e->weights, .rows = n_head * dim, .cols = D_MODEL, .count = 1,
+    sl_weights w = { .d_model = e->dims.d_model, .n_layer = 1 };
+    sl_mat m = { .data = e->weights, .rows = n_head * dim, .cols = w.d_model, .count = 1,
                  .type = SL_Q8_0 };
     bool ok = sl_type_row_bytes(m.type, m.cols, &m.row_bytes);
     assert(ok);
@@ -176,19 +179,20 @@ static sl_status attend(probe_engine *e, uint32_t at, uint32_t n_head, uint32_t 
 static void norm_task(void *arg, uint32_t index, uint32_t thread)
 {
     const probe_engine *e = arg;
+    size_t d = e->dims.d_model;
     sl_norm norm = norm_of(e);
     (void)thread;
     for (uint32_t i = index * ELEM_ROWS; i < (index + 1) * ELEM_ROWS; i++)
-        e->k.norm(&norm, e->b.x + (size_t)i * D_MODEL, e->b.h + (size_t)i * D_MODEL, D_MODEL);
+        e->k.norm(&norm, e->b.x + i * d, e->b.h + i * d, (uint32_t)d);
 }
 
 static void quantise_task(void *arg, uint32_t index, uint32_t thread)
 {
     const probe_engine *e = arg;
+    size_t d = e->dims.d_model;
     (void)thread;
     for (uint32_t i = index * ELEM_ROWS; i < (index + 1) * ELEM_ROWS; i++)
-        e->k.quantise(QX_GROUP, e->b.h + (size_t)i * D_MODEL, D_MODEL,
-                      (char *)(e->b.att + (size_t)i * D_MODEL));
+        e->k.quantise(QX_GROUP, e->b.h + i * d, d, (char *)(e->b.att + i * d));
 }
 
 static void heads_task(void *arg, uint32_t index, uint32_t thread)
@@ -277,27 +281,29 @@ sl_status probe_engine_visit(probe_engine *e, const probe_point *p, double secon
 
 /* ---- from times to rates ---- */
 
-double probe_engine_ops_s(const sl_machine_cost *c, double s, uint32_t rows)
+double probe_engine_ops_s(const probe_engine *e, const sl_machine_cost *c, double s, uint32_t rows)
 {
+    double d_model = e->dims.d_model;
     /* A layer of 64 experts quantises its rows once, these few do it as often; quantising is about
      * a fifth of elem_s. */
     double more = 0.2 * (pass_rows(rows) - rows);
-    double beside = c->stage_s + c->elem_s * (N_USED * rows + more) * D_MODEL;
-    return 3.0 * N_USED * D_EXPERT * D_MODEL * rows / fmax(s - beside, s / 2);
+    double beside = c->stage_s + c->elem_s * (N_USED * rows + more) * d_model;
+    return 3.0 * N_USED * e->dims.d_expert * d_model * rows / fmax(s - beside, s / 2);
 }
 
-void probe_engine_cost(const double s[PROBE_N_WHATS], sl_machine_cost *ret)
+void probe_engine_cost(const probe_engine *e, const double s[PROBE_N_WHATS], sl_machine_cost *ret)
 {
+    const double d_model = e->dims.d_model;
     const double row = 2.0 * N_HEAD * 2 * HEAD_DIM;     /* flops of one row on one position */
-    double elem_s = s[PROBE_ELEM] / ((double)MAX_ROWS * D_MODEL);
+    double elem_s = s[PROBE_ELEM] / (MAX_ROWS * d_model);
     double decode_s = s[PROBE_DECODE], prefill_s = s[PROBE_PREFILL];
     ret->elem_s = elem_s;
-    ret->stage_s = fmax(1.5 * s[PROBE_STAGE] - 0.5 * s[PROBE_STAGE3] - elem_s * D_MODEL, 1e-8);
+    ret->stage_s = fmax(1.5 * s[PROBE_STAGE] - 0.5 * s[PROBE_STAGE3] - elem_s * d_model, 1e-8);
     double one_s = s[PROBE_DECODE1];
-    decode_s = fmax(decode_s - ret->stage_s - elem_s * D_MODEL, decode_s / 2);
-    one_s = fmax(one_s - ret->stage_s - elem_s * D_MODEL, one_s / 2);
+    decode_s = fmax(decode_s - ret->stage_s - elem_s * d_model, decode_s / 2);
+    one_s = fmax(one_s - ret->stage_s - elem_s * d_model, one_s / 2);
     ret->decode_bytes_s = 2.0 * N_HEAD_KV * HEAD_DIM * 2 * CONTEXT / one_s;
-    prefill_s = fmax(prefill_s - ret->stage_s - elem_s * D_MODEL * MAX_ROWS, prefill_s / 2);
+    prefill_s = fmax(prefill_s - ret->stage_s - elem_s * d_model * MAX_ROWS, prefill_s / 2);
     ret->call_s = fmax((8 * s[PROBE_CALL1] - s[PROBE_CALL8]) / 7, ret->stage_s);
     ret->decode_flops_s = row * CONTEXT / decode_s;
     ret->prefill_flops_s = row * MAX_ROWS * (MAX_ROWS + 1) / 2 / prefill_s;
@@ -324,21 +330,29 @@ static sl_status take_acts(probe_engine *e)
     return SL_OK;
 }
 
+/* A multiple of what types of super-blocks ask for; long rows differ from longer ones no more. */
+static uint32_t dim(uint32_t wanted, uint32_t otherwise)
+{
+    if (!wanted) return otherwise;
+    return SL_MAX(SL_MIN(wanted, (uint32_t)MAX_DIM) / DIM_UNIT, 1u) * DIM_UNIT;
+}
+
 sl_status probe_engine_create(sl_ctx *ctx, const uint32_t *threads, uint32_t n_threads,
-                              char *weights, size_t bytes, probe_engine **ret)
+                              probe_dims dims, char *weights, size_t bytes, probe_engine **ret)
 {
     assert(n_threads && n_threads <= SL_MACHINE_COSTS);
     probe_engine *e = calloc(1, sizeof *e);
     if (!e) return sl_fail(ctx, SL_E_NOMEM, "probe of the engine");
     e->ctx = ctx;
+    e->dims = (probe_dims){ dim(dims.d_model, D_MODEL), dim(dims.d_expert, D_EXPERT) };
     e->weights = weights;
     e->bytes = bytes;
     sl_kernels_init(&e->k, sl_cpu_detect());
     sl_device_params p = {
         .max_rows = MAX_ROWS, .cpu_mask = ~0u,
-        .widths = { .d_model = D_MODEL, .q = N_HEAD * HEAD_DIM, .k = N_HEAD_KV * HEAD_DIM,
+        .widths = { .d_model = e->dims.d_model, .q = N_HEAD * HEAD_DIM, .k = N_HEAD_KV * HEAD_DIM,
                     .v = N_HEAD_KV * HEAD_DIM, .att = N_HEAD * HEAD_DIM,
-                    .ff_sum = N_USED * D_EXPERT, .n_used = N_USED, .n_expert = N_USED,
+                    .ff_sum = N_USED * e->dims.d_expert, .n_used = N_USED, .n_expert = N_USED,
                     .cols = N_HEAD * HEAD_DIM, .n_head = N_HEAD, .head_dim = HEAD_DIM },
     };
     sl_status st = take_acts(e);

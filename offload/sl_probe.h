@@ -18,6 +18,10 @@ typedef struct sl_probe_params {
     /* Types whose products are measured; NULL: all that the engine multiplies by (quick: four). */
     const sl_type *types;
     uint32_t n_types;
+    /* Of the layer whose stages are measured, experts of [d_expert][d_model]: a row of weights
+     * costs something beside its bytes, which short rows feel. Taken as multiples of 256 up to
+     * 2048; 0: 2048 and 1024. */
+    uint32_t d_model, d_expert;
     /* Thread counts, ascending, SL_MACHINE_COSTS at most, max_threads then 0; NULL: for products 1
      * and the most, for reads some between too. */
     const uint32_t *threads;

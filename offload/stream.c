@@ -22,7 +22,7 @@ _Static_assert(SL_SLOT_PIECE == SL_STORE_PIECE, "slots keep to the pieces that a
 
 struct expert {
     uint8_t state, reads_left;
-    bool ahead;         /* read ahead and not asked for yet */
+    bool unasked;       /* read ahead and not asked for yet */
     bool unwanted;      /* read ahead in vain, still on its way */
     bool failed, cancelled;     /* one of its reads */
 };
@@ -56,9 +56,9 @@ struct sl_stream {
     sl_read *reads;             /* [3 * n_expert, or the dense slices of a layer] */
     uint32_t n_reads;
     /* read ahead */
-    uint32_t ahead[AHEAD_MAX], n_ahead;
+    uint32_t unasked[AHEAD_MAX], n_unasked;     /* keys of such experts */
     bool no_ahead;
-    sl_ahead guessing;
+    sl_ahead trial;             /* whether guesses pay */
     bool guessed;               /* ever: without a guess there is nothing to try */
     double pass_s;              /* when the pass of few rows at hand began; 0: none did */
     /* sections */
@@ -112,7 +112,7 @@ static void queue_expert(sl_stream *s, uint32_t key, char *at, bool ahead)
         *to[i] = at + sl_store_lead(parts[i]);
         at += sl_store_room(parts[i]);
     }
-    s->experts[key] = (struct expert){ .state = LOADING, .reads_left = 3, .ahead = ahead };
+    s->experts[key] = (struct expert){ .state = LOADING, .reads_left = 3, .unasked = ahead };
 }
 
 static uint64_t expert_bytes(const sl_stream *s, uint32_t key)
@@ -139,12 +139,12 @@ static void keep_error(sl_stream *s, const char *text)
     s->error[n] = 0;
 }
 
-static void forget_ahead(sl_stream *s, uint32_t key)
+static void forget_unasked(sl_stream *s, uint32_t key)
 {
     uint32_t i = 0;
-    while (i < s->n_ahead && s->ahead[i] != key) i++;
-    assert(i < s->n_ahead);
-    s->ahead[i] = s->ahead[--s->n_ahead];
+    while (i < s->n_unasked && s->unasked[i] != key) i++;
+    assert(i < s->n_unasked);
+    s->unasked[i] = s->unasked[--s->n_unasked];
 }
 
 /* The last of an expert's three reads is there. */
@@ -160,8 +160,8 @@ static void expert_landed(sl_stream *s, uint32_t key)
         return;
     }
     sl_ecache_drop(s->cache, slot);
-    if (e->ahead) forget_ahead(s, key);
-    for (uint32_t i = 0; !e->ahead && !e->unwanted && i < s->n_want; i++)
+    if (e->unasked) forget_unasked(s, key);
+    for (uint32_t i = 0; !e->unasked && !e->unwanted && i < s->n_want; i++)
         if (key_of(s, s->layer, s->want[i].id) == key) {
             s->want[i].state = e->failed ? W_FAILED : W_WAITS;  /* cancelled, then asked for */
             s->stats.failed += e->failed;
@@ -214,14 +214,14 @@ static uint32_t drain_waiting(sl_stream *s)
 /* ---- a layer's experts ---- */
 
 /* A slot that lookahead holds on speculation, given back. */
-static bool give_back_ahead(sl_stream *s, uint32_t class)
+static bool give_back_unasked(sl_stream *s, uint32_t class)
 {
-    for (uint32_t i = 0; i < s->n_ahead; i++) {
-        uint32_t key = s->ahead[i], layer = key / s->n_expert;
+    for (uint32_t i = 0; i < s->n_unasked; i++) {
+        uint32_t key = s->unasked[i], layer = key / s->n_expert;
         if (s->experts[key].state != READY || s->layer_class[layer] != class) continue;
         sl_ecache_unpin(s->cache, sl_ecache_find(s->cache, layer, key % s->n_expert));
-        s->experts[key].ahead = false;
-        forget_ahead(s, key);
+        s->experts[key].unasked = false;
+        forget_unasked(s, key);
         return true;
     }
     return false;
@@ -258,7 +258,7 @@ static void assign(sl_stream *s)
         }
         do slot = sl_ecache_take(s->cache, s->layer, w->id, &evicted);
         while (slot == SL_ECACHE_NONE
-               && (give_back_ahead(s, class) || (s->in_order && give_back_held(s, i))));
+               && (give_back_unasked(s, class) || (s->in_order && give_back_held(s, i))));
         if (slot == SL_ECACHE_NONE) break;
         if (evicted != SL_ECACHE_NONE) s->experts[evicted].state = OUT;
         w->state = W_HELD;
@@ -273,12 +273,12 @@ static void assign(sl_stream *s)
 /* What was read ahead for this layer and nobody asked for. */
 static void drop_unwanted(sl_stream *s)
 {
-    for (uint32_t i = s->n_ahead; i-- > 0; ) {
-        uint32_t key = s->ahead[i], layer = key / s->n_expert;
+    for (uint32_t i = s->n_unasked; i-- > 0; ) {
+        uint32_t key = s->unasked[i], layer = key / s->n_expert;
         struct expert *e = &s->experts[key];
         if (layer != s->layer) continue;
-        e->ahead = false;
-        s->ahead[i] = s->ahead[--s->n_ahead];
+        e->unasked = false;
+        s->unasked[i] = s->unasked[--s->n_unasked];
         if (e->state == READY) {
             sl_ecache_unpin(s->cache, sl_ecache_find(s->cache, layer, key % s->n_expert));
             continue;
@@ -295,9 +295,9 @@ static void take_hit(sl_stream *s, struct want *w, uint32_t key, uint32_t slot)
     w->state = W_HELD;
     if (e->state == READY) s->stats.hits++;
     else s->stats.misses++;
-    if (e->ahead) {             /* its pin becomes the layer's */
-        e->ahead = false;
-        forget_ahead(s, key);
+    if (e->unasked) {           /* its pin becomes the layer's */
+        e->unasked = false;
+        forget_unasked(s, key);
         s->stats.ahead_used_bytes += expert_bytes(s, key);
         s->stats.read_bytes += expert_bytes(s, key);
         if (e->state == LOADING) sl_store_promote(s->store, key);
@@ -317,7 +317,7 @@ static void pass_begins(sl_stream *s, bool in_order)
 
 void sl_stream_pass_done(sl_stream *s)
 {
-    if (s->pass_s > 0 && s->guessed) sl_ahead_pass(&s->guessing, now_s() - s->pass_s);
+    if (s->pass_s > 0 && s->guessed) sl_ahead_pass(&s->trial, now_s() - s->pass_s);
     s->pass_s = 0;
 }
 
@@ -395,7 +395,7 @@ void sl_stream_done(sl_stream *s, uint32_t index)
 
 bool sl_stream_wants_guess(const sl_stream *s)
 {
-    return s->cache && !s->no_ahead && s->guessing.on;
+    return s->cache && !s->no_ahead && s->trial.on;
 }
 
 /* Somebody has asked for an expert and got no slot yet. */
@@ -412,15 +412,15 @@ void sl_stream_ahead(sl_stream *s, uint32_t layer, const uint32_t *ids, uint32_t
     if (!s->cache || s->no_ahead || starved(s)) return;
     s->guessed |= !surely;
     uint32_t most = SL_MIN((uint32_t)AHEAD_MAX, s->plan.cls[class].n_slots / 4);
-    for (uint32_t i = 0; i < n && s->n_ahead < most; i++) {
+    for (uint32_t i = 0; i < n && s->n_unasked < most; i++) {
         uint32_t key = key_of(s, layer, ids[i]);
         if (sl_ecache_find(s->cache, layer, ids[i]) != SL_ECACHE_NONE) continue;
         uint32_t slot = sl_ecache_take(s->cache, layer, ids[i], &evicted);
         if (slot == SL_ECACHE_NONE) break;
         if (evicted != SL_ECACHE_NONE) s->experts[evicted].state = OUT;
         queue_expert(s, key, slot_base(s, class, slot - s->first_slot[class]), !surely);
-        s->experts[key].ahead = true;
-        s->ahead[s->n_ahead++] = key;
+        s->experts[key].unasked = true;
+        s->unasked[s->n_unasked++] = key;
         s->stats.ahead_bytes += expert_bytes(s, key);
     }
     sl_status st = send_reads(s->ctx, s);
@@ -638,7 +638,7 @@ sl_status sl_stream_create(sl_ctx *ctx, sl_store *store, const sl_stream_params 
     s->table = p->table;
     s->row_bytes = p->row_bytes;
     s->no_ahead = p->no_ahead;
-    s->guessing = sl_ahead_begin();
+    s->trial = sl_ahead_begin();
     sl_status st = init(ctx, s, p);
     if (st != SL_OK) sl_stream_destroy(&s);
     else *ret = s;
@@ -729,7 +729,7 @@ static uint32_t check_expert(const sl_stream *s, uint32_t key)
     at += sl_store_room(x->up);
     assert(s->data[key].down == at + sl_store_lead(x->down));
     assert(at + sl_store_room(x->down) <= from + s->plan.cls[class].slot_bytes);
-    uint32_t pins = e->ahead + e->unwanted;
+    uint32_t pins = e->unasked + e->unwanted;
     for (uint32_t i = 0; layer == s->layer && i < s->n_want; i++)
         if (s->want[i].id == key % s->n_expert)
             pins += s->want[i].state == W_HELD || s->want[i].state == W_GIVEN;
@@ -741,16 +741,16 @@ static uint32_t check_expert(const sl_stream *s, uint32_t key)
 void sl_stream_check(const sl_stream *s)
 {
     sl_store_stats st;
-    uint32_t reads = s->section[0].left + s->section[1].left, n_ahead = 0;
+    uint32_t reads = s->section[0].left + s->section[1].left, n_unasked = 0;
     if (!s->cache) return;      /* experts stay where they are */
     for (uint32_t l = 0; l < s->n_layer; l++)
         for (uint32_t x = 0; x < s->layer_experts[l]; x++) {
             reads += check_expert(s, key_of(s, l, x));
-            n_ahead += s->experts[key_of(s, l, x)].ahead;
+            n_unasked += s->experts[key_of(s, l, x)].unasked;
         }
     sl_store_get_stats(s->store, &st);
     assert(reads == st.open);                                                       /* S3 */
-    assert(n_ahead == s->n_ahead);
+    assert(n_unasked == s->n_unasked);
     sl_ecache_check(s->cache);
 }
 
@@ -759,5 +759,5 @@ const char *sl_stream_error(const sl_stream *s) { return s->error; }
 void sl_stream_get_stats(const sl_stream *s, sl_stream_stats *ret)
 {
     *ret = s->stats;
-    ret->ahead_off = s->cache && !s->guessing.pays;
+    ret->ahead_off = s->cache && !s->trial.pays;
 }

@@ -254,7 +254,9 @@ static void stage(sim *s, work w, double rows)
     w.s += elems;
     w.arithmetic_s += elems;
     bool tiles = s->step->kind == SL_STEP_EXPERTS && s->rows > 1;
-    fixed(s, tiles ? s->cost.call_s : s->cost.stage_s);
+    /* however unevenly threads share a call, it takes no longer than one of them alone */
+    double uneven = fmin(s->cost.call_s, (s->threads - 1) * w.s);
+    fixed(s, tiles ? fmax(uneven, s->cost.stage_s) : s->cost.stage_s);
     compute(s, &w);
 }
 

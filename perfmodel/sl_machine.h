@@ -92,7 +92,8 @@ typedef struct sl_machine_cost {
     double corun_cpu, corun_disk;
     double corun_tiles;         /* the CPU's while it multiplies many rows: memory has room then */
     /* what a stage of experts of many rows takes whatever the number of experts: threads share few
-     * of them less evenly; 0: stage_s */
+     * of them less evenly. Of small experts less: no call takes longer than one thread alone.
+     * 0: stage_s */
     double call_s;
 } sl_machine_cost;
 

@@ -166,6 +166,7 @@ void sl_engine_get_stats(const sl_engine *e, sl_engine_stats *ret)
     ret->ahead_off = s.ahead_off;
     ret->stall_s = s.stall_s;
     ret->one_row = s.one_row;
+    ret->sent_bytes = e->board.sent_bytes;
 }
 
 const char *sl_engine_store_mode(const sl_engine *e) { return sl_store_mode(e->loaded.store); }
@@ -233,6 +234,10 @@ sl_status sl_engine_submit(sl_engine *e, const sl_request *r, sl_seq *ret)
     s->ignore_eog = r->ignore_eog;
     s->max_chunk = r->max_chunk ? SL_MIN(r->max_chunk, e->plan.max_rows) : e->plan.max_rows;
     s->stopped = s->has_room = false;
+    s->on_event = r->on_event;
+    s->user = r->user;
+    s->submit_s = now_s();
+    s->stats = (sl_request_stats){ .prompt_tokens = r->n_tokens };
     s->order = e->next_order++;
     s->state = SEQ_RUNNING;
     for (uint32_t i = 0; s->sampler && i < s->n_known; i++)
@@ -260,6 +265,12 @@ uint32_t sl_engine_length(const sl_engine *e, sl_seq id)
 {
     const seq *s = find_seq(e, id);
     return s ? s->n_known : 0;
+}
+
+void sl_engine_request_stats(const sl_engine *e, sl_seq id, sl_request_stats *ret)
+{
+    const seq *s = find_seq(e, id);
+    *ret = s ? s->stats : (sl_request_stats){ .prompt_tokens = 0 };
 }
 
 bool sl_engine_busy(const sl_engine *e)
@@ -327,6 +338,7 @@ static void preempt(sl_engine *e, uint32_t i)
     kv_release(&e->kv, i);
     s->n_past = 0;
     s->has_room = false;
+    s->stats.preemptions++;
     e->stats.preemptions++;
 }
 
@@ -353,7 +365,11 @@ static bool admit(sl_engine *e, uint32_t i, uint32_t n_decoding, bool *ret_wait)
     if (s->has_room) return true;
     if (!s->want_logits) {      /* the last token is computed for its logits */
         uint32_t n = kv_share(&e->kv, i, s->tokens, s->n_past, s->n_known - 1, ret_wait);
-        if (n > s->n_computed) e->stats.shared_tokens += n - SL_MAX(s->n_computed, s->n_past);
+        if (n > s->n_computed) {
+            uint32_t shared = n - SL_MAX(s->n_computed, s->n_past);
+            s->stats.shared_tokens += shared;
+            e->stats.shared_tokens += shared;
+        }
         s->n_past = n;
         s->n_computed = SL_MAX(s->n_computed, n);
         if (*ret_wait) return false;
@@ -400,6 +416,7 @@ static void emit(sl_engine *e, sl_engine_event ev)
 static void finish(sl_engine *e, seq *s, sl_done reason)
 {
     s->state = SEQ_IDLE;
+    s->stats.total_s = now_s() - s->submit_s;
     emit(e, (sl_engine_event){
                 .kind = SL_EV_DONE, .seq = s->id, .pos = s->n_known, .reason = reason,
                 .error = reason == SL_DONE_FAILED ? e->error : NULL });
@@ -423,6 +440,7 @@ static void draw_or_finish(sl_engine *e, seq *s, const float *logits)
                                  s->ignore_eog ? e->n_eog : 0);
     sl_sampler_accept(s->sampler, id);
     emit(e, (sl_engine_event){ .kind = SL_EV_TOKEN, .seq = s->id, .pos = s->n_known, .token = id });
+    if (!s->stats.drawn_tokens++) s->stats.ttft_s = now_s() - s->submit_s;
     e->stats.drawn_tokens++;
     s->n_left--;
     bool fits = s->n_known < e->plan.n_ctx;
@@ -491,9 +509,18 @@ static void take_results(sl_engine *e)
     }
 }
 
+/* Every event to the callback of its request; one may cancel or submit anything. */
+static void call_back(sl_engine *e)
+{
+    for (uint32_t i = 0; i < e->n_events; i++) {
+        const seq *s = find_seq(e, e->events[i].seq);
+        if (s && s->on_event) s->on_event(s->user, e, &e->events[i]);
+    }
+}
+
 sl_status sl_engine_step(sl_engine *e, const sl_engine_event **ret_ev, uint32_t *ret_n)
 {
-    assert(e && ret_ev && ret_n);
+    assert(e && !ret_ev == !ret_n);
     e->n_events = 0;
     for (uint32_t s = 0; s < e->plan.n_seq; s++)
         if (e->seqs[s].state == SEQ_RUNNING && e->seqs[s].stopped)
@@ -509,7 +536,8 @@ sl_status sl_engine_step(sl_engine *e, const sl_engine_event **ret_ev, uint32_t 
         end_rows(e);
         take_results(e);
     }
-    *ret_ev = e->events;
-    *ret_n = e->n_events;
+    call_back(e);
+    if (ret_ev) *ret_ev = e->events;
+    if (ret_n) *ret_n = e->n_events;
     return SL_OK;
 }

@@ -27,6 +27,10 @@ typedef struct seq {
     bool failed;                /* a weight could not be read: only cancel is left */
     int32_t *tokens;            /* [n_ctx] */
     sl_sampler *sampler;        /* made at the first request that draws */
+    sl_event_fn on_event;
+    void *user;
+    double submit_s;            /* on the clock of now_s */
+    sl_request_stats stats;     /* of the last request */
 } seq;
 
 /* The rows of a pass, in host memory: those that decode first, then prompts. */

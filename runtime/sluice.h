@@ -1,18 +1,21 @@
-/* runtime/sluice.h - the library: open a model, make a plan, open an engine on it, and turn one
- * loop:
- *     submit a sequence's tokens; step until it is done; take each step's events; cancel at any
- *       time.
+/* sluice.h - the library: open a model, make a plan, open an engine on it, and turn one loop:
+ *     submit a sequence's tokens; step until it is done; take each step's events, or let a
+ *       callback take them; cancel at any time.
+ * tools/examples/two_prompts.c shows all of it. Installed as one file with what it includes:
+ *     cc program.c $(pkg-config --cflags --libs sluice)
  * Owns the model, the paged KV cache, the schedule of passes and the sequences. Must not print or
  * exit.
  * Threads: one thread per engine and its context; the engine's pool is its own.
  * Units: tokens, positions, bytes, seconds. Tested by tests/t_arch.c (against the reference
- * implementations), tests/t_engine.c (sameness, cancel, limits, no allocation in step),
- * tests/t_budget.c (sameness and memory inside budgets), tests/t_faults.c (a disk that fails). */
+ * implementations), tests/t_engine.c (sameness, cancel, callbacks, limits, no allocation in step),
+ * tests/t_budget.c (sameness and memory inside budgets), tests/t_faults.c (a disk that fails),
+ * tests/t_install.py (as it is installed). */
 #ifndef SLUICE_H
 #define SLUICE_H
 
 #include "perfmodel/sl_plan.h"
 #include "runtime/base/sl_base.h"
+#include "runtime/sl_chat.h"
 #include "runtime/sl_gguf.h"
 #include "runtime/sl_sampler.h"
 #include "runtime/sl_vocab.h"
@@ -50,6 +53,11 @@ SL_API const sl_plan *sl_engine_plan(const sl_engine *e);   /* n_threads filled 
 
 typedef uint32_t sl_seq;        /* names a sequence; 0: none */
 
+typedef struct sl_engine_event sl_engine_event;
+/* An event of one request, at the end of the step that made it. May call anything on the engine but
+ * step and close: after a cancel no more come of that sequence. */
+typedef void (*sl_event_fn)(void *user, sl_engine *e, const sl_engine_event *ev);
+
 typedef struct sl_request {
     sl_seq seq;                 /* 0: a new sequence; else one that is idle: its KV is kept */
     const int32_t *tokens;      /* copied; new text only when seq continues */
@@ -59,6 +67,8 @@ typedef struct sl_request {
     bool ignore_eog;            /* end-of-generation tokens are never drawn */
     uint32_t max_chunk;         /* rows of this sequence per pass; 0: the plan's max_rows */
     sl_sampler_params sampler;  /* used when n_predict > 0 */
+    sl_event_fn on_event;       /* may be NULL: the step's list has every event, too */
+    void *user;                 /* for on_event */
 } sl_request;
 
 /* Errors: SL_E_ARG (an id outside the vocabulary; nothing to do; the sequence is not idle),
@@ -84,7 +94,7 @@ typedef enum sl_done {
     SL_DONE_FAILED
 } sl_done;
 
-typedef struct sl_engine_event {
+struct sl_engine_event {
     sl_event_kind kind;
     sl_seq seq;
     uint32_t pos;
@@ -92,7 +102,7 @@ typedef struct sl_engine_event {
     sl_done reason;
     const float *logits;        /* [n_vocab], valid until the next step */
     const char *error;          /* SL_DONE_FAILED: one line, valid until the next step; else NULL */
-} sl_engine_event;
+};
 
 /* One pass over up to max_rows rows: every decoding sequence first, then prompts in order of
  * submission. A prompt begins when there is room for all of its keys and values; when decoding
@@ -100,9 +110,10 @@ typedef struct sl_engine_event {
  * when there is some: the oldest never waits. With plan->share_prefixes a prompt that begins like
  * another starts behind what they have in common, if need be when that is computed. None of it
  * changes a sequence's tokens or logits.
- * *ret_ev [*ret_n] is valid until the next call on the engine. *ret_n == 0 with nothing left to do:
- * sl_engine_busy is false. A read that fails ends the sequences that needed it (SL_DONE_FAILED),
- * others go on. Errors: SL_E_DEVICE: the engine can only be closed then. */
+ * *ret_ev [*ret_n] is valid until the next step; both may be NULL where callbacks take the events.
+ * *ret_n == 0 with nothing left to do: sl_engine_busy is false. A read that fails ends the
+ * sequences that needed it (SL_DONE_FAILED), others go on. Errors: SL_E_DEVICE: the engine can only
+ * be closed then. */
 SL_API SL_NODISCARD sl_status sl_engine_step(sl_engine *e, const sl_engine_event **ret_ev,
                                              uint32_t *ret_n);
 SL_API bool sl_engine_busy(const sl_engine *e);
@@ -114,6 +125,18 @@ SL_API void sl_engine_stop(sl_engine *e, sl_seq seq);
 SL_API void sl_engine_cancel(sl_engine *e, sl_seq seq);
 /* Positions of the sequence so far, the pending token included; 0 for an unknown one. */
 SL_API uint32_t sl_engine_length(const sl_engine *e, sl_seq seq);
+
+/* What became of a sequence's last request, so far. */
+typedef struct sl_request_stats {
+    uint32_t prompt_tokens;     /* submitted with it */
+    uint32_t shared_tokens;     /* of them not computed: others begin alike (share_prefixes) */
+    uint32_t drawn_tokens;
+    uint32_t preemptions;       /* its keys and values were given back and computed again */
+    double ttft_s;              /* from submit to the first token drawn; 0: none yet */
+    double total_s;             /* from submit to its end; 0: it is running */
+} sl_request_stats;
+/* Until the sequence is cancelled. Zeros for an unknown one. */
+SL_API void sl_engine_request_stats(const sl_engine *e, sl_seq seq, sl_request_stats *ret);
 
 /* Counters since open. */
 typedef struct sl_engine_stats {
@@ -132,6 +155,7 @@ typedef struct sl_engine_stats {
     bool ahead_off;             /* looking ahead was measured and did not pay */
     double stall_s;             /* nothing was computed for want of weights */
     sl_misses one_row;          /* of passes of one row, where weights are streamed */
+    uint64_t sent_bytes;        /* of weights, to an accelerator, since all that stays there was */
 } sl_engine_stats;
 /* How the disk is read: "io_uring, O_DIRECT, registered buffers". */
 SL_API const char *sl_engine_store_mode(const sl_engine *e);

@@ -1,5 +1,7 @@
 /* tests/measure_split.c - how well the parts of a pass overlap on an emulated accelerator:
- *     measure_split MODEL.gguf [MEM_MIB [LINK_GB_S [SEQUENCES [PASSES [LANES]]]]]
+ *     measure_split MODEL.gguf [MEM_MIB [LINK_GB_S [SEQUENCES [PASSES [LANES [SEND_ROWS
+ *         [SEND_ALL_ROWS [STAY]]]]]]]]
+ * The last four as in sl_split; 0 is the plan's own choice.
  * Sequences decode together, one row each a pass. For each pass: its time; how long the link up was
  * busy, each core, and what the time is of the longest of them. One core computes for the device;
  * the other one attends, drives and makes the copies, which a GPU's own engines would. */
@@ -71,7 +73,7 @@ int main(int argc, char **argv)
     sl_engine *e = NULL;
     sl_plan plan;
     sl_plan_params p = sl_plan_defaults();
-    T_NEED(argc > 1, "usage: measure_split MODEL [MEM_MIB [LINK_GB_S [SEQS [PASSES [LANES]]]]]");
+    T_NEED(argc > 1, "usage: measure_split MODEL [numbers]");
     double rate = 1e9 * number(argc, argv, 3, 2);
     uint32_t n_seq = (uint32_t)number(argc, argv, 4, 32);
     uint32_t n_pass = (uint32_t)number(argc, argv, 5, 4);
@@ -79,15 +81,20 @@ int main(int argc, char **argv)
     p.n_ctx = CONTEXT;
     p.max_rows = n_seq;
     p.n_threads = 1;
-    p.n_lanes = (uint32_t)number(argc, argv, 6, 2);
     p.kv_on = p.head_on = SL_ON_CPU;
-    p.send_all_rows = 2;
+    uint32_t *wishes[] = { &p.n_lanes, &p.send_rows, &p.send_all_rows, &p.n_stay };
+    for (int i = 0; i < (int)SL_LEN(wishes); i++) {
+        double wish = number(argc, argv, 6 + i, 0);
+        if (wish > 0) *wishes[i] = (uint32_t)wish;
+    }
     p.accel = (sl_accel){ .kind = SL_ACCEL_EMU, .n_cores = 1, .up_bytes_s = rate,
                           .mem_bytes = (uint64_t)number(argc, argv, 2, 512) << 20,
                           .down_bytes_s = rate, .link_s = 10e-6 };
     T_NEED(sl_model_open(ctx, argv[1], &m) == SL_OK, "%s", sl_error(ctx));
     T_NEED(sl_plan_make(ctx, sl_model_shape(m), &p, &plan) == SL_OK, "%s", sl_error(ctx));
     const sl_split *x = &plan.split;
+    printf("experts of %u rows are sent, all of them from %u rows on; ", plan.split.send_rows,
+           plan.split.send_all_rows);
     printf("%.2f GB of weights, %llu MiB on the device: ring %llu, dense %llu (%u layers), %u "
            "experts a layer; %u lanes of %u rows\n",
            (double)plan.weights_bytes / 1e9, (unsigned long long)x->accel.mem_bytes >> 20,

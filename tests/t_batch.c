@@ -107,8 +107,19 @@ static running *find(running *r, sl_seq id)
     return NULL;
 }
 
+/* The end of a sequence, done or not; what was its own goes to sum. */
+static void leave(sl_engine *e, sl_seq id, sl_engine_stats *sum)
+{
+    sl_request_stats s;
+    sl_engine_request_stats(e, id, &s);
+    sum->drawn_tokens += s.drawn_tokens;
+    sum->shared_tokens += s.shared_tokens;
+    sum->preemptions += s.preemptions;
+    sl_engine_cancel(e, id);
+}
+
 static void take(const char *name, sl_engine *e, running *r, const sl_engine_event *ev,
-                 uint32_t *done)
+                 sl_engine_stats *sum, uint32_t *done)
 {
     running *x = find(r, ev->seq);
     const job *j = x->job;
@@ -121,17 +132,17 @@ static void take(const char *name, sl_engine *e, running *r, const sl_engine_eve
     T_CHECK(ev->kind == SL_EV_DONE && !ev->error, "%s: %s", name, ev->error ? ev->error : "logits");
     T_CHECK(x->n_drawn == j->n_drawn, "%s: request %d ends after %u tokens, alone after %u", name,
             (int)(j - jobs), x->n_drawn, j->n_drawn);
-    sl_engine_cancel(e, x->id);
+    leave(e, x->id, sum);
     x->job = NULL;
     ++*done;
 }
 
 /* Cancels about one in eight of those that run, sooner or later; returns its number or -1. */
-static int maybe_cancel(sl_engine *e, running *r)
+static int maybe_cancel(sl_engine *e, running *r, sl_engine_stats *sum)
 {
     if (!r->job || t_below(400)) return -1;
     int number = (int)(r->job - jobs);
-    sl_engine_cancel(e, r->id);
+    leave(e, r->id, sum);
     r->job = NULL;
     return number;
 }
@@ -141,10 +152,11 @@ static sl_engine_stats crowd(const char *name, uint64_t kv_positions, bool share
 {
     sl_engine *e = open_engine(N_SEQ, kv_positions, share);
     running r[N_SEQ] = { { 0 } };
+    sl_engine_stats sum = { .passes = 0 };
     uint32_t next = 0, done = 0, cancelled = 0, again[N_REQUESTS], n_again = 0;
     while (done < n_jobs) {
         for (uint32_t i = 0; i < N_SEQ; i++) {
-            int gone = maybe_cancel(e, &r[i]);
+            int gone = maybe_cancel(e, &r[i], &sum);
             if (gone >= 0) again[n_again++] = (uint32_t)gone;
             cancelled += gone >= 0;
             if (r[i].job || (next == n_jobs && !n_again) || !t_below(3)) continue;
@@ -155,10 +167,13 @@ static sl_engine_stats crowd(const char *name, uint64_t kv_positions, bool share
         uint32_t n;
         T_NEED(sl_engine_step(e, &ev, &n) == SL_OK, "%s", sl_error(ctx));
         kv_check(&e->kv);
-        for (uint32_t k = 0; k < n; k++) take(name, e, r, &ev[k], &done);
+        for (uint32_t k = 0; k < n; k++) take(name, e, r, &ev[k], &sum, &done);
     }
     sl_engine_stats st;
     sl_engine_get_stats(e, &st);
+    T_CHECK(sum.drawn_tokens == st.drawn_tokens && sum.shared_tokens == st.shared_tokens
+            && sum.preemptions == st.preemptions, "%s: requests' own statistics add up to others",
+            name);
     T_CHECK(e->kv.n_free == e->kv.n_blocks, "%s: %u of %u blocks are free", name, e->kv.n_free,
             e->kv.n_blocks);
     printf("%s: %u requests, %u cancelled, %llu passes, %llu preemptions, %llu tokens shared, "
@@ -296,13 +311,14 @@ static void soak(const char *name, sl_engine *e, double seconds)
     double from = now_s(), now = from, settled = 0, slowest = 0;
     uint32_t done = 0, cancelled = 0;
     uint64_t longest = 0;
+    sl_engine_stats sum = { .passes = 0 };
     size_t heap = 0;
     bool sanitized = getenv("SLUICE_SANITIZED") != NULL;
     while (now - from < seconds) {
         sl_engine_stats st;
         sl_engine_get_stats(e, &st);
         for (uint32_t i = 0; i < N_SEQ; i++) {
-            cancelled += maybe_cancel(e, &r[i]) >= 0;
+            cancelled += maybe_cancel(e, &r[i], &sum) >= 0;
             if (r[i].job) longest = SL_MAX(longest, st.passes - r[i].began);
             if (r[i].job || !t_below(3)) continue;
             r[i] = (running){ .job = &jobs[t_below(n_jobs)], .began = st.passes };
@@ -312,7 +328,7 @@ static void soak(const char *name, sl_engine *e, double seconds)
         uint32_t n;
         alarm(60);              /* a step that hangs ends the soak */
         T_NEED(sl_engine_step(e, &ev, &n) == SL_OK, "%s", sl_error(ctx));
-        for (uint32_t k = 0; k < n; k++) take(name, e, r, &ev[k], &done);
+        for (uint32_t k = 0; k < n; k++) take(name, e, r, &ev[k], &sum, &done);
         double was = now;
         now = now_s();
         slowest = now - was > slowest ? now - was : slowest;

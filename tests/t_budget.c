@@ -3,8 +3,8 @@
  * queue, threads, chunks and sequences at once; the memory accounts stay within the budget, and
  * steps allocate nothing. Models: tiny ones of random weights, a dense one, and the bundled one. */
 #include "offload/sl_ecache.h"
-#include "runtime/sluice.h"
 #include "tests/t_alloc.h"
+#include "tests/t_run.h"
 #include "tests/t_tiny.h"
 
 enum {
@@ -27,13 +27,6 @@ static char path[64];
 static const char *model;
 static bool by_row;             /* a plan left the embedding on disk */
 static uint32_t n_vocab;
-
-typedef struct run {
-    sl_ctx *ctx;
-    sl_model *m;
-    sl_engine *e;
-    sl_plan plan;
-} run;
 
 static sl_plan_params params_of(const how *h)
 {
@@ -61,68 +54,41 @@ static void on_progress(void *user, uint64_t done, uint64_t all)
     *p = (struct progress){ done, all, p->calls + 1 };
 }
 
-static run start(const how *h)
+static t_run start(const how *h)
 {
-    run r = { .ctx = sl_ctx_create(NULL, NULL) };
+    t_run r = t_run_model(path);
     struct progress seen = { 0 };
     sl_plan_params p = params_of(h);
-    T_NEED(sl_model_open(r.ctx, path, &r.m) == SL_OK, "%s", sl_error(r.ctx));
-    T_NEED(sl_plan_make(r.ctx, sl_model_shape(r.m), &p, &r.plan) == SL_OK, "%s", sl_error(r.ctx));
     sl_model_set_progress(r.m, on_progress, &seen);
-    T_NEED(sl_engine_open(r.ctx, r.m, &r.plan, &r.e) == SL_OK, "%s", sl_error(r.ctx));
+    t_run_engine(&r, &p);
     T_CHECK(seen.calls && seen.done == seen.all && seen.all, "%s: %llu of %llu read in %u steps",
             model, (unsigned long long)seen.done, (unsigned long long)seen.all, seen.calls);
     return r;
 }
 
-static void end(run *r, const how *h)
+static void end(t_run *r, const how *h)
 {
     sl_mem_report mem;
     sl_mem_get(r->ctx, &mem);
     T_CHECK(!h->budget || mem.total_peak <= h->budget, "%s: %llu bytes of %llu", model,
             (unsigned long long)mem.total_peak, (unsigned long long)h->budget);
     T_CHECK(!h->budget || !mem.bytes[SL_ACC_MAPPED], "%s: mapped inside a budget", model);
-    sl_engine_close(&r->e);
-    sl_model_close(&r->m);
-    sl_mem_get(r->ctx, &mem);
-    T_CHECK(!mem.total, "%s: %llu bytes left behind", model, (unsigned long long)mem.total);
-    sl_ctx_destroy(&r->ctx);
+    t_run_close(r);
 }
 
-static sl_seq submit(run *r, sl_seq seq, const int32_t *ids, uint32_t n, uint32_t chunk,
-                     bool logits)
-{
-    sl_request q = {
-        .seq = seq, .tokens = ids, .n_tokens = n, .want_logits = logits, .max_chunk = chunk
-    };
-    sl_seq ret = 0;
-    T_NEED(sl_engine_submit(r->e, &q, &ret) == SL_OK, "%s", sl_error(r->ctx));
-    return ret;
-}
-
-/* Steps until idle. Logits of sequence `first` + i at position p go to row at[i] + p - from. */
-static void drain(run *r, sl_seq first, const uint32_t *at, uint32_t from, float *ret)
+/* t_run_drain, which allocates nothing. */
+static void drain(t_run *r, sl_seq first, const uint32_t *at, uint32_t from, float *ret)
 {
     sl_mem_report a, b;
     sl_mem_get(r->ctx, &a);
     t_alloc_reset(0);
-    while (sl_engine_busy(r->e)) {
-        const sl_engine_event *ev;
-        uint32_t n;
-        T_NEED(sl_engine_step(r->e, &ev, &n) == SL_OK, "%s", sl_error(r->ctx));
-        for (uint32_t i = 0; i < n; i++) {
-            T_CHECK(!ev[i].error, "%s", ev[i].error);
-            if (ev[i].kind == SL_EV_LOGITS)
-                memcpy(ret + (at[ev[i].seq - first] + ev[i].pos - from) * (size_t)n_vocab,
-                       ev[i].logits, n_vocab * sizeof *ret);
-        }
-    }
+    t_run_drain(r, first, at, from, ret);
     sl_mem_get(r->ctx, &b);
     T_CHECK(a.n_allocs == b.n_allocs && atomic_load(&t_alloc_calls) == 0, "%s: steps allocate",
             model);
 }
 
-static void compare(const char *what, const how *h, const run *r, const float *want,
+static void compare(const char *what, const how *h, const t_run *r, const float *want,
                     const float *got, uint32_t rows)
 {
     uint32_t bad = 0, n_layer = sl_model_shape(r->m)->n_layer;
@@ -141,10 +107,10 @@ static void compare(const char *what, const how *h, const run *r, const float *w
 static sl_plan prompt(const how *h, const int32_t *ids, const float *want, float *ret)
 {
     const uint32_t at = 0;
-    run r = start(h);
-    sl_seq seq = submit(&r, 0, ids, LONG, h->chunk, false);
+    t_run r = start(h);
+    sl_seq seq = t_run_submit(&r, 0, ids, LONG, h->chunk, false);
     drain(&r, seq, &at, 0, NULL);
-    submit(&r, seq, ids + LONG, TAIL, h->chunk, true);
+    t_run_submit(&r, seq, ids + LONG, TAIL, h->chunk, true);
     drain(&r, seq, &at, LONG, ret);
     if (want) compare("a prompt", h, &r, want, ret, TAIL);
     sl_plan plan = r.plan;
@@ -155,9 +121,8 @@ static sl_plan prompt(const how *h, const int32_t *ids, const float *want, float
 /* The least budget that a plan takes. */
 static uint64_t floor_of(const how *h)
 {
-    run r = { .ctx = sl_ctx_create(NULL, NULL) };
+    t_run r = t_run_model(path);
     uint64_t lo = 0, hi = (uint64_t)1 << 30;
-    T_NEED(sl_model_open(r.ctx, path, &r.m) == SL_OK, "%s", sl_error(r.ctx));
     while (hi - lo > 1) {
         how x = *h;
         x.budget = (lo + hi) / 2;
@@ -166,8 +131,7 @@ static uint64_t floor_of(const how *h)
         else lo = x.budget;
     }
     T_CHECK(strstr(sl_error(r.ctx), "floor"), "%s", sl_error(r.ctx));
-    sl_model_close(&r.m);
-    sl_ctx_destroy(&r.ctx);
+    t_run_close(&r);
     return hi;
 }
 
@@ -202,8 +166,8 @@ static void check_crowds(const int32_t *ids, float *want, float *got)
     uint32_t at[CROWD + 1] = { 0 };
     for (uint32_t i = 0; i < CROWD; i++) {
         const uint32_t zero = 0;
-        run r = start(&in_ram);
-        sl_seq seq = submit(&r, 0, ids + i, SHORT + i % 3, 512, true);
+        t_run r = start(&in_ram);
+        sl_seq seq = t_run_submit(&r, 0, ids + i, SHORT + i % 3, 512, true);
         drain(&r, seq, &zero, 0, want + at[i] * (size_t)n_vocab);
         end(&r, &in_ram);
         at[i + 1] = at[i] + SHORT + i % 3;
@@ -211,11 +175,11 @@ static void check_crowds(const int32_t *ids, float *want, float *got)
     for (uint32_t i = 0; i < SL_LEN(chunks); i++) {
         how h = { .threads = 2, .chunk = chunks[i], .n_seq = CROWD, .depth = 64 };
         h.budget = floor_of(&h) + i * MIB;
-        run r = start(&h);
+        t_run r = start(&h);
         sl_seq first = 0;
         memset(got, 0, at[CROWD] * (size_t)n_vocab * sizeof *got);
         for (uint32_t k = 0; k < CROWD; k++) {
-            sl_seq seq = submit(&r, 0, ids + k, SHORT + k % 3, h.chunk, true);
+            sl_seq seq = t_run_submit(&r, 0, ids + k, SHORT + k % 3, h.chunk, true);
             if (!k) first = seq;
             T_NEED(seq == first + k, "sequence %u is named %u", k, seq);
         }
@@ -228,13 +192,10 @@ static void check_crowds(const int32_t *ids, float *want, float *got)
 static void check_model(const char *name)
 {
     int32_t ids[LONG + TAIL];
-    sl_ctx *ctx = sl_ctx_create(NULL, NULL);
-    sl_model *m = NULL;
-    T_NEED(sl_model_open(ctx, path, &m) == SL_OK, "%s", sl_error(ctx));
+    t_run r = t_run_model(path);
     model = name;
-    n_vocab = sl_model_shape(m)->n_vocab;
-    sl_model_close(&m);
-    sl_ctx_destroy(&ctx);
+    n_vocab = sl_model_shape(r.m)->n_vocab;
+    t_run_close(&r);
     for (uint32_t i = 0; i < LONG + TAIL; i++) ids[i] = (int32_t)t_below(n_vocab);
     size_t floats = SL_MAX(TAIL, CROWD * (SHORT + 3)) * (size_t)n_vocab;
     float *want = malloc(floats * sizeof *want), *got = malloc(floats * sizeof *got);

@@ -57,6 +57,8 @@ class Frame(unittest.TestCase):
             code, out, err = sluice(c, "-h")
             self.assertEqual((code, err), (0, ""), c)
             self.assertTrue(out.startswith(b"usage: sluice %s " % c.encode()), out[:80])
+            options = out.split(b":\n", 1)[1].split(b"\n")
+            self.assertLessEqual(max(len(l) for l in options if not l.startswith(b"  -")), 100, c)
         code, out, err = sluice("--version")
         self.assertEqual((code, err), (0, ""))
         self.assertRegex(out, rb"^sluice \d+\.\d+\.\d+\n$")
@@ -517,8 +519,10 @@ class Chat(unittest.TestCase):
 
     def test_no_template(self):
         code, out, err = sluice("chat", stdin=b"Hello\n")
-        self.assertEqual((code, out), (1, b""))
+        self.assertEqual((code, out, err.count("\n")), (1, b"", 1), err)   # and nothing was loaded
         self.assertIn("sluice run", err)
+        code, out, err = sluice("eval", "-f", "/nonexistent")
+        self.assertEqual((code, out, err.count("\n")), (1, b"", 1), err)
         self.assertEqual(sluice("chat", "--chat-template", "nope")[0], 1)
         self.assertEqual(sluice("chat", "-n", "0")[0], 2)
 

@@ -2,18 +2,10 @@
  * limits, the schedule of passes, no allocation in a step; and every allocation of open and submit
  * failing once.
  * Models: the tiny ones of tests/golden/arch. */
-#include "runtime/sluice.h"
-#include "tests/t.h"
 #include "tests/t_alloc.h"
+#include "tests/t_run.h"
 
 #define N_PROMPT 20u
-
-typedef struct fixture {
-    sl_ctx *ctx;
-    sl_model *m;
-    sl_plan plan;
-    sl_engine *e;
-} fixture;
 
 static const char *model_path(const char *name)
 {
@@ -23,29 +15,17 @@ static const char *model_path(const char *name)
     return path;
 }
 
-static fixture open_engine(const char *name, uint32_t n_ctx, uint32_t n_seq, uint32_t max_rows,
-                           uint32_t threads)
+static t_run open_engine(const char *name, uint32_t n_ctx, uint32_t n_seq, uint32_t max_rows,
+                         uint32_t threads)
 {
-    fixture f = { .ctx = sl_ctx_create(NULL, NULL) };
+    t_run f = t_run_model(model_path(name));
     sl_plan_params p = sl_plan_defaults();
     p.n_ctx = n_ctx;
     p.n_seq = n_seq;
     p.max_rows = max_rows;
     p.n_threads = threads;
-    T_NEED(sl_model_open(f.ctx, model_path(name), &f.m) == SL_OK, "%s", sl_error(f.ctx));
-    T_NEED(sl_plan_make(f.ctx, sl_model_shape(f.m), &p, &f.plan) == SL_OK, "%s", sl_error(f.ctx));
-    T_NEED(sl_engine_open(f.ctx, f.m, &f.plan, &f.e) == SL_OK, "%s", sl_error(f.ctx));
+    t_run_engine(&f, &p);
     return f;
-}
-
-static void close_engine(fixture *f)
-{
-    sl_mem_report mem;
-    sl_engine_close(&f->e);
-    sl_model_close(&f->m);
-    sl_mem_get(f->ctx, &mem);
-    T_CHECK(!mem.total, "%llu bytes left behind", (unsigned long long)mem.total);
-    sl_ctx_destroy(&f->ctx);
 }
 
 static void make_prompt(int32_t *ids, uint32_t n, uint32_t n_vocab)
@@ -53,7 +33,7 @@ static void make_prompt(int32_t *ids, uint32_t n, uint32_t n_vocab)
     for (uint32_t i = 0; i < n; i++) ids[i] = (int32_t)t_below(n_vocab);
 }
 
-static sl_seq submit(fixture *f, sl_seq seq, const int32_t *ids, uint32_t n, uint32_t n_predict,
+static sl_seq submit(t_run *f, sl_seq seq, const int32_t *ids, uint32_t n, uint32_t n_predict,
                      float temp)
 {
     sl_request r = { .seq = seq,
@@ -71,7 +51,7 @@ static sl_seq submit(fixture *f, sl_seq seq, const int32_t *ids, uint32_t n, uin
 
 /* Runs until idle; tokens of sequence `id` go to out; returns their number, *ret_reason how it
  * ended. */
-static uint32_t drain(fixture *f, sl_seq id, int32_t *out, sl_done *ret_reason)
+static uint32_t drain(t_run *f, sl_seq id, int32_t *out, sl_done *ret_reason)
 {
     uint32_t n_out = 0;
     while (sl_engine_busy(f->e)) {
@@ -90,7 +70,7 @@ static uint32_t drain(fixture *f, sl_seq id, int32_t *out, sl_done *ret_reason)
 /* A prompt in two submits, and generation in two, equal one of each. */
 static void check_continue(void)
 {
-    fixture f = open_engine("qwen3moe", 96, 2, 32, 1);
+    t_run f = open_engine("qwen3moe", 96, 2, 32, 1);
     uint32_t n_vocab = sl_model_shape(f.m)->n_vocab;
     int32_t ids[N_PROMPT], whole[32], parts[32];
     sl_done why = SL_DONE_STOPPED;
@@ -114,7 +94,7 @@ static void check_continue(void)
     submit(&f, b, whole + 5, 1, 10, 0);
     T_CHECK(drain(&f, b, parts + 6, &why) == 10, "ten tokens");
     T_CHECK(!memcmp(whole + 6, parts + 6, 10 * sizeof *whole), "continuing gives other tokens");
-    close_engine(&f);
+    t_run_close(&f);
 }
 
 /* Same seed, same tokens: alone, in a crowd, with 1 and 2 threads. */
@@ -123,7 +103,7 @@ static void check_crowd(void)
     int32_t alone[24], crowd[24], ids[4][N_PROMPT], rest[64];
     sl_done why = 0;
     for (uint32_t threads = 1; threads <= 2; threads++) {
-        fixture f = open_engine("gpt-oss", 64, 4, 16, threads);
+        t_run f = open_engine("gpt-oss", 64, 4, 16, threads);
         t_begin();
         for (uint32_t i = 0; i < 4; i++)
             make_prompt(ids[i], N_PROMPT, sl_model_shape(f.m)->n_vocab);
@@ -143,7 +123,7 @@ static void check_crowd(void)
         T_CHECK(sl_engine_submit(f.e, &r, &more) == SL_E_NOMEM && more == 99,
                 "a fifth of 4 sequences");
         (void)rest;
-        close_engine(&f);
+        t_run_close(&f);
     }
 }
 
@@ -151,7 +131,7 @@ static void check_crowd(void)
  * rows. */
 static void check_scratch(const char *name)
 {
-    fixture f = open_engine(name, 2048, 1, 2048, 1);
+    t_run f = open_engine(name, 2048, 1, 2048, 1);
     sl_mem_report mem;
     sl_mem_get(f.ctx, &mem);
     uint64_t got = mem.bytes[SL_ACC_SCRATCH], said = f.plan.scratch_bytes;
@@ -160,12 +140,12 @@ static void check_scratch(const char *name)
             (unsigned long long)said);
     T_CHECK(mem.bytes[SL_ACC_KV] == f.plan.kv_bytes, "%s: KV of %llu bytes, planned %llu", name,
             (unsigned long long)mem.bytes[SL_ACC_KV], (unsigned long long)f.plan.kv_bytes);
-    close_engine(&f);
+    t_run_close(&f);
 }
 
 static void check_limits(void)
 {
-    fixture f = open_engine("llama", 40, 2, 8, 1);
+    t_run f = open_engine("llama", 40, 2, 8, 1);
     int32_t ids[64], out[64];
     sl_done why = 0;
     sl_seq id = 42;
@@ -191,12 +171,12 @@ static void check_limits(void)
     T_CHECK(sl_engine_length(f.e, id) == 40, "length %u", sl_engine_length(f.e, id));
     sl_seq other = submit(&f, 0, ids, 40, 1, 0);
     T_CHECK(drain(&f, other, out, &why) == 1, "a prompt that fills the context still draws one");
-    close_engine(&f);
+    t_run_close(&f);
 }
 
 static void check_stop(void)
 {
-    fixture f = open_engine("olmoe", 64, 2, 8, 1);
+    t_run f = open_engine("olmoe", 64, 2, 8, 1);
     int32_t ids[N_PROMPT], out[64], ref[64];
     const sl_engine_event *ev;
     uint32_t n, drawn = 0;
@@ -218,13 +198,69 @@ static void check_stop(void)
     submit(&f, b, ref + 4, 1, 7, 0);
     T_CHECK(drain(&f, b, out, &why) == 7 && !memcmp(out, ref + 5, 7 * sizeof *out),
             "tokens after a stop");
-    close_engine(&f);
+    t_run_close(&f);
+}
+
+/* What callbacks of one request were told. */
+typedef struct told {
+    uint32_t n_tokens, n_done, cancel_at;   /* cancel_at 0: never */
+    int32_t ids[64];
+    sl_seq seq;
+} told;
+
+static void on_event(void *user, sl_engine *e, const sl_engine_event *ev)
+{
+    told *t = user;
+    T_CHECK(ev->seq == t->seq, "an event of sequence %u, not %u", ev->seq, t->seq);
+    if (ev->kind == SL_EV_DONE) t->n_done++;
+    if (ev->kind == SL_EV_TOKEN) t->ids[t->n_tokens++] = ev->token;
+    if (t->cancel_at && t->n_tokens == t->cancel_at) sl_engine_cancel(e, ev->seq);
+}
+
+/* Callbacks get the tokens of the list, each those of its own request; one that cancels gets no
+ * more. Statistics of each request are its own. */
+static void check_callbacks(void)
+{
+    t_run f = open_engine("qwen3moe", 64, 3, 32, 1);
+    enum { N = 3, N_NEW = 12 };
+    told t[N] = { { 0 }, { 0 }, { .cancel_at = 5 } };
+    sl_request_stats s;
+    int32_t ids[N_PROMPT], alone[N_NEW];
+    sl_done why = 0;
+    make_prompt(ids, N_PROMPT, sl_model_shape(f.m)->n_vocab);
+    sl_seq a = submit(&f, 0, ids, N_PROMPT, N_NEW, 0);
+    drain(&f, a, alone, &why);
+    sl_engine_cancel(f.e, a);
+    for (uint32_t i = 0; i < N; i++) {
+        sl_request r = { .tokens = ids, .n_tokens = N_PROMPT, .n_predict = N_NEW - i,
+                         .ignore_eog = true, .on_event = on_event, .user = &t[i] };
+        r.sampler = sl_sampler_defaults();
+        r.sampler.temp = 0;
+        T_NEED(sl_engine_submit(f.e, &r, &t[i].seq) == SL_OK, "%s", sl_error(f.ctx));
+        sl_engine_request_stats(f.e, t[i].seq, &s);
+        T_CHECK(s.prompt_tokens == N_PROMPT && !s.drawn_tokens && !s.ttft_s && !s.total_s,
+                "statistics before the first step");
+    }
+    while (sl_engine_busy(f.e))
+        T_NEED(sl_engine_step(f.e, NULL, NULL) == SL_OK, "%s", sl_error(f.ctx));
+    for (uint32_t i = 0; i < N; i++) {
+        uint32_t want = t[i].cancel_at ? t[i].cancel_at : N_NEW - i;
+        sl_engine_request_stats(f.e, t[i].seq, &s);
+        T_CHECK(t[i].n_tokens == want && t[i].n_done == !t[i].cancel_at, "%u: %u tokens, %u ends",
+                i, t[i].n_tokens, t[i].n_done);
+        T_CHECK(!memcmp(t[i].ids, alone, want * sizeof *alone), "%u: other tokens", i);
+        if (t[i].cancel_at) T_CHECK(!s.prompt_tokens && !s.total_s, "statistics after a cancel");
+        else T_CHECK(s.drawn_tokens == want && s.ttft_s > 0 && s.total_s > s.ttft_s,
+                     "%u: %u drawn, the first after %g s of %g", i, s.drawn_tokens, s.ttft_s,
+                     s.total_s);
+    }
+    t_run_close(&f);
 }
 
 /* Sequences come and go at random for a while; a step allocates nothing. */
 static void check_churn(void)
 {
-    fixture f = open_engine("deepseek2-v3", 48, 3, 16, 2);
+    t_run f = open_engine("deepseek2-v3", 48, 3, 16, 2);
     sl_seq live[3] = { 0 };
     sl_engine_stats st;
     int32_t ids[48];
@@ -251,7 +287,7 @@ static void check_churn(void)
     sl_engine_get_stats(f.e, &st);
     T_CHECK(st.passes > 100 && st.drawn_tokens > 100 && st.bytes_touched && st.expert_runs,
             "statistics");
-    close_engine(&f);
+    t_run_close(&f);
 }
 
 /* The n-th allocation of opening everything fails: a status with a message, and nothing is left
@@ -303,6 +339,7 @@ int main(void)
     check_scratch("llama");
     check_scratch("deepseek2-v3");
     check_stop();
+    check_callbacks();
     check_churn();
     check_allocations("qwen3moe");
     check_allocations("deepseek2-v3-kvb");

@@ -4,6 +4,7 @@
  * random weights. Also a file that shrinks, and one that is replaced, while it is read. */
 #include "runtime/engine.h"
 
+#include "tests/t_run.h"
 #include "tests/t_tiny.h"
 
 #include <fcntl.h>
@@ -21,9 +22,7 @@ struct faults {
 };
 
 typedef struct fixture {
-    sl_ctx *ctx;
-    sl_model *m;
-    sl_engine *e;
+    t_run run;
     sl_seq seq[N_SEQ];          /* 0: none */
     uint32_t which[N_SEQ];      /* whose prompt it is */
     struct faults faults;
@@ -61,7 +60,9 @@ static void open_engine(fixture *f, uint32_t threads, double budget)
 {
     sl_plan_params p = sl_plan_defaults();
     sl_plan plan;
-    *f = (fixture){ .ctx = sl_ctx_create(NULL, NULL) };
+    *f = (fixture){ .run = t_run_model(path) };
+    sl_ctx *ctx = f->run.ctx;
+    const sl_shape *shape = sl_model_shape(f->run.m);
     f->seam = (sl_store_faults){ ask, &f->faults };
     f->faults.to = UINT64_MAX;
     p.n_ctx = N_CTX;
@@ -69,29 +70,17 @@ static void open_engine(fixture *f, uint32_t threads, double budget)
     p.max_rows = N_SEQ;     /* of so few rows the embedding is read as they come */
     p.n_threads = threads;
     p.ram_hard = true;
-    T_NEED(sl_model_open(f->ctx, path, &f->m) == SL_OK, "%s", sl_error(f->ctx));
-    T_NEED(sl_plan_make(f->ctx, sl_model_shape(f->m), &p, &plan) == SL_OK, "%s", sl_error(f->ctx));
+    T_NEED(sl_plan_make(ctx, shape, &p, &plan) == SL_OK, "%s", sl_error(ctx));
     uint64_t lo = 0, hi = plan.need_bytes, all = hi;
     while (budget > 0 && hi - lo > 1) {
         p.ram_bytes = (lo + hi) / 2;
-        if (sl_plan_make(f->ctx, sl_model_shape(f->m), &p, &plan) == SL_OK) hi = p.ram_bytes;
+        if (sl_plan_make(ctx, shape, &p, &plan) == SL_OK) hi = p.ram_bytes;
         else lo = p.ram_bytes;
     }
     p.ram_bytes = budget > 0 ? hi + (uint64_t)((double)(all - hi) * (budget - 0.01)) : 0;
-    T_NEED(sl_plan_make(f->ctx, sl_model_shape(f->m), &p, &plan) == SL_OK, "%s", sl_error(f->ctx));
-    T_NEED(sl_engine_open(f->ctx, f->m, &plan, &f->e) == SL_OK, "%s", sl_error(f->ctx));
-    T_CHECK((plan.weights == SL_WEIGHTS_STREAMED) == (budget > 0)
-            && (plan.embed_rows_bytes > 0) == (budget > 0), "mode %s", plan.mode);
-}
-
-static void close_engine(fixture *f)
-{
-    sl_mem_report mem;
-    sl_engine_close(&f->e);
-    sl_model_close(&f->m);
-    sl_mem_get(f->ctx, &mem);
-    T_CHECK(!mem.total, "%llu bytes left behind", (unsigned long long)mem.total);
-    sl_ctx_destroy(&f->ctx);
+    t_run_engine(&f->run, &p);
+    T_CHECK((f->run.plan.weights == SL_WEIGHTS_STREAMED) == (budget > 0)
+            && (f->run.plan.embed_rows_bytes > 0) == (budget > 0), "mode %s", f->run.plan.mode);
 }
 
 static void submit(fixture *f, uint32_t i, uint32_t which)
@@ -99,7 +88,7 @@ static void submit(fixture *f, uint32_t i, uint32_t which)
     sl_request r = { .tokens = prompts[which], .n_tokens = PROMPT, .n_predict = PREDICT,
                      .want_logits = true, .ignore_eog = true, .sampler = sl_sampler_defaults() };
     r.sampler.temp = 0;
-    T_NEED(sl_engine_submit(f->e, &r, &f->seq[i]) == SL_OK, "%s", sl_error(f->ctx));
+    T_NEED(sl_engine_submit(f->run.e, &r, &f->seq[i]) == SL_OK, "%s", sl_error(f->run.ctx));
     f->which[i] = which;
 }
 
@@ -123,10 +112,10 @@ static void take_done(fixture *f, const sl_engine_event *ev)
         sl_seq unused;
         T_CHECK(strstr(ev->error, path) && strstr(ev->error, "slice of")
                 && !strchr(ev->error, '\n'), "%s", ev->error);
-        T_CHECK(sl_engine_submit(f->e, &r, &unused) == SL_E_ARG, "a failed sequence goes on");
+        T_CHECK(sl_engine_submit(f->run.e, &r, &unused) == SL_E_ARG, "a failed sequence goes on");
     }
     *(failed ? &f->n_failed : &f->n_done) += 1;
-    sl_engine_cancel(f->e, ev->seq);
+    sl_engine_cancel(f->run.e, ev->seq);
     f->seq[i] = 0;
 }
 
@@ -135,8 +124,8 @@ static void step(fixture *f, bool record)
 {
     const sl_engine_event *ev;
     uint32_t n;
-    T_NEED(sl_engine_step(f->e, &ev, &n) == SL_OK, "%s", sl_error(f->ctx));
-    sl_stream_check(f->e->loaded.stream);
+    T_NEED(sl_engine_step(f->run.e, &ev, &n) == SL_OK, "%s", sl_error(f->run.ctx));
+    sl_stream_check(f->run.e->loaded.stream);
     for (uint32_t k = 0; k < n; k++) {
         if (ev[k].kind == SL_EV_LOGITS) {
             uint32_t which = f->which[index_of(f, ev[k].seq)];
@@ -151,7 +140,7 @@ static void step(fixture *f, bool record)
 
 static void finish(fixture *f, bool record)
 {
-    while (sl_engine_busy(f->e)) step(f, record);
+    while (sl_engine_busy(f->run.e)) step(f, record);
 }
 
 static void submit_all(fixture *f)
@@ -181,19 +170,19 @@ static void check_kind(sl_store_fault_kind kind, const char *name, uint32_t in, 
     open_engine(&f, 1 + t_below(2), budget);
     f.faults.kind = kind;
     f.faults.in = in;
-    sl_store_set_faults(f.e->loaded.store, &f.seam);
+    sl_store_set_faults(f.run.e->loaded.store, &f.seam);
     while (f.faults.given < n) {
         uint32_t i = t_below(N_SEQ);
         if (!f.seq[i]) submit(&f, i, t_below(N_SEQ));
         step(&f, false);
     }
     printf("%s, 1 of %u requests, %u of %u layers stay, %u slots: %u sequences done, %u failed\n",
-           name, in, sl_engine_plan(f.e)->n_dense_layers, f.m->hp.n_layer,
-           sl_engine_plan(f.e)->cls[0].n_slots, f.n_done, f.n_failed);
+           name, in, sl_engine_plan(f.run.e)->n_dense_layers, f.run.m->hp.n_layer,
+           sl_engine_plan(f.run.e)->cls[0].n_slots, f.n_done, f.n_failed);
     T_CHECK(fatal ? f.n_failed > 0 : !f.n_failed, "%s: %u failed", name, f.n_failed);
     T_CHECK(in < 100 || f.n_done, "%s: none done", name);
     all_is_well(&f);
-    close_engine(&f);
+    t_run_close(&f.run);
 }
 
 /* One layer's dense weights: whoever is in a pass fails. */
@@ -201,8 +190,8 @@ static void check_dense(void)
 {
     fixture f;
     open_engine(&f, 1, 0.01);
-    const weights *w = &f.e->loaded;
-    uint32_t n = f.m->hp.n_layer - w->n_dense_layers;
+    const weights *w = &f.run.e->loaded;
+    uint32_t n = f.run.m->hp.n_layer - w->n_dense_layers;
     T_NEED(n > 1, "%u layers are streamed", n);
     f.faults.kind = SL_FAULT_EIO;
     sl_store_set_faults(w->store, &f.seam);
@@ -214,12 +203,12 @@ static void check_dense(void)
         f.faults.from = s->offset;
         f.faults.to = s->offset + 1;
         f.faults.in = 1;
-        while (sl_engine_busy(f.e)) step(&f, false);
+        while (sl_engine_busy(f.run.e)) step(&f, false);
         T_CHECK(f.n_failed == failed + N_SEQ, "layer %u: %u of %d failed",
                 w->n_dense_layers + k % n, f.n_failed - failed, N_SEQ);
         all_is_well(&f);
     }
-    close_engine(&f);
+    t_run_close(&f.run);
 }
 
 /* The file loses its second half while it is read, and gets it back. */
@@ -243,7 +232,7 @@ static void check_shrunk(void)
     free(tail);
     close(fd);
     all_is_well(&f);
-    close_engine(&f);
+    t_run_close(&f.run);
 }
 
 /* Another file under its name: ours is what it was. */
@@ -260,7 +249,7 @@ static void check_replaced(void)
     T_NEED(out && fputs("nothing", out) >= 0 && !fclose(out), "write %s", path);
     all_is_well(&f);
     T_CHECK(!f.n_failed, "%u failed", f.n_failed);
-    close_engine(&f);
+    t_run_close(&f.run);
     T_NEED(rename(other, path) == 0, "rename");
 }
 
@@ -294,7 +283,7 @@ int main(void)
     open_engine(&f, 1, 0);
     submit_all(&f);
     finish(&f, true);
-    close_engine(&f);
+    t_run_close(&f.run);
     for (size_t k = 0; k < SL_LEN(kinds); k++) {
         /* seldom, so that sequences get to their end; and often */
         check_kind(kinds[k].kind, kinds[k].name, 150, SELDOM, 0.3);

@@ -1,6 +1,7 @@
 /* tests/t_opt.c - options from tables: values, limits, forms, and what is refused. */
 #include "tests/t.h"
 #include "tools/cli.h"
+#include "tools/device_flag.h"
 
 struct args {
     const char *model;
@@ -37,6 +38,29 @@ static int parse(struct args *a, cli_group *g, char **pos, int *n_pos, const cha
     return cli_parse(&spec, argc, argv, pos, n_pos, &code) ? -1 : code;
 }
 #define PARSE(...) parse(&a, &g, pos, &n_pos, (const char *[]){ __VA_ARGS__, NULL })
+
+static void check_devices(void)
+{
+    static const char *const good[] = { "auto", "CPU", "cuda", "cuda:3", "emu", "emu:mem=2G" };
+    static const char *const bad[] = {
+        "", "tpu", "cuda:", "cuda:x", "cuda:-1", "cuda0", "emux", "emu:mem", "emu:mem=0",
+        "emu:mem=1Q", "emu:h2d=-1", "emu:lat=10", "emu:lat=2s", "emu:cores=0", "emu:speed=1",
+    };
+    char why[160];
+    sl_accel a = { .kind = SL_ACCEL_CUDA };
+    T_CHECK(cli_parse_device(NULL, &a, why) && a.kind == SL_ACCEL_NONE, "no device is the CPU");
+    for (size_t i = 0; i < SL_LEN(good); i++)
+        T_CHECK(cli_parse_device(good[i], &a, why), "%s: %s", good[i], why);
+    a.index = 77;
+    for (size_t i = 0; i < SL_LEN(bad); i++)
+        T_CHECK(!cli_parse_device(bad[i], &a, why) && strstr(why, "expected"), "%s", bad[i]);
+    T_CHECK(a.index == 77, "written on failure");
+    T_CHECK(cli_parse_device("cuda:3", &a, why) && a.kind == SL_ACCEL_CUDA && a.index == 3, "3");
+    T_CHECK(cli_parse_device("emu:mem=512M,h2d=2G,d2h=1.5g,lat=10us,cores=2", &a, why), "%s", why);
+    T_CHECK(a.kind == SL_ACCEL_EMU && a.mem_bytes == 512u << 20 && a.up_bytes_s == 2e9
+                && a.down_bytes_s == 1.5e9 && a.link_s == 10e-6 && a.n_cores == 2,
+            "settings of an emulated device");
+}
 
 int main(void)
 {
@@ -87,6 +111,7 @@ int main(void)
     for (int i = 0; i <= CLI_MAX_STRINGS; i++) many[i] = "--stop=x";
     T_CHECK(parse(&a, &g, pos, &n_pos, many) == CLI_USAGE && a.stops.n == CLI_MAX_STRINGS,
             "too many");
+    check_devices();
     printf("%lu checks, %lu failed\n", t_checks, t_failed);
     return t_failed != 0;
 }

@@ -20,6 +20,8 @@ static const sl_layer_shape layers[2] = {
       .ffn_flops_row = 900,
       .k_elems = 16,
       .v_elems = 8,
+      .q_elems = 16,
+      .att_elems = 16,
       .ctx_flops_row = 64 },
     { .qkv_bytes = 100,
       .post_bytes = 50,
@@ -36,11 +38,13 @@ static const sl_layer_shape layers[2] = {
       .ffn_flops_row = 60,
       .k_elems = 24,
       .v_elems = 0,
+      .q_elems = 24,
+      .att_elems = 24,
       .ctx_flops_row = 96 },
 };
 static const sl_shape shape = { .n_layer = 2, .d_model = 8, .n_vocab = 10, .n_ctx_train = 100,
                                 .embed_bytes = 320, .total_bytes = 5000, .row_scratch_bytes = 40,
-                                .ends_room = 8192, .vector_bytes = 64,
+                                .row_lane_bytes = 24, .ends_room = 8192, .vector_bytes = 64,
                                 .layers = layers };
 
 static int make_ctx(void **state)
@@ -320,6 +324,103 @@ static void pipe_costs(void **state)
     assert_int_equal(s[10].bytes, 320);                 /* tied: the head reads the table */
 }
 
+/* 16 MiB of device memory, of which the device takes 8 and 16 bytes a row. Layer 0 keeps its dense
+ * matrices there, each layer its first expert. */
+static sl_plan_params shared(void)
+{
+    sl_plan_params p = sl_plan_defaults();
+    p.n_ctx = 32;
+    p.accel = (sl_accel){ .kind = SL_ACCEL_EMU, .n_cores = 1, .mem_bytes = 16 << 20 };
+    p.kv_on = p.prompts_on = p.head_on = SL_ON_CPU;
+    p.n_lanes = 1;
+    p.n_stay = 1;
+    p.max_dense_layers = 1;
+    p.send_all_rows = 1;
+    return p;
+}
+
+static void split_counts_by_hand(void **state)
+{
+    sl_plan_params p = shared();
+    sl_plan plan;
+    assert_int_equal(sl_plan_make(*state, &shape, &p, &plan), SL_OK);
+    const sl_split *x = &plan.split;
+    assert_int_equal(plan.weights, SL_WEIGHTS_RESIDENT);
+    assert_int_equal(x->n_lanes, 1);
+    assert_int_equal(x->lane_rows, 32);
+    assert_int_equal(x->n_dense_layers, 1);
+    assert_int_equal(x->n_stay, 1);
+    assert_int_equal(x->stored_runs, 16 * (2 + 1));
+    assert_int_equal(x->dense_bytes, 64 + 6 * 8192);
+    assert_int_equal(x->stay_bytes, 3 * 8192);
+    /* layer 1 twice: dense matrices and three experts */
+    assert_int_equal(x->ring_bytes, 2 * (4 * 8192 + 3 * 3 * 8192));
+    assert_int_equal(x->scratch_bytes, 32 * 24 + 4096 + 48 * 8 * 4);
+    assert_int_equal(x->accel.own_bytes, (8 << 20) + 32 * 16);
+    assert_int_equal(x->need_bytes, x->dense_bytes + x->stay_bytes + x->ring_bytes
+                                        + x->scratch_bytes + x->accel.own_bytes);
+    p.n_lanes = 2;
+    p.prompts_on = SL_ON_DEVICE;
+    assert_int_equal(sl_plan_make(*state, &shape, &p, &plan), SL_OK);
+    assert_int_equal(x->n_lanes, 2);
+    assert_int_equal(x->lane_rows, 16);
+    assert_int_equal(x->prompt_positions, 32);
+    assert_int_equal(x->scratch_bytes, 2 * (16 * 24 + 4096 + 48 * 8 * 4 + 32 * 24 * 2));
+    p.kv_on = SL_ON_DEVICE;         /* nobody waits for the CPU then: one lane is enough */
+    assert_int_equal(sl_plan_make(*state, &shape, &p, &plan), SL_OK);
+    assert_int_equal(x->n_lanes, 1);
+    assert_int_equal(x->prompt_positions, 0);
+    assert_int_equal(x->kv_bytes, plan.kv_bytes);
+    p.n_stay = p.max_dense_layers = SL_PLAN_AUTO;   /* all of it fits */
+    assert_int_equal(sl_plan_make(*state, &shape, &p, &plan), SL_OK);
+    assert_int_equal(x->n_stay, 4);
+    assert_int_equal(x->n_dense_layers, 2);
+    assert_int_equal(x->ring_bytes, 0);
+}
+
+static void split_refuses(void **state)
+{
+    sl_plan_params p = shared();
+    sl_plan plan = { .n_ctx = 77 };
+    p.accel.mem_bytes = 8 << 20;
+    assert_int_equal(sl_plan_make(*state, &shape, &p, &plan), SL_E_NOMEM);
+    assert_non_null(strstr(sl_error(*state), "8 MiB of device memory"));
+    assert_int_equal(plan.n_ctx, 77);
+    p.accel.mem_bytes = 16 << 20;
+    assert_int_equal(sl_plan_make(*state, &shape, &p, &plan), SL_OK);
+    p.ram_bytes = plan.need_bytes - 1;          /* experts would have to come from disk */
+    assert_int_equal(sl_plan_make(*state, &shape, &p, &plan), SL_E_UNSUPPORTED);
+}
+
+static void pipe_crosses_the_link(void **state)
+{
+    sl_plan_params p = shared();
+    sl_plan plan;
+    sl_step s[14];
+    assert_int_equal(sl_plan_make(*state, &shape, &p, &plan), SL_OK);
+    assert_int_equal(sl_pipe_build(&shape, &plan, s), 11);
+    assert_true(s[0].on == SL_ON_CPU && s[0].link_row_bytes == 8 * 4);
+    assert_true(s[1].on == SL_ON_DEVICE && s[1].send_bytes == 0);   /* layer 0 stays */
+    assert_int_equal(s[1].link_row_bytes, (16 + 16 + 8) * 4);
+    assert_true(s[2].on == SL_ON_CPU && s[2].gives_way && s[2].link_row_bytes == 16 * 4);
+    assert_int_equal(s[5].send_bytes, 100);
+    assert_int_equal(s[5].link_row_bytes, (24 + 24) * 4);           /* V is a part of K */
+    assert_true(s[8].kind == SL_STEP_ROUTE && s[8].link_row_bytes == (2 * 2 + 1) * 4);
+    assert_true(s[9].on == SL_ON_DEVICE && s[9].send_bytes == 30 && !s[9].link_row_bytes);
+    assert_true(s[10].on == SL_ON_CPU && s[10].gives_way && s[10].link_row_bytes == 8 * 4);
+    p.prompts_on = SL_ON_DEVICE;
+    assert_int_equal(sl_plan_make(*state, &shape, &p, &plan), SL_OK);
+    assert_int_equal(sl_pipe_build(&shape, &plan, s), 13);
+    assert_true(s[2].on == SL_ON_DEVICE && s[2].rows == SL_ROWS_PROMPT && !s[2].gives_way);
+    assert_int_equal(s[2].link_row_bytes, (16 + 8) * 2);
+    assert_true(s[3].on == SL_ON_CPU && s[3].rows == SL_ROWS_DECODE && s[3].gives_way);
+    p.kv_on = p.head_on = SL_ON_DEVICE;
+    assert_int_equal(sl_plan_make(*state, &shape, &p, &plan), SL_OK);
+    assert_int_equal(sl_pipe_build(&shape, &plan, s), 11);
+    assert_true(s[2].on == SL_ON_DEVICE && !s[2].gives_way && !s[1].link_row_bytes);
+    assert_true(s[10].on == SL_ON_DEVICE && s[10].link_row_bytes == 10 * 4);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -329,6 +430,8 @@ int main(void)
         cmocka_unit_test(slots_come_in_classes),
         cmocka_unit_test(embedding_stays_on_disk),
         cmocka_unit_test(pipe_is_in_order), cmocka_unit_test(pipe_costs),
+        cmocka_unit_test(split_counts_by_hand), cmocka_unit_test(split_refuses),
+        cmocka_unit_test(pipe_crosses_the_link),
     };
     return cmocka_run_group_tests(tests, make_ctx, drop_ctx);
 }

@@ -2,7 +2,7 @@
  * sequences in a pass, the rows of a chunk and the instructions. Models: random weights in tiny
  * shapes of the table. */
 #include "kernels/sl_kernels.h"
-#include "runtime/sluice.h"
+#include "tests/t_run.h"
 #include "tests/t_tiny.h"
 
 enum {
@@ -18,57 +18,16 @@ typedef struct how {
 
 static char path[64];
 
-typedef struct run {
-    sl_ctx *ctx;
-    sl_model *m;
-    sl_engine *e;
-} run;
-
-static run start(const how *h, uint32_t n_ctx, uint32_t n_seq)
+static t_run start(const how *h, uint32_t n_ctx, uint32_t n_seq)
 {
-    run r = { .ctx = sl_ctx_create(NULL, NULL) };
+    t_run r = t_run_model(path);
     sl_plan_params p = sl_plan_defaults();
-    sl_plan plan;
     p.n_ctx = n_ctx;
     p.n_seq = n_seq;
     p.n_threads = h->threads;
     p.cpu_mask = h->cpu;
-    T_NEED(sl_model_open(r.ctx, path, &r.m) == SL_OK, "%s", sl_error(r.ctx));
-    T_NEED(sl_plan_make(r.ctx, sl_model_shape(r.m), &p, &plan) == SL_OK, "%s", sl_error(r.ctx));
-    T_NEED(sl_engine_open(r.ctx, r.m, &plan, &r.e) == SL_OK, "%s", sl_error(r.ctx));
+    t_run_engine(&r, &p);
     return r;
-}
-
-static void end(run *r)
-{
-    sl_engine_close(&r->e);
-    sl_model_close(&r->m);
-    sl_ctx_destroy(&r->ctx);
-}
-
-static sl_seq submit(run *r, sl_seq seq, const int32_t *ids, uint32_t n, uint32_t chunk,
-                     bool logits)
-{
-    sl_request q = {
-        .seq = seq, .tokens = ids, .n_tokens = n, .want_logits = logits, .max_chunk = chunk
-    };
-    sl_seq ret = 0;
-    T_NEED(sl_engine_submit(r->e, &q, &ret) == SL_OK, "%s", sl_error(r->ctx));
-    return ret;
-}
-
-/* Steps until idle. Logits of sequence `first` + i at position p go to row at[i] + p - from. */
-static void drain(run *r, sl_seq first, const uint32_t *at, uint32_t from, float *ret)
-{
-    while (sl_engine_busy(r->e)) {
-        const sl_engine_event *ev;
-        uint32_t n;
-        T_NEED(sl_engine_step(r->e, &ev, &n) == SL_OK, "%s", sl_error(r->ctx));
-        for (uint32_t i = 0; i < n; i++)
-            if (ev[i].kind == SL_EV_LOGITS)
-                memcpy(ret + (at[ev[i].seq - first] + ev[i].pos - from) * (size_t)N_VOCAB,
-                       ev[i].logits, N_VOCAB * sizeof *ret);
-    }
 }
 
 static void compare(const char *model, const char *what, const how *h, const float *want,
@@ -86,12 +45,12 @@ static void compare(const char *model, const char *what, const how *h, const flo
 static void prompt(const how *h, const int32_t *ids, uint32_t n, float *ret)
 {
     const uint32_t at = 0;
-    run r = start(h, LONG + TAIL, 1);
-    sl_seq seq = submit(&r, 0, ids, n, h->chunk, false);
-    drain(&r, seq, &at, 0, NULL);
-    submit(&r, seq, ids + n, TAIL, h->chunk, true);
-    drain(&r, seq, &at, n, ret);
-    end(&r);
+    t_run r = start(h, LONG + TAIL, 1);
+    sl_seq seq = t_run_submit(&r, 0, ids, n, h->chunk, false);
+    t_run_drain(&r, seq, &at, 0, NULL);
+    t_run_submit(&r, seq, ids + n, TAIL, h->chunk, true);
+    t_run_drain(&r, seq, &at, n, ret);
+    t_run_close(&r);
 }
 
 static void check_prompts(const char *model, const int32_t *ids, float *want, float *got)
@@ -128,15 +87,15 @@ static void check_instructions(const char *model, const int32_t *ids, float *wan
  * MANY. */
 static void crowd(const how *h, const int32_t *ids, uint32_t n_seq, const uint32_t *at, float *ret)
 {
-    run r = start(h, SHORT + MANY, n_seq);
+    t_run r = start(h, SHORT + MANY, n_seq);
     sl_seq first = 0;
     for (uint32_t i = 0; i < n_seq; i++) {
-        sl_seq seq = submit(&r, 0, ids + i, SHORT + i % 9, h->chunk, true);
+        sl_seq seq = t_run_submit(&r, 0, ids + i, SHORT + i % 9, h->chunk, true);
         if (!i) first = seq;
         T_NEED(seq == first + i, "sequence %u is named %u", i, seq);
     }
-    drain(&r, first, at, 0, ret);
-    end(&r);
+    t_run_drain(&r, first, at, 0, ret);
+    t_run_close(&r);
 }
 
 static void check_crowds(const char *model, const int32_t *ids, float *want, float *got)
@@ -147,10 +106,10 @@ static void check_crowds(const char *model, const int32_t *ids, float *want, flo
     for (uint32_t i = 0; i < MANY; i++) {
         const uint32_t zero = 0;
         at[i + 1] = at[i] + SHORT + i % 9;
-        run r = start(&ref, SHORT + MANY, 1);
-        sl_seq seq = submit(&r, 0, ids + i, SHORT + i % 9, ref.chunk, true);
-        drain(&r, seq, &zero, 0, want + at[i] * (size_t)N_VOCAB);
-        end(&r);
+        t_run r = start(&ref, SHORT + MANY, 1);
+        sl_seq seq = t_run_submit(&r, 0, ids + i, SHORT + i % 9, ref.chunk, true);
+        t_run_drain(&r, seq, &zero, 0, want + at[i] * (size_t)N_VOCAB);
+        t_run_close(&r);
     }
     for (uint32_t i = 0; i < 2 * SL_LEN(sizes); i++) {
         how h = { .threads = 1 + i % 2, .chunk = 1, .cpu = ~0u };

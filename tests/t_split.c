@@ -61,8 +61,8 @@ static sl_plan_params params_of(const share *s)
     return p;
 }
 
-/* Sequences of different lengths and chunks, some of which still read their prompt when others draw;
- * the logits of all their tokens. */
+/* Sequences of different lengths and chunks, some of which still read their prompt when others
+ * draw; the logits of all their tokens. */
 static void run(const char *path, const share *s, float *ret)
 {
     sl_ctx *ctx = sl_ctx_create(keep_complaint, NULL);
@@ -70,6 +70,7 @@ static void run(const char *path, const share *s, float *ret)
     sl_engine *e = NULL;
     sl_plan plan;
     sl_mem_report mem;
+    sl_engine_stats stats;
     sl_seq ids[SEQS];
     int32_t tokens[SEQS][PROMPT];
     sl_plan_params p = params_of(s);
@@ -98,6 +99,10 @@ static void run(const char *path, const share *s, float *ret)
                     memcpy(ret + ((size_t)q * LENGTH + ev[i].pos) * n_vocab, ev[i].logits,
                            n_vocab * sizeof *ret);
     }
+    sl_engine_get_stats(e, &stats);
+    bool sends = s && plan.split.ring_bytes;
+    T_CHECK(sends == (stats.sent_bytes > 0), "%s: %llu bytes sent", what,
+            (unsigned long long)stats.sent_bytes);
     sl_engine_close(&e);
     sl_model_close(&m);
     sl_mem_get(ctx, &mem);

@@ -90,6 +90,8 @@ typedef struct cli_strings { const char *s[CLI_MAX_STRINGS]; uint32_t n; } cli_s
  * CLI_USAGE. A value is the next argument whatever it looks like, or follows '='. "--" ends the
  * options. */
 bool cli_parse(cli_spec *spec, int argc, char **argv, char **pos, int *ret_n_pos, int *ret_code);
+/* The option of the group with that name, which it must have. */
+const cli_option *cli_find_option(const cli_group *g, const char *name);
 /* Was one of the group's options given? name is any one of its names. */
 bool cli_given(const cli_group *g, const char *name);
 /* One line and the usage on stderr; returns CLI_USAGE: for what a table cannot check. */

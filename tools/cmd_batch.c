@@ -52,7 +52,7 @@ static const char *const about =
     "repeat_penalty, seed and stop where they differ from the flags; or lines of OpenAI's batch form\n"
     "(custom_id, method, url, body), which are answered in that form. Results are written as they\n"
     "finish. Interrupted in any way, the same command goes on where it was. A request's answer\n"
-    "depends on nothing but itself: its seed is made of -s (default: 0) and its custom_id.";
+    "depends on nothing but itself: its seed is made of -s (here 0 by default) and its custom_id.";
 
 /* A sequence that is alive. */
 struct slot {
@@ -227,6 +227,7 @@ static int choose(struct batch *b, const cli_engine_args *e, const cli_group *g)
     bool known = cli_machine_for_run(b->s.ctx, b->s.path, shape->total_bytes, &machine);
     const sl_machine *m = known ? &machine : NULL;
     int code = cli_planner_params(e, g, b->s.ctx, shape, m, cli_available_bytes(), 1, &q);
+    if (code == CLI_DONE) code = cli_take_device(e, g, b->s.ctx, &q.base);
     if (code != CLI_DONE) return code;
     bool given = cli_given(g, "--ctx-size");
     code = measure_lengths(b, given ? q.base.n_ctx : shape->n_ctx_train, &l);

@@ -17,16 +17,15 @@
 enum { MAX_LIST = 32 };
 
 struct args {
-    const char *model, *n_prompt, *n_gen, *n_threads, *isa, *machine, *types;
-    uint32_t repeats, max_rows, format, blas, warmup;
-    uint64_t ram_bytes;
+    const char *n_prompt, *n_gen, *n_threads, *machine, *types;
+    uint32_t repeats, format, warmup;
     float in_ram_pp, in_ram_tg;
-    bool kernels, verbose;
+    bool kernels;
+    cli_engine_args engine;     /* engine_options */
 };
 
 #define AT(field) offsetof(struct args, field)
 static const cli_option options[] = {
-    { "-m,--model", CLI_STR, "FILE", "GGUF file (default: the bundled model)", AT(model), 0, 0 },
     { "-p,--n-prompt", CLI_STR, "N,...", "prompt lengths, 0: none (default: 512)", AT(n_prompt), 0,
       0 },
     { "-n,--n-gen", CLI_STR, "N,...",
@@ -34,23 +33,14 @@ static const cli_option options[] = {
     { "-t,--threads", CLI_STR, "N,...", "threads (default: physical cores)", AT(n_threads), 0, 0 },
     { "-r,--repetitions", CLI_U32, "N",
       "timed runs of each test, after one that is not (default: 5)", AT(repeats), 1, 1000 },
-    { "-b,--batch-size", CLI_U32, "N", "rows of a pass: prompt tokens at a time (default: 512)",
-      AT(max_rows), 1, 65536 },
     { "--warmup", CLI_U32, "N",
       "where experts are streamed: tokens drawn before generation is timed (default: 64)",
       AT(warmup), 0, 1 << 16 },
     { "-o,--output", CLI_CHOICE, "md|csv|json", "format on stdout (default: md)", AT(format), 0,
       0 },
-    { "--isa", CLI_STR, "NAME",
-      "at most these instructions: c, avx2, avxvnni, avx512, avx512vnni (default: all of the CPU's); "
-      "a list with --kernels",
-      AT(isa), 0, 0 },
-    { "--blas", CLI_CHOICE, "off|on", "as for `sluice run` (default: off)", AT(blas), 0, 0 },
     { "--machine", CLI_STR, "FILE",
       "machine file for the bounds (default: the one that `sluice probe` keeps)", AT(machine), 0,
       0 },
-    { "--ram", CLI_BYTES, "SIZE", "memory budget, 8G or auto (default: auto, what is available)",
-      AT(ram_bytes), 0, 0 },
     { "--in-ram-pp", CLI_F32, "X",
       "with --ram: tok/s of prompts with all weights in RAM; streamed ones are bound by that",
       AT(in_ram_pp), 0, 1e9 },
@@ -58,13 +48,15 @@ static const cli_option options[] = {
       "the same of generation: bounds compute at that speed, not at DRAM's", AT(in_ram_tg), 0,
       1e9 },
     { "--kernels", CLI_FLAG, NULL,
-      "measure the kernels alone, each in turn with its peak; no model is read", AT(kernels), 0,
-      0 },
+      "measure the kernels alone, each in turn with its peak; no model is read; --isa may be a list",
+      AT(kernels), 0, 0 },
     { "--type", CLI_STR, "TYPE,...",
       "with --kernels: weight types (default: Q4_K,Q5_K,Q6_K,Q8_0,Q4_0,MXFP4)", AT(types), 0, 0 },
-    { "-v,--verbose", CLI_FLAG, NULL, "more on stderr", AT(verbose), 0, 0 },
 };
 #undef AT
+
+/* Of the engine's: threads are a list here, contexts as long as the tests need. */
+static const char *const engine_options[] = { "-m", "-b", "--ram", "--isa", "--blas", "-v" };
 
 static const char *const about =
     "Speed of a model: ppN reads a prompt of N random tokens, tgN draws N tokens one by one. `t/s` is\n"
@@ -249,9 +241,9 @@ static void set_streamed(struct bench *b, const struct streamed *t, uint32_t n_t
 static int reopen(struct bench *b)
 {
     int code = cli_session_close(&b->s, CLI_DONE);
-    double dram = code == CLI_DONE ? bench_dram(b->engine.n_threads, b->a->verbose) : 0;
+    double dram = code == CLI_DONE ? bench_dram(b->engine.n_threads, b->engine.verbose) : 0;
     b->rates.bytes_s = SL_MAX(b->rates.bytes_s, dram);
-    if (code == CLI_DONE) code = bench_disk_visit(&b->disk, b->path, b->a->verbose);
+    if (code == CLI_DONE) code = bench_disk_visit(&b->disk, b->path, b->engine.verbose);
     malloc_trim(0);             /* what the C library keeps counts as held by the process */
     return code == CLI_DONE ? cli_session_open(&b->engine, &b->group, 1, &b->s) : code;
 }
@@ -538,7 +530,7 @@ static int prepare_streamed(struct bench *b, const struct list *gens)
     char w[24];
     uint32_t threads = sl_engine_plan(b->s.engine)->n_threads, longest = 0;
     for (uint32_t i = 0; i < gens->n; i++) longest = SL_MAX(longest, gens->v[i]);
-    b->path = cli_model_path(b->a->model);
+    b->path = cli_model_path(b->engine.model);
     if (!b->path) return CLI_FAILED;
     if (longest)
         b->engine.n_ctx = SL_MAX(b->engine.n_ctx, 2 + b->a->warmup + b->a->repeats * longest);
@@ -546,7 +538,7 @@ static int prepare_streamed(struct bench *b, const struct list *gens)
     bench_disk_init(&b->disk, sl_model_shape(b->s.model));
     int code = cli_session_close(&b->s, CLI_DONE);
     if (code == CLI_DONE) {
-        b->rates.bytes_s = bench_dram(threads, b->a->verbose);
+        b->rates.bytes_s = bench_dram(threads, b->engine.verbose);
         code = b->rates.bytes_s > 0 ? CLI_DONE : CLI_FAILED;
     }
     if (code == CLI_DONE) code = cli_session_open(&b->engine, &b->group, 1, &b->s);
@@ -561,16 +553,10 @@ static int bench_threads(struct bench *b, uint32_t threads, unsigned mask, uint3
                          const struct list *prompts, const struct list *gens)
 {
     cli_engine_args *e = &b->engine;
-    *e = cli_engine_defaults();
+    *e = b->a->engine;
     b->group = cli_engine_group(e);
-    e->model = b->a->model;
     e->n_ctx = n_ctx;
     e->n_threads = threads;
-    e->max_rows = b->a->max_rows;
-    e->isa = b->a->isa;
-    e->blas = b->a->blas;
-    e->ram_bytes = b->a->ram_bytes;
-    e->verbose = b->a->verbose;
     e->no_text = true;
     int code = cli_session_open(e, &b->group, 1, &b->s);
     if (code == CLI_DONE) code = prepare(b);
@@ -604,14 +590,14 @@ static int bench_model(const struct args *a, const struct list *prompts, const s
                        .table.format = (bench_format)a->format,
                        .max_prompt = largest(prompts) };
     uint32_t mask, n_ctx = SL_MAX(b.max_prompt, largest(gens)) + 1;
-    int code = cli_isa_mask(a->isa, &mask);
+    int code = cli_isa_mask(a->engine.isa, &mask);
     for (uint32_t i = 0; i < threads->n && code == CLI_DONE; i++)
         code = cli_check_threads(threads->v[i]);
     if (code != CLI_DONE) return code;
     /* A model that cannot be read should not cost a probe. */
-    sl_ctx *ctx = cli_ctx(a->verbose);
+    sl_ctx *ctx = cli_ctx(a->engine.verbose);
     if (!ctx) return CLI_FAILED;
-    char *path = cli_model_path(a->model);
+    char *path = cli_model_path(a->engine.model);
     sl_model *m = NULL;
     code = path ? CLI_DONE : CLI_FAILED;
     if (path && sl_model_open(ctx, path, &m) != SL_OK) code = cli_fail_ctx(ctx);
@@ -630,10 +616,14 @@ int cmd_bench(int argc, char **argv)
 {
     struct args a = {
         .n_prompt = "512", .n_gen = "128", .repeats = 5, .warmup = 64,
-        .max_rows = sl_plan_defaults().max_rows
+        .engine = cli_engine_defaults()
     };
+    cli_option rows[SL_LEN(engine_options)];
     struct list prompts, gens, threads = { .n = 1 };
-    cli_group groups[] = { { "Options", options, SL_LEN(options), &a, 0 } };
+    cli_group groups[] = {
+        { "Tests", options, SL_LEN(options), &a, 0 },
+        cli_engine_some(&a.engine, engine_options, SL_LEN(engine_options), rows),
+    };
     cli_spec spec = {
         "bench",        "[-m FILE] [-p 512] [-n 128] [-t LIST] [-r 5] [-o md|csv|json] [options]",
         about,          groups,
@@ -650,13 +640,16 @@ int cmd_bench(int argc, char **argv)
             &spec, "-t %s: expected whole numbers from 1 to 4096, with commas between them",
             a.n_threads);
     if (a.kernels) {
-        static const char *const others[] = { "-m", "-p", "-n", "-t", "-b",
-                                              "--machine", "--ram", "--warmup" };
-        for (size_t i = 0; i < SL_LEN(others); i++)
-            if (cli_given(&groups[0], others[i]))
-                cli_warn("%s has no effect with --kernels", others[i]);
+        static const char *const tests[] = { "-p", "-n", "-t", "--machine", "--warmup" };
+        static const char *const engine[] = { "-m", "-b", "--ram", "--blas" };
+        for (size_t i = 0; i < SL_LEN(tests); i++)
+            if (cli_given(&groups[0], tests[i]))
+                cli_warn("%s has no effect with --kernels", tests[i]);
+        for (size_t i = 0; i < SL_LEN(engine); i++)
+            if (cli_given(&groups[1], engine[i]))
+                cli_warn("%s has no effect with --kernels", engine[i]);
         return bench_kernels(
-            &(bench_kernels_args){ a.types, a.isa, a.repeats, (bench_format)a.format });
+            &(bench_kernels_args){ a.types, a.engine.isa, a.repeats, (bench_format)a.format });
     }
     if (!largest(&prompts) && !largest(&gens))
         return cli_usage_error(&spec, "-p 0 -n 0 leaves nothing to test");

@@ -187,7 +187,8 @@ static int talk(struct chat *c)
     return code;
 }
 
-static int chat(struct chat *c)
+/* Comes first: a model that was not made for chat should not be loaded to say so. */
+static int find_template(struct chat *c)
 {
     sl_ctx *ctx = c->s->ctx;
     const sl_gguf *g = sl_model_gguf(c->s->model);
@@ -196,7 +197,11 @@ static int chat(struct chat *c)
     if (st == SL_E_UNSUPPORTED)
         return cli_fail("%s; --chat-template NAME sets one, `sluice run` continues plain text",
                         sl_error(ctx));
-    if (st != SL_OK) return cli_fail_ctx(ctx);
+    return st == SL_OK ? CLI_DONE : cli_fail_ctx(ctx);
+}
+
+static int chat(struct chat *c)
+{
     if (c->interactive) cli_note("template %s; /help lists commands", sl_chat_name(c->format.kind));
     int code = talk(c);
 
@@ -236,11 +241,10 @@ int cmd_chat(int argc, char **argv)
     cli_sampler_warn(&groups[1]);
     cli_session s;
     const sl_load turn = { 128, a.n < 0 ? 256 : (uint32_t)SL_MIN(a.n, 4096) };  /* a typical one */
+    struct chat c = { .s = &s, .a = &a, .sampler = &sampler, .interactive = isatty(0) };
     code = cli_session_model(&engine, &s);
+    if (code == CLI_DONE) code = find_template(&c);
     if (code == CLI_DONE) code = cli_session_start(&engine, &groups[2], 1, &turn, &s);
-    if (code == CLI_DONE) {
-        struct chat c = { .s = &s, .a = &a, .sampler = &sampler, .interactive = isatty(0) };
-        code = chat(&c);
-    }
+    if (code == CLI_DONE) code = chat(&c);
     return cli_session_close(&s, code);
 }

@@ -222,13 +222,16 @@ static int report(const cli_session *s, const struct eval *e)
     return code;
 }
 
-static int eval(cli_session *s, const struct args *a)
+static int eval(cli_session *s, const struct args *a, const cli_engine_args *engine,
+                const cli_group *group)
 {
     struct eval e = { .a = a };
     int code = load_ids(s, a, &e.ids, &e.n_ids);
     if (code == CLI_DONE && e.n_ids < (a->logits ? 1u : 2u))
         code = cli_fail("%s gives %" PRIu32 " token%s, and perplexity needs 2",
                         a->tokens ? "--tokens" : a->file, e.n_ids, e.n_ids == 1 ? "" : "s");
+    /* last: a text that is none should not cost the load of a model */
+    if (code == CLI_DONE) code = cli_session_start(engine, group, 1, NULL, s);
     if (code == CLI_DONE && a->logits) code = open_logits(&e);
     if (code == CLI_DONE) {
         cli_catch_sigint();
@@ -258,7 +261,7 @@ int cmd_eval(int argc, char **argv)
         return cli_usage_error(&spec, "one of -f TEXT and --tokens IDS is needed");
     cli_session s;
     engine.no_text = a.tokens && !a.bos;
-    code = cli_session_open(&engine, &groups[1], 1, &s);
-    if (code == CLI_DONE) code = eval(&s, &a);
+    code = cli_session_model(&engine, &s);
+    if (code == CLI_DONE) code = eval(&s, &a, &engine, &groups[1]);
     return cli_session_close(&s, code);
 }

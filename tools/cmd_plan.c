@@ -10,38 +10,23 @@
 #include "tools/session.h"
 
 struct args {
-    const char *quant, *machine, *trace, *out;
-    uint32_t n_prompt, n_gen, n_requests, parallel;
-    uint64_t vram_bytes;
+    const char *out;
+    uint32_t n_requests, parallel;
     bool json, llama_cpp;
 };
 
 #define AT(field) offsetof(struct args, field)
 static const cli_option options[] = {
-    { "--quant", CLI_STR, "TYPE",
-      "of a preset or config.json: what the weights are to be, such as Q4_K_M or Q8_0", AT(quant),
-      0, 0 },
-    { "--machine", CLI_STR, "FILE|NAME",
-      "another machine: a file of `sluice probe`, or a described one (default: this one)",
-      AT(machine), 0, 0 },
-    { "-p,--n-prompt", CLI_U32, "N", "tokens of the prompt (default: 512)", AT(n_prompt), 1,
-      1 << 24 },
-    { "-n,--n-gen", CLI_U32, "N", "tokens written after it (default: 128)", AT(n_gen), 0, 1 << 24 },
     { "--requests", CLI_U32, "N",
       "a file of so many of these for `sluice batch`: tokens an hour, and how many at once",
       AT(n_requests), 1, 1e9 },
     { "-np,--parallel", CLI_U32, "N",
       "with --requests: sequences at once (default: as many as pay)", AT(parallel), 1, 4096 },
-    { "--trace", CLI_STR, "FILE",
-      "how the model routes, recorded by `sluice run --trace-routing FILE`: a better forecast",
-      AT(trace), 0, 0 },
     { "--json", CLI_FLAG, NULL, "one JSON object on stdout", AT(json), 0, 0 },
     { "-o,--output", CLI_STR, "FILE", "save the plan, for `sluice run --plan FILE`", AT(out), 0,
       0 },
     { "--llama-cpp", CLI_FLAG, NULL, "print the flags that place the model so in llama.cpp",
       AT(llama_cpp), 0, 0 },
-    { "--vram", CLI_BYTES, "SIZE", "memory of the machine's GPU to plan with (default: all of it)",
-      AT(vram_bytes), 0, 0 },
 };
 #undef AT
 
@@ -103,21 +88,6 @@ static int show(const struct args *a, sl_ctx *ctx, const plan_view *v)
     return cli_end_stdout(CLI_DONE);
 }
 
-/* The context holds the prompt and what is written. */
-static int take_context(const struct args *a, const cli_group *g, const sl_shape *shape,
-                        sl_planner_params *q)
-{
-    uint64_t n_ctx = q->base.n_ctx ? q->base.n_ctx : shape->n_ctx_train;
-    if ((uint64_t)a->n_prompt + a->n_gen > n_ctx) {
-        if (cli_given(g, "--ctx-size"))
-            return cli_fail("%" PRIu32 " tokens of a prompt and %" PRIu32
-                            " written do not fit a context of %" PRIu64 ": raise it with -c",
-                            a->n_prompt, a->n_gen, n_ctx);
-        q->base.n_ctx = a->n_prompt + a->n_gen;
-    }
-    return CLI_DONE;
-}
-
 static int need_disk(const plan_view *v)
 {
     if (v->choice->plan.weights != SL_WEIGHTS_STREAMED || v->machine->disk.n_curves)
@@ -130,11 +100,11 @@ static int need_disk(const plan_view *v)
 static int plan_queue(const struct args *a, const cli_group *g, sl_ctx *ctx,
                       const sl_miss_model *miss, sl_planner_params *q, plan_view *v)
 {
-    sl_lens_length length = { a->n_prompt, a->n_gen, 1 };
+    sl_lens_length length = { v->load.n_prompt, v->load.n_gen, 1 };
     sl_workload queue = { &length, 1, a->n_requests };
     sl_queue_choice c;
     sl_choice places = { .n_tried = 0 };
-    if (!cli_given(g, "--ctx-size")) q->base.n_ctx = a->n_prompt + a->n_gen;
+    if (!cli_given(g, "--ctx-size")) q->base.n_ctx = v->load.n_prompt + v->load.n_gen;
     q->base.n_seq = a->parallel;
     q->base.share_prefixes = true;
     if (sl_planner_queue(ctx, v->machine, v->src->shape, miss, q, &queue, &c) != SL_OK)
@@ -151,6 +121,15 @@ static int plan_queue(const struct args *a, const cli_group *g, sl_ctx *ctx,
     }
     plan_print_queue(v, a->n_requests, &c);
     return cli_end_stdout(CLI_DONE);
+}
+
+/* The one that was asked for, if one was; threads are the planner's choice. */
+static int take_device(const cli_engine_args *e, const cli_group *g, sl_ctx *ctx, sl_plan_params *p)
+{
+    uint32_t threads = p->n_threads;
+    int code = cli_given(g, "--device") ? cli_take_device(e, g, ctx, p) : CLI_DONE;
+    p->n_threads = threads;
+    return code;
 }
 
 /* What a CUDA context and its libraries take of a card. */
@@ -177,29 +156,27 @@ static void plan_gpu(sl_ctx *ctx, const sl_shape *shape, const sl_miss_model *mi
         snprintf(v->gpu[i].why_not, sizeof v->gpu[i].why_not, "%s", sl_error(ctx));
 }
 
-static int plan(const struct args *a, const cli_engine_args *e, const cli_group *g, sl_ctx *ctx,
-                const sl_source *src, char *command)
+static int plan(const struct args *a, const cli_asked *asked, const cli_engine_args *e,
+                const cli_group *g, sl_ctx *ctx, const sl_source *src, char *command)
 {
     sl_machine m;
     sl_miss_model miss;
     sl_planner_params q;
     sl_choice choice;
-    plan_view v = { .src = src, .machine = &m, .vram_bytes = a->vram_bytes, .command = command,
-                    .load = { a->n_prompt, a->n_gen }, .choice = &choice };
+    plan_view v = { .src = src, .machine = &m, .vram_bytes = e->vram_bytes, .command = command,
+                    .load = { asked->n_prompt, asked->n_gen }, .choice = &choice };
     const char *file = src->kind == SL_SOURCE_GGUF ? src->path : NULL;
-    int code = cli_machine_for_plan(ctx, a->machine, file, &m, &v.here);
-    if (code == CLI_DONE) code = cli_miss_model(ctx, src->shape, a->trace, &miss);
-    if (code == CLI_DONE)
-        code = cli_planner_params(e, g, ctx, src->shape, &m, cli_plan_available(&m, v.here), 1, &q);
-    if (code == CLI_DONE) code = take_context(a, g, src->shape, &q);
+    int code = cli_machine_for_plan(ctx, asked->machine, file, &m, &v.here);
+    if (code == CLI_DONE) code = cli_miss_model(ctx, src->shape, asked->trace, &miss);
+    if (code == CLI_DONE) code = cli_asked_params(asked, e, g, ctx, src->shape, &m, v.here, &q);
+    if (code == CLI_DONE) code = take_device(e, g, ctx, &q.base);
     if (code != CLI_DONE) return code;
-    q.load = v.load;
     if (a->n_requests) return plan_queue(a, g, ctx, &miss, &q, &v);
     if (sl_planner_run(ctx, &m, src->shape, &miss, &q, !a->llama_cpp, &choice) != SL_OK)
         return cli_fail_ctx(ctx);
     code = need_disk(&v);
     if (code != CLI_DONE) return code;
-    if (!a->llama_cpp)
+    if (!a->llama_cpp && !q.base.accel.kind)
         for (uint32_t i = 0; i < m.n_gpus; i++) plan_gpu(ctx, src->shape, &miss, &q, i, &v);
     return show(a, ctx, &v);
 }
@@ -208,17 +185,19 @@ static int plan(const struct args *a, const cli_engine_args *e, const cli_group 
 static void warn(const cli_group *g)
 {
     static const char *const none[] = { "--isa", "--activations", "--blas", "--trace-routing",
-                                        "--device", "--verbose" };
+                                        "--verbose" };
     for (size_t i = 0; i < SL_LEN(none); i++)
         if (cli_given(g, none[i])) cli_warn("%s has no effect on a plan", none[i]);
 }
 
 int cmd_plan(int argc, char **argv)
 {
-    struct args a = { .n_prompt = 512, .n_gen = 128 };
+    struct args a = { .out = NULL };
+    cli_asked asked = cli_asked_defaults();
     cli_engine_args engine = cli_engine_defaults();
     cli_group groups[] = {
-        { "Plan", options, SL_LEN(options), &a, 0 },
+        cli_asked_group(&asked),
+        { "Output", options, SL_LEN(options), &a, 0 },
         cli_engine_group(&engine),
     };
     cli_spec spec = { "plan", "-m MODEL.gguf|PRESET|config.json [--machine FILE|NAME] [options]",
@@ -229,19 +208,19 @@ int cmd_plan(int argc, char **argv)
     if (!cli_parse(&spec, argc, argv, NULL, NULL, &code)) return code;
     if (a.json && a.llama_cpp)
         return cli_usage_error(&spec, "--json and --llama-cpp exclude each other");
-    if (a.n_requests && (a.out || a.llama_cpp || !a.n_gen))
+    if (a.n_requests && (a.out || a.llama_cpp || !asked.n_gen))
         return cli_usage_error(&spec, "--requests plans for `sluice batch`: no -o, no --llama-cpp, "
                                       "and at least one token written (-n)");
     if (a.parallel && !a.n_requests) return cli_usage_error(&spec, "-np goes with --requests");
     if (engine.plan) return cli_usage_error(&spec, "--plan is for running; -o saves one");
-    warn(&groups[1]);
+    warn(&groups[2]);
     sl_ctx *ctx = cli_ctx(false);
     char *path = ctx ? cli_model_path(engine.model) : NULL;
     code = path ? CLI_DONE : CLI_FAILED;
-    if (path && sl_source_open(ctx, path, a.quant, &src) != SL_OK) code = cli_fail_ctx(ctx);
+    if (path && sl_source_open(ctx, path, asked.quant, &src) != SL_OK) code = cli_fail_ctx(ctx);
     if (src && !(command = command_line(argc, argv, engine.model, src, a.n_requests > 0)))
         code = cli_fail("out of memory");
-    if (code == CLI_DONE) code = plan(&a, &engine, &groups[1], ctx, src, command);
+    if (code == CLI_DONE) code = plan(&a, &asked, &engine, &groups[2], ctx, src, command);
     sl_source_close(&src);
     sl_ctx_destroy(&ctx);
     free(path);

@@ -20,11 +20,11 @@ static const cli_option options[] = {
     { "-o,--output", CLI_STR, "FILE",
       "where to keep the result (default: in the user's cache folder)", AT(out), 0, 0 },
     { "-m,--model", CLI_STR, "FILE",
-      "measure the disk on this file, which is only read (default: on a new one of 1 GiB, with\n"
+      "measure the disk on this file, which is only read (default: on a new one of 1 GiB, with "
       "--quick 256 MiB, beside the result)", AT(model), 0, 0 },
     { "--quick", CLI_FLAG, NULL, "about 4 s instead of 55; for a first forecast", AT(quick), 0, 0 },
     { "--types", CLI_STR, "TYPE,...",
-      "measure products of these types of weights only, and all of it in about 10 s: for a forecast\n"
+      "measure products of these types of weights only, and all of it in about 10 s: for a forecast "
       "of a model that is made of them (Q4_K,Q6_K,F32)", AT(types), 0, 0 },
     { "-t,--threads", CLI_U32, "N", "measure up to so many threads (default: physical cores)",
       AT(n_threads), 1, SL_MACHINE_MAX_THREADS },

@@ -17,24 +17,11 @@
 #include "tools/validation.h"
 
 struct args {
-    const char *quant, *machine, *log, *trace, *out;
-    uint32_t n_prompt, n_gen;
+    const char *log, *out;
 };
 
 #define AT(field) offsetof(struct args, field)
 static const cli_option options[] = {
-    { "--quant", CLI_STR, "TYPE",
-      "of a preset or config.json: what the weights are to be, such as Q4_K_M or Q8_0", AT(quant),
-      0, 0 },
-    { "--machine", CLI_STR, "FILE|NAME",
-      "another machine: a file of `sluice probe`, or a described one (default: this one)",
-      AT(machine), 0, 0 },
-    { "-p,--n-prompt", CLI_U32, "N", "tokens of the prompt (default: 512)", AT(n_prompt), 1,
-      1 << 24 },
-    { "-n,--n-gen", CLI_U32, "N", "tokens written after it (default: 128)", AT(n_gen), 0, 1 << 24 },
-    { "--trace", CLI_STR, "FILE",
-      "how the model routes, recorded by `sluice run --trace-routing FILE`: a better forecast",
-      AT(trace), 0, 0 },
     { "--log", CLI_STR, "FILE",
       "draw this log of `sluice verify` (default: what its own log says of the same CPU)", AT(log),
       0, 0 },
@@ -50,6 +37,7 @@ static const char *const about =
 
 struct report {
     const struct args *a;
+    const cli_asked *asked;
     const cli_engine_args *engine;
     const cli_group *group;     /* of engine */
     sl_ctx *ctx;
@@ -66,21 +54,12 @@ struct report {
 
 static int plan(struct report *r)
 {
-    const struct args *a = r->a;
     const sl_shape *shape = r->source->shape;
     sl_planner_params p;
-    int code = cli_planner_params(r->engine, r->group, r->ctx, shape, &r->machine,
-                                  cli_plan_available(&r->machine, r->here), 1, &p);
+    int code = cli_asked_params(r->asked, r->engine, r->group, r->ctx, shape, &r->machine, r->here,
+                                &p);
     if (code != CLI_DONE) return code;
-    uint64_t n_ctx = p.base.n_ctx ? p.base.n_ctx : shape->n_ctx_train;
-    if ((uint64_t)a->n_prompt + a->n_gen > n_ctx) {
-        if (cli_given(r->group, "--ctx-size"))
-            return cli_fail("%" PRIu32 " tokens of a prompt and %" PRIu32
-                            " written do not fit a context of %" PRIu64 ": raise it with -c",
-                            a->n_prompt, a->n_gen, n_ctx);
-        p.base.n_ctx = a->n_prompt + a->n_gen;
-    }
-    r->load = p.load = (sl_load){ a->n_prompt, a->n_gen };
+    r->load = p.load;
     if (sl_planner_run(r->ctx, &r->machine, shape, &r->miss, &p, true, &r->choice) != SL_OK)
         return cli_fail_ctx(r->ctx);
     return CLI_DONE;
@@ -115,8 +94,8 @@ static int machine(struct report *r)
     sl_machine_id now;
     char why[200];
     r->here = true;
-    if (!r->a->machine) return cli_machine(r->ctx, NULL, &r->machine, NULL);
-    int code = cli_machine_load(r->ctx, r->a->machine, &r->machine);
+    if (!r->asked->machine) return cli_machine(r->ctx, NULL, &r->machine, NULL);
+    int code = cli_machine_load(r->ctx, r->asked->machine, &r->machine);
     if (code == CLI_DONE && sl_probe_identify(r->ctx, &now) != SL_OK) code = cli_fail_ctx(r->ctx);
     if (code == CLI_DONE) r->here = sl_machine_same(&r->machine.id, &now, why);
     return code;
@@ -126,11 +105,12 @@ static int gather(struct report *r)
 {
     char *path = cli_model_path(r->engine->model);
     if (!path) return CLI_FAILED;
-    sl_status st = sl_source_open(r->ctx, path, r->a->quant, &r->source);
+    sl_status st = sl_source_open(r->ctx, path, r->asked->quant, &r->source);
     free(path);
     if (st != SL_OK) return cli_fail_ctx(r->ctx);
     int code = machine(r);
-    if (code == CLI_DONE) code = cli_miss_model(r->ctx, r->source->shape, r->a->trace, &r->miss);
+    if (code == CLI_DONE)
+        code = cli_miss_model(r->ctx, r->source->shape, r->asked->trace, &r->miss);
     if (code == CLI_DONE) code = plan(r);
     if (code == CLI_DONE) code = load_log(r);
     return code;
@@ -207,10 +187,12 @@ static int write_report(struct report *r)
 
 int cmd_report(int argc, char **argv)
 {
-    struct args a = { .n_prompt = 512, .n_gen = 128 };
+    struct args a = { .out = NULL };
+    cli_asked asked = cli_asked_defaults();
     cli_engine_args engine = cli_engine_defaults();
     cli_group groups[] = {
-        { "Report", options, SL_LEN(options), &a, 0 },
+        cli_asked_group(&asked),
+        { "Output", options, SL_LEN(options), &a, 0 },
         cli_engine_group(&engine),
     };
     cli_spec spec = { "report", "-m MODEL.gguf|PRESET|config.json [--machine FILE|NAME] [-o FILE]",
@@ -218,11 +200,14 @@ int cmd_report(int argc, char **argv)
     int code;
     if (!cli_parse(&spec, argc, argv, NULL, NULL, &code)) return code;
     if (engine.plan) return cli_usage_error(&spec, "--plan is for running");
+    if (cli_given(&groups[1], "--device") || cli_given(&groups[1], "--vram"))
+        cli_warn("--device and --vram have no effect on a report");
     struct report *r = calloc(1, sizeof *r);
     if (!r) return cli_fail("out of memory");
     r->a = &a;
+    r->asked = &asked;
     r->engine = &engine;
-    r->group = &groups[1];
+    r->group = &groups[2];
     r->ctx = cli_ctx(false);
     code = r->ctx ? gather(r) : CLI_FAILED;
     if (code == CLI_DONE) code = write_report(r);

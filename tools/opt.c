@@ -35,6 +35,17 @@ static int find_choice(const char *choices, const char *value)
     return -1;
 }
 
+/* Bytes of s that go on one line: whole words, at most `most`, one word at least. */
+static size_t line_of(const char *s, size_t most)
+{
+    size_t len = strcspn(s, " ");
+    for (size_t next; s[len]; len = next) {
+        next = len + 1 + strcspn(s + len + 1, " ");
+        if (next > most) break;
+    }
+    return len;
+}
+
 static void print_option(const cli_option *o)
 {
     char left[128];
@@ -46,8 +57,13 @@ static void print_option(const cli_option *o)
     }
     n = (int)strlen(left);
     if (o->arg) snprintf(left + n, sizeof left - (size_t)n, " %s", o->arg);
-    if (strlen(left) > 30) printf("  %s\n  %-30s %s\n", left, "", o->help);
-    else printf("  %-30s %s\n", left, o->help);
+    if (strlen(left) > 30) printf("  %s\n", left);
+    const char *begin = strlen(left) > 30 ? "" : left;
+    for (const char *s = o->help; *s; begin = "") {
+        size_t len = line_of(s, 100 - 33);
+        printf("  %-30s %.*s\n", begin, (int)len, s);
+        s += len + (s[len] == ' ');
+    }
 }
 
 static void print_help(const cli_spec *spec)
@@ -207,10 +223,15 @@ bool cli_parse(cli_spec *spec, int argc, char **argv, char **pos, int *ret_n_pos
     return true;
 }
 
+const cli_option *cli_find_option(const cli_group *g, const char *name)
+{
+    size_t i = 0;
+    while (i < g->n && !has_name(g->options[i].names, name, strlen(name))) i++;
+    assert(i < g->n);
+    return &g->options[i];
+}
+
 bool cli_given(const cli_group *g, const char *name)
 {
-    for (size_t i = 0; i < g->n; i++)
-        if (has_name(g->options[i].names, name, strlen(name))) return g->set >> i & 1;
-    assert(!"an option of the group");
-    return false;
+    return g->set >> (cli_find_option(g, name) - g->options) & 1;
 }

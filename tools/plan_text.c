@@ -52,8 +52,11 @@ static void print_model(const plan_view *v)
     uint32_t n_used, n = experts(s, &n_used);
     printf("%s (%s%s%s): %s\n", v->src->title, v->src->arch, *v->src->quant ? ", " : "",
            v->src->quant, cli_bytes(s->total_bytes, size));
-    printf("  %.1f billion weights; each token computes with %.1f billion of them, %s\n",
-           (double)s->n_params * 1e-9, (double)v->src->active_params * 1e-9,
+    bool small = s->n_params < 100000000;
+    const char *unit = small ? "million" : "billion";
+    double scale = small ? 1e-6 : 1e-9;
+    printf("  %.1f %s weights; each token computes with %.1f %s of them, %s\n",
+           (double)s->n_params * scale, unit, (double)v->src->active_params * scale, unit,
            cli_bytes(active_bytes(s), used));
     if (n)
         printf("  %" PRIu32 " layers; of the %" PRIu32 " experts of a layer a token uses %" PRIu32
@@ -178,6 +181,7 @@ static void print_forecast(const plan_view *v)
     if (start_s(v) > 0)
         printf("  %-34s %8.1f s, %s from disk\n", "loading before that, the first time", start_s(v),
                cli_bytes(start_bytes(v), size));
+    else printf("  loading before that                unknown: the disk was not measured\n");
     printf("Grade: %s (%s).\n", sl_grade_name(f->grade), cli_grade_text(f->grade));
     const char *raise = cli_grade_raise(f->grade);
     bool moe = all_experts(v->src->shape) && v->choice->plan.weights == SL_WEIGHTS_STREAMED;
@@ -266,7 +270,7 @@ void plan_print(const plan_view *v)
     print_limit("Reading the prompt", &f->prompt);
     print_gains(c);
     print_why(c);
-    for (uint32_t i = 0; i < v->machine->n_gpus; i++) print_gpu(v, i);
+    for (uint32_t i = 0; i < v->machine->n_gpus && !c->params.accel.kind; i++) print_gpu(v, i);
     print_run_line(v);
 }
 
@@ -383,7 +387,7 @@ static json_t *why_json(const sl_choice *c)
 static json_t *gpus_json(const plan_view *v)
 {
     json_t *list = json_array();
-    for (uint32_t i = 0; i < v->machine->n_gpus; i++) {
+    for (uint32_t i = 0; i < v->machine->n_gpus && !v->choice->params.accel.kind; i++) {
         const sl_choice *c = &v->gpu[i].choice;
         json_t *obj = json_pack("{s:s, s:I, s:o}", "name", v->machine->gpu[i].name, "vram_bytes",
                                 (json_int_t)v->machine->gpu[i].vram_bytes, "bound",

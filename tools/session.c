@@ -13,6 +13,7 @@
 #include "offload/sl_probe.h"
 #include "offload/sl_store.h"
 #include "runtime/base/sl_pool.h"
+#include "tools/device_flag.h"
 #include "tools/machine_file.h"
 
 #define CTX_CAP 4096u   /* of the default context: 128 K positions can outweigh a model */
@@ -31,7 +32,8 @@ static const cli_option engine_options[] = {
     { "-ctv,--cache-type-v", CLI_CHOICE, "f16|f32|bf16|q8_0", "the same", AT(kv_v), 0, 0 },
     { "--ram", CLI_BYTES, "SIZE", "memory budget, 8G or auto (default: auto, what is available)",
       AT(ram_bytes), 0, 0 },
-    { "--policy", CLI_STR, "NAME", "which experts keep their place in RAM when not all fit",
+    { "--policy", CLI_STR, "NAME",
+      "which experts keep their place in RAM when not all fit: markov, lfu or lru (default: markov)",
       AT(policy), 0, 0 },
     { "--lookahead", CLI_CHOICE, "auto|off",
       "read experts that will probably be asked for, while the disk is idle (default: auto)",
@@ -43,7 +45,13 @@ static const cli_option engine_options[] = {
     { "--plan", CLI_STR, "FILE",
       "a plan that `sluice plan -o` saved; other flags go before it", AT(plan), 0, 0 },
     { "--force", CLI_FLAG, NULL, "take a plan that was made for other hardware", AT(force), 0, 0 },
-    { "--device", CLI_CHOICE, "auto|cpu", "what computes (default: auto)", AT(device), 0, 0 },
+    { "--device", CLI_STR, "NAME",
+      "what computes: auto, cpu, cuda:N, or an emulated accelerator, for trying things out, as in "
+      "emu:mem=512M,h2d=2G,d2h=2G,lat=10us,cores=1 (default: auto, which is cpu)",
+      AT(device), 0, 0 },
+    { "--vram", CLI_BYTES, "SIZE",
+      "budget of the device's memory, 6G or auto (default: auto, what is free)", AT(vram_bytes), 0,
+      0 },
     { "--isa", CLI_STR, "NAME",
       "at most these instructions: c, avx2, avxvnni, avx512, avx512vnni (default: all of the CPU's)",
       AT(isa), 0, 0 },
@@ -59,6 +67,23 @@ static const cli_option engine_options[] = {
       "write which experts were chosen, as JSON lines: one per token and layer", AT(trace), 0, 0 },
     { "-v,--verbose", CLI_FLAG, NULL, "more on stderr: notes, memory by account", AT(verbose), 0,
       0 },
+};
+#undef AT
+
+#define AT(field) offsetof(cli_asked, field)
+static const cli_option asked_options[] = {
+    { "--quant", CLI_STR, "TYPE",
+      "of a preset or config.json: what the weights are to be, such as Q4_K_M or Q8_0", AT(quant),
+      0, 0 },
+    { "--machine", CLI_STR, "FILE|NAME",
+      "another machine: a file of `sluice probe`, or a described one (default: this one)",
+      AT(machine), 0, 0 },
+    { "-p,--n-prompt", CLI_U32, "N", "tokens of the prompt (default: 512)", AT(n_prompt), 1,
+      1 << 24 },
+    { "-n,--n-gen", CLI_U32, "N", "tokens written after it (default: 128)", AT(n_gen), 0, 1 << 24 },
+    { "--trace", CLI_STR, "FILE",
+      "how the model routes, recorded by `sluice run --trace-routing FILE`: a better forecast",
+      AT(trace), 0, 0 },
 };
 #undef AT
 
@@ -95,6 +120,25 @@ cli_engine_args cli_engine_defaults(void)
 cli_group cli_engine_group(cli_engine_args *a)
 {
     return (cli_group){ "Model and machine", engine_options, SL_LEN(engine_options), a, 0 };
+}
+
+cli_group cli_engine_some(cli_engine_args *a, const char *const *names, size_t n, cli_option *rows)
+{
+    cli_group g = cli_engine_group(a);
+    for (size_t i = 0; i < n; i++) rows[i] = *cli_find_option(&g, names[i]);
+    g.options = rows;
+    g.n = n;
+    return g;
+}
+
+cli_asked cli_asked_defaults(void)
+{
+    return (cli_asked){ .n_prompt = 512, .n_gen = 128 };
+}
+
+cli_group cli_asked_group(cli_asked *a)
+{
+    return (cli_group){ "Forecast", asked_options, SL_LEN(asked_options), a, 0 };
 }
 
 cli_sampler_args cli_sampler_defaults(void)
@@ -265,6 +309,28 @@ static int take_flags(const cli_engine_args *a, const cli_group *g, sl_plan_para
     return a->policy ? parse_policy(a->policy, &p->policy) : CLI_DONE;
 }
 
+int cli_take_device(const cli_engine_args *a, const cli_group *g, sl_ctx *ctx, sl_plan_params *p)
+{
+    char why[160];
+    sl_accel accel;
+    if (!cli_parse_device(a->device, &accel, why)) {
+        cli_fail("%s", why);
+        return CLI_USAGE;
+    }
+    if (!accel.kind) {
+        if (cli_given(g, "--vram")) cli_warn("--vram has no effect: the CPU computes everything");
+        return CLI_DONE;
+    }
+    if (a->vram_bytes) accel.mem_bytes = a->vram_bytes;
+    if (sl_accel_find(ctx, &accel) != SL_OK) return cli_fail_ctx(ctx);
+    if (accel.kind == SL_ACCEL_EMU && !p->n_threads) {      /* the device has cores of its own */
+        uint32_t cores = sl_pool_cores(ctx);
+        p->n_threads = cores > accel.n_cores ? cores - accel.n_cores : 1;
+    }
+    p->accel = accel;
+    return CLI_DONE;
+}
+
 int cli_planner_params(const cli_engine_args *a, const cli_group *g, sl_ctx *ctx,
                        const sl_shape *shape, const sl_machine *m, uint64_t available_bytes,
                        uint32_t n_seq, sl_planner_params *ret)
@@ -291,6 +357,22 @@ int cli_planner_params(const cli_engine_args *a, const cli_group *g, sl_ctx *ctx
     q.fix_dense = a->plan != NULL;
     *ret = q;
     return code;
+}
+
+int cli_asked_params(const cli_asked *a, const cli_engine_args *e, const cli_group *g, sl_ctx *ctx,
+                     const sl_shape *shape, const sl_machine *m, bool here, sl_planner_params *ret)
+{
+    int code = cli_planner_params(e, g, ctx, shape, m, cli_plan_available(m, here), 1, ret);
+    if (code != CLI_DONE) return code;
+    uint64_t n_ctx = ret->base.n_ctx ? ret->base.n_ctx : shape->n_ctx_train;
+    ret->load = (sl_load){ a->n_prompt, a->n_gen };
+    if ((uint64_t)a->n_prompt + a->n_gen <= n_ctx) return CLI_DONE;
+    if (cli_given(g, "--ctx-size"))
+        return cli_fail("%" PRIu32 " tokens of a prompt and %" PRIu32
+                        " written do not fit a context of %" PRIu64 ": raise it with -c",
+                        a->n_prompt, a->n_gen, n_ctx);
+    ret->base.n_ctx = a->n_prompt + a->n_gen;
+    return CLI_DONE;
 }
 
 /* Warns of flags that this plan has no use for. */
@@ -322,7 +404,9 @@ static int make_plan(const cli_engine_args *a, const cli_group *g, uint32_t n_se
     else known = cli_machine_kept(s->ctx, &m);
     int code = cli_planner_params(a, g, s->ctx, shape, known ? &m : NULL, cli_available_bytes(),
                                   n_seq, &q);
+    if (code == CLI_DONE) code = cli_take_device(a, g, s->ctx, &q.base);
     if (code != CLI_DONE) return code;
+    if (q.base.accel.kind) load = NULL;     /* no forecast knows of them yet */
     q.base.cpu_mask = s->cpu_mask;
     q.base.blas = want_blas(a, shape);
     s->budget_bytes = q.base.ram_bytes;
@@ -338,6 +422,8 @@ static int make_plan(const cli_engine_args *a, const cli_group *g, uint32_t n_se
         *ret_plan = c.plan;
         s->forecast = c.forecast;
         s->has_forecast = c.plan.weights != SL_WEIGHTS_STREAMED || m.disk.n_curves;
+        if (!s->has_forecast && !a->no_banner)
+            cli_note("no forecast: the disk was not measured: `sluice probe` does it");
     } else if (sl_plan_make(s->ctx, shape, &q.base, ret_plan) != SL_OK) return cli_fail_ctx(s->ctx);
     if (!a->no_banner) warn_of_plan(g, shape, ret_plan);
     return CLI_DONE;
@@ -349,7 +435,7 @@ static void banner(const cli_session *s)
     const sl_plan *p = sl_engine_plan(s->engine);
     sl_kernels k;
     sl_kernels_init(&k, sl_cpu_detect() & p->cpu_mask);
-    char w[24], kv[24];
+    char w[24], kv[24], stay[24], ring[24];
     cli_note("%s (%s, %s): %s; %" PRIu32 " thread%s, %s; context %" PRIu32 ", KV %s %s",
              sl_model_name(s->model), sl_model_arch(s->model), cli_bytes(p->weights_bytes, w),
              p->mode, p->n_threads, p->n_threads == 1 ? "" : "s", k.isa, p->n_ctx,
@@ -367,6 +453,16 @@ static void banner(const cli_session *s)
                  slots, experts, cli_bytes(p->slots_bytes, w), cli_bytes(p->dense_bytes, kv),
                  p->section_bytes ? ", the rest of them streamed" : "",
                  sl_engine_store_mode(s->engine));
+    if (p->split.accel.kind)
+        cli_note("device: %s of %s; %s of weights stay there (%" PRIu32 " of %" PRIu32
+                 " layers' dense matrices, %" PRIu32 " experts of each), a ring of %s; keys and "
+                 "values %s, head %s",
+                 cli_bytes(p->split.need_bytes, w), cli_bytes(p->split.accel.mem_bytes, kv),
+                 cli_bytes(p->split.dense_bytes + p->split.stay_bytes, stay),
+                 p->split.n_dense_layers, sl_model_shape(s->model)->n_layer, p->split.n_stay,
+                 cli_bytes(p->split.ring_bytes, ring),
+                 p->split.kv == SL_ON_DEVICE ? "there" : "in RAM",
+                 p->split.head == SL_ON_DEVICE ? "there" : "on the CPU");
     if (s->has_forecast) cli_note("%s", cli_forecast_line(&s->forecast, line));
 }
 

@@ -21,7 +21,8 @@ typedef struct cli_engine_args {
     uint32_t ctx_cap;           /* of the default context */
     uint32_t n_threads, max_rows;
     uint32_t kv_k, kv_v;        /* choices: 0 f16, 1 f32 */
-    uint32_t device;            /* choices: 0 auto, 1 cpu */
+    const char *device;         /* NULL: auto */
+    uint64_t vram_bytes;        /* 0: auto */
     const char *isa;            /* NULL: all that this CPU has */
     uint32_t activations;       /* 0: q8; 1: f32 */
     uint32_t blas;              /* 0: off; 1: on */
@@ -50,6 +51,9 @@ int cli_check_threads(uint32_t n);
 
 cli_engine_args cli_engine_defaults(void);
 cli_group cli_engine_group(cli_engine_args *a);     /* "Model and machine" */
+/* Of it only the options that are named, into rows [n]: for a command that has others in a form of
+ * its own. */
+cli_group cli_engine_some(cli_engine_args *a, const char *const *names, size_t n, cli_option *rows);
 
 /* What the flags decide, and what is left to the planner. g: the group of a. available_bytes: what
  * --ram auto shares out; m (may be NULL): how its disk is read. load is left to the caller.
@@ -57,6 +61,24 @@ cli_group cli_engine_group(cli_engine_args *a);     /* "Model and machine" */
 int cli_planner_params(const cli_engine_args *a, const cli_group *g, sl_ctx *ctx,
                        const sl_shape *shape, const sl_machine *m, uint64_t available_bytes,
                        uint32_t n_seq, sl_planner_params *ret);
+
+/* --device and --vram into the parameters; threads, where they are not given, leave an emulated
+ * device its cores. CLI_DONE, or another code after one line. */
+int cli_take_device(const cli_engine_args *a, const cli_group *g, sl_ctx *ctx, sl_plan_params *p);
+
+/* What plan and report are asked: which model on which machine, and what is to be done there. */
+typedef struct cli_asked {
+    const char *quant, *machine, *trace;    /* may be NULL */
+    uint32_t n_prompt, n_gen;
+} cli_asked;
+
+cli_asked cli_asked_defaults(void);
+cli_group cli_asked_group(cli_asked *a);    /* "Forecast" */
+/* cli_planner_params with load and, where nobody gave one, a context that holds it. here: m is this
+ * machine. */
+int cli_asked_params(const cli_asked *a, const cli_engine_args *e, const cli_group *g, sl_ctx *ctx,
+                     const sl_shape *shape, const sl_machine *m, bool here,
+                     sl_planner_params *ret);
 
 typedef struct cli_sampler_args {
     sl_sampler_params p;

@@ -29,16 +29,14 @@ static const struct command commands[] = {
     { NULL, NULL, NULL }
 };
 
-static void print_help(FILE *out)
+static void print_help(void)
 {
-    fprintf(out, "sluice %s - runs Mixture-of-Experts language models from GGUF files\n\n"
-                 "usage: sluice COMMAND [options]\n\n", SL_VERSION);
-    for (const struct command *c = commands; c->name; c++)
-        fprintf(out, "  %-10s %s\n", c->name, c->help);
-    fprintf(out, "\n`sluice COMMAND -h` explains a command; --version prints the version.\n"
-                 "Without -m the bundled model is used. Text goes to stdout, everything else to "
-                 "stderr.\n"
-                 "Exit codes: 0 done, 1 failed, 2 usage, 130 interrupted by Ctrl-C.\n");
+    printf("sluice " SL_VERSION " - runs Mixture-of-Experts language models from GGUF files\n\n"
+           "usage: sluice COMMAND [options]\n\n");
+    for (const struct command *c = commands; c->name; c++) printf("  %-10s %s\n", c->name, c->help);
+    printf("\n`sluice COMMAND -h` explains a command; --version prints the version.\n"
+           "Without -m the bundled model is used. Text goes to stdout, everything else to stderr.\n"
+           "Exit codes: 0 done, 1 failed, 2 usage, 130 interrupted by Ctrl-C.\n");
 }
 
 static bool is_one_of(const char *arg, const char *a, const char *b, const char *c)
@@ -60,7 +58,7 @@ int main(int argc, char **argv)
     fill_std_descriptors();
     signal(SIGPIPE, SIG_IGN);   /* a closed pipe shows as a failed write, which gets its line */
     if (argc < 2 || is_one_of(argv[1], "-h", "--help", "help")) {
-        print_help(stdout);
+        print_help();
         return cli_end_stdout(CLI_DONE);
     }
     if (is_one_of(argv[1], "-V", "--version", "version")) {
@@ -69,7 +67,7 @@ int main(int argc, char **argv)
     }
     for (const struct command *c = commands; c->name; c++)
         if (!strcmp(argv[1], c->name)) return c->fn(argc - 1, argv + 1);
-    fprintf(stderr, "sluice: \"%s\" is no command\n\n", argv[1]);
-    print_help(stderr);
+    fprintf(stderr, "sluice: \"%s\" is no command\nusage: sluice COMMAND [options]\n"
+                    "       (sluice -h lists them)\n", argv[1]);
     return CLI_USAGE;
 }
