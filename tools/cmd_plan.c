@@ -12,7 +12,6 @@
 struct args {
     const char *out;
     uint32_t n_requests, parallel;
-    uint64_t vram_bytes;
     bool json, llama_cpp;
 };
 
@@ -28,8 +27,6 @@ static const cli_option options[] = {
       0 },
     { "--llama-cpp", CLI_FLAG, NULL, "print the flags that place the model so in llama.cpp",
       AT(llama_cpp), 0, 0 },
-    { "--vram", CLI_BYTES, "SIZE", "memory of the machine's GPU to plan with (default: all of it)",
-      AT(vram_bytes), 0, 0 },
 };
 #undef AT
 
@@ -127,6 +124,15 @@ static int plan_queue(const struct args *a, const cli_asked *asked, const cli_gr
     return cli_end_stdout(CLI_DONE);
 }
 
+/* The one that was asked for, if one was; threads are the planner's choice. */
+static int take_device(const cli_engine_args *e, const cli_group *g, sl_ctx *ctx, sl_plan_params *p)
+{
+    uint32_t threads = p->n_threads;
+    int code = cli_given(g, "--device") ? cli_take_device(e, g, ctx, p) : CLI_DONE;
+    p->n_threads = threads;
+    return code;
+}
+
 /* What a CUDA context and its libraries take of a card. */
 #define CONTEXT_BYTES ((uint64_t)512 << 20)
 
@@ -158,19 +164,20 @@ static int plan(const struct args *a, const cli_asked *asked, const cli_engine_a
     sl_miss_model miss;
     sl_planner_params q;
     sl_choice choice;
-    plan_view v = { .src = src, .machine = &m, .vram_bytes = a->vram_bytes, .command = command,
+    plan_view v = { .src = src, .machine = &m, .vram_bytes = e->vram_bytes, .command = command,
                     .load = { asked->n_prompt, asked->n_gen }, .choice = &choice };
     const char *file = src->kind == SL_SOURCE_GGUF ? src->path : NULL;
     int code = cli_machine_for_plan(ctx, asked->machine, file, &m, &v.here);
     if (code == CLI_DONE) code = cli_miss_model(ctx, src->shape, asked->trace, &miss);
     if (code == CLI_DONE) code = cli_asked_params(asked, e, g, ctx, src->shape, &m, v.here, &q);
+    if (code == CLI_DONE) code = take_device(e, g, ctx, &q.base);
     if (code != CLI_DONE) return code;
     if (a->n_requests) return plan_queue(a, asked, g, ctx, &miss, &q, &v);
     if (sl_planner_run(ctx, &m, src->shape, &miss, &q, !a->llama_cpp, &choice) != SL_OK)
         return cli_fail_ctx(ctx);
     code = need_disk(&v);
     if (code != CLI_DONE) return code;
-    if (!a->llama_cpp)
+    if (!a->llama_cpp && !q.base.accel.kind)
         for (uint32_t i = 0; i < m.n_gpus; i++) plan_gpu(ctx, src->shape, &miss, &q, i, &v);
     return show(a, ctx, &v);
 }
@@ -179,7 +186,7 @@ static int plan(const struct args *a, const cli_asked *asked, const cli_engine_a
 static void warn(const cli_group *g)
 {
     static const char *const none[] = { "--isa", "--activations", "--blas", "--trace-routing",
-                                        "--device", "--vram", "--verbose" };
+                                        "--verbose" };
     for (size_t i = 0; i < SL_LEN(none); i++)
         if (cli_given(g, none[i])) cli_warn("%s has no effect on a plan", none[i]);
 }

@@ -270,7 +270,7 @@ void plan_print(const plan_view *v)
     print_limit("Reading the prompt", &f->prompt);
     print_gains(c);
     print_why(c);
-    for (uint32_t i = 0; i < v->machine->n_gpus; i++) print_gpu(v, i);
+    for (uint32_t i = 0; i < v->machine->n_gpus && !c->params.accel.kind; i++) print_gpu(v, i);
     print_run_line(v);
 }
 
@@ -387,7 +387,7 @@ static json_t *why_json(const sl_choice *c)
 static json_t *gpus_json(const plan_view *v)
 {
     json_t *list = json_array();
-    for (uint32_t i = 0; i < v->machine->n_gpus; i++) {
+    for (uint32_t i = 0; i < v->machine->n_gpus && !v->choice->params.accel.kind; i++) {
         const sl_choice *c = &v->gpu[i].choice;
         json_t *obj = json_pack("{s:s, s:I, s:o}", "name", v->machine->gpu[i].name, "vram_bytes",
                                 (json_int_t)v->machine->gpu[i].vram_bytes, "bound",
