@@ -17,8 +17,8 @@
  *       ... ],
  *     "gpus": [ { "name", "vram_bytes", "vram_bytes_s", "flops_s", "h2d_bytes_s", "d2h_bytes_s",
  *       and perhaps "h2d_pageable_bytes_s", "d2h_pageable_bytes_s", "copy_s", "launch_s",
- *       "decode_flops_s", "prefill_flops_s", "decode_bytes_s", "elem_s", "gemms" (without threads) },
- *       ... ] }
+ *       "decode_flops_s", "prefill_flops_s", "decode_bytes_s", "elem_s", "gemms" (without
+ *       threads) }, ... ] }
  * sl_machine.h says what each means. Files of format 1 are refused: they lack what forecasts need.
  * Tested by tests/t_machine.c. */
 #ifndef SL_MACHINE_JSON_H

@@ -239,7 +239,7 @@ static sl_forecast_in input(const search *s, const sl_plan *plan)
                              .miss = s->miss, .load = s->p->load };
 }
 
-/* Does the plan do what was asked for? A lane for which there is no room, or no use, is left out. */
+/* Does the plan do what was asked for? A lane for which there is no room or use is left out. */
 static bool meets(const sl_plan *plan, const sl_plan_params *p)
 {
     return !p->accel.kind || p->n_lanes == SL_PLAN_AUTO || plan->split.n_lanes == p->n_lanes;

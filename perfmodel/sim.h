@@ -15,8 +15,8 @@ void sim_begin(sim *s, bool settled);
 double sim_pass(sim *s, const sl_rows *rows, uint32_t n, double times, sl_timeline *line,
                 sl_phase *f);
 /* The least that a pass takes, nothing waiting for anything. Its weights' products and stages, and
- * the bytes that settled slots do not hold, by the number of rows alone; where an accelerator shares
- * the pass, each resource's part. */
+ * the bytes that settled slots do not hold, by the number of rows alone; where an accelerator
+ * shares the pass, each resource's part. */
 typedef struct sim_least {
     double compute_s, disk_bytes;
     split_sum shared;

@@ -1,12 +1,12 @@
-/* perfmodel/sim_split.c - stage 2 where CPU and accelerator share a pass: one driver walks the steps
- * of its lanes as sl_pipe.h says; what it submits to the device's queues, and weights on their way
- * through the ring, go on beside it.
- * The device: its operations in order of submission, each once the copies and weights that it names
- * are there. The link up: what a stage waits for goes before weights, once the piece on the link is
- * over; a copy is there copy_s after it left the link. The ring: first in, first out, an item's room
- * is free when every lane has used it (runtime/board.c).
- * Memory that CPU, copies and an emulated device share gives each its part where they want more than
- * it has; so do cores, where an emulated device's and its copies are the machine's own.
+/* perfmodel/sim_split.c - stage 2 where CPU and accelerator share a pass: one driver walks the
+ * steps of its lanes as sl_pipe.h says; what it submits to the device's queues, and weights on
+ * their way through the ring, go on beside it.
+ * The device: its operations in order of submission, each once the copies and weights that it
+ * names are there. The link up: what a stage waits for goes before weights, once the piece on the
+ * link is over; a copy is there copy_s after it left the link. The ring: first in, first out, an
+ * item's room is free when every lane has used it (runtime/board.c).
+ * Memory that CPU, copies and an emulated device share gives each its part where they want more
+ * than it has; so do cores, where an emulated device's and its copies are the machine's own.
  * Time goes from one end of something to the next. */
 #include "perfmodel/sim_split.h"
 

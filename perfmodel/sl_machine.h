@@ -183,9 +183,9 @@ SL_API double sl_machine_decode_seconds(const sl_machine_cost *c, double elems, 
  * its memory's rate and operations over 0.6 of its flops_s, of 16 rows at least. */
 SL_API double sl_machine_gpu_gemm_seconds(const sl_machine_gpu *g, sl_type type, double n_weights,
                                           double rows);
-/* Attention on it, of a prompt's rows or of rows that decode, to so many elements of keys and values
- * (that take so many bytes) with so many flops: at the rates that were measured; else the larger of
- * bytes and flops at the same shares of its memory's rate and of flops_s. */
+/* Attention on it, of a prompt's rows or of rows that decode, to so many elements of keys and
+ * values (that take so many bytes) with so many flops: at the rates that were measured; else the
+ * larger of bytes and flops at the same shares of its memory's rate and of flops_s. */
 SL_API double sl_machine_gpu_attend_seconds(const sl_machine_gpu *g, double elems, double bytes,
                                             double flops, bool prompt);
 

@@ -84,9 +84,10 @@ SL_API SL_NODISCARD sl_status sl_planner_queue(sl_ctx *ctx, const sl_machine *m,
                                                const sl_planner_params *p, const sl_workload *queue,
                                                sl_queue_choice *ret);
 
-/* The machine with `factor` times as much of a resource, factor >= 1: SL_RES_DISK (bytes/s of every
- * measured point), SL_RES_DRAM, SL_RES_CPU, SL_RES_H2D (links of its cards, both ways). A measured product is then as fast as what binds it
- * lets it be: its other part is the best rate of its curve (arithmetic) or DRAM's own. */
+/* The machine with `factor` times as much of a resource, factor >= 1: SL_RES_DISK (bytes/s of
+ * every measured point), SL_RES_DRAM, SL_RES_CPU, SL_RES_H2D (links of its cards, both ways). A
+ * measured product is then as fast as what binds it lets it be: its other part is the best rate of
+ * its curve (arithmetic) or DRAM's own. */
 SL_API void sl_planner_grow(sl_machine *m, sl_resource on, double factor);
 
 #endif

@@ -1,5 +1,5 @@
-/* perfmodel/split.c - the work of a pass that CPU and accelerator share, and the least that it takes:
- * no resource is done before all its work is, no lane before all its steps are.
+/* perfmodel/split.c - the work of a pass that CPU and accelerator share, and the least that it
+ * takes: no resource is done before all its work is, no lane before all its steps are.
  * Stage 2 (sim_split.c) makes a schedule of the same work. */
 #include "perfmodel/split.h"
 
@@ -164,7 +164,8 @@ work split_attend_work(const split_env *e, const sl_step *st, const split_attend
         s = sl_machine_gpu_attend_seconds(&e->gpu, elems, bytes, flops, prompt);
         return work_of(s, bytes / e->gpu.vram_bytes_s, s, bytes);
     }
-    s = prompt ? flops / e->cost.prefill_flops_s : sl_machine_decode_seconds(&e->cost, elems, flops);
+    s = prompt ? flops / e->cost.prefill_flops_s
+               : sl_machine_decode_seconds(&e->cost, elems, flops);
     return work_of(s, bytes / e->dram, s, bytes);
 }
 

@@ -199,7 +199,8 @@ static sl_forecast sim(const t_case *c, sl_forecast *ret_bound)
 
 static void phase_holds(const sl_phase *f, const sl_phase *b, uint32_t n, const char *what, int i)
 {
-    T_CHECK(isfinite(f->seconds) && (f->seconds > 0) == (n > 0), "%s %d: %g s", what, i, f->seconds);
+    T_CHECK(isfinite(f->seconds) && (f->seconds > 0) == (n > 0), "%s %d: %g s", what, i,
+            f->seconds);
     T_CHECK(f->wait_s >= 0 && f->wait_s <= f->seconds * (1 + 1e-9), "%s %d: waits %g of %g", what,
             i, f->wait_s, f->seconds);
     for (int r = 0; r < SL_N_RESOURCES; r++) {

@@ -1,6 +1,6 @@
-/* tests/t_three_way.c - experts that stay on the device, are sent to it, or are computed by the CPU:
- * the planner's mixture against the best pure choice, on described machines. The table stands in
- * docs/prediction.md. */
+/* tests/t_three_way.c - experts that stay on the device, are sent to it, or are computed by the
+ * CPU: the planner's mixture against the best pure choice, on described machines. The table stands
+ * in docs/prediction.md. */
 #include <math.h>
 
 #include "perfmodel/sl_planner.h"

@@ -33,7 +33,8 @@ void plan_print_device(const sl_shape *s, const sl_plan *p)
     row("experts", x->stay_bytes, text);
     row("weights on their way", x->ring_bytes, "a ring; what does not stay is sent from RAM");
     row("keys and values", x->kv_bytes, "");
-    row("buffers of a pass", x->scratch_bytes, x->n_lanes > 1 ? "of two lanes that take turns" : "");
+    row("buffers of a pass", x->scratch_bytes,
+        x->n_lanes > 1 ? "of two lanes that take turns" : "");
     row("the device's own", x->accel.own_bytes, "");
     row("together", x->need_bytes, "");
 }
@@ -49,7 +50,8 @@ void plan_print_work(const sl_shape *s, const sl_plan *p)
            x->head == SL_ON_DEVICE ? "" : ", and the head");
     if (x->n_stay >= n) return;
     char rows[64];
-    snprintf(rows, sizeof rows, " if it gets fewer than %" PRIu32 " tokens of a pass", x->send_rows);
+    snprintf(rows, sizeof rows, " if it gets fewer than %" PRIu32 " tokens of a pass",
+             x->send_rows);
     if (x->send_rows > 1)
         printf("An expert that does not stay is the CPU's%s%s.\n", x->send_rows < NEVER ? rows : "",
                x->send_rows < NEVER ? ", else sent when a router asks for it" : "");
@@ -62,7 +64,8 @@ json_t *plan_device_json(const sl_plan *p)
 {
     const sl_split *x = &p->split;
     static const char *const where[] = { "cpu", "device" };
-    return json_pack("{s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:s, s:s, s:s, s:I, s:I, s:I}",
+    return json_pack("{s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:s, s:s, s:s,"
+                     " s:I, s:I, s:I}",
                      "budget_bytes", (json_int_t)x->accel.mem_bytes, "need_bytes",
                      (json_int_t)x->need_bytes, "own_bytes", (json_int_t)x->accel.own_bytes,
                      "dense_bytes", (json_int_t)x->dense_bytes, "dense_layers",

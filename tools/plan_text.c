@@ -228,8 +228,8 @@ static void print_gpu(const plan_view *v, uint32_t i)
     const sl_forecast *bound = &v->gpu[i].bound;
     char size[24];
     if (!v->gpu[i].planned) {
-        printf("\nWith the %s: at most %.0f tok/s of the prompt, %.1f tok/s written (a bound; no plan: "
-               "%s).\n", g->name, bound->prompt.tok_per_s, bound->decode.tok_per_s,
+        printf("\nWith the %s: at most %.0f tok/s of the prompt, %.1f tok/s written (a bound).\n"
+               "No plan: %s.\n", g->name, bound->prompt.tok_per_s, bound->decode.tok_per_s,
                v->gpu[i].why_not);
         return;
     }
@@ -415,8 +415,8 @@ json_t *plan_json(const plan_view *v)
         "model", model_json(v), "machine", machine_json(v), "load", "n_prompt",
         (json_int_t)v->load.n_prompt, "n_gen", (json_int_t)v->load.n_gen, "params",
         cli_plan_params_json(&c->params), "placement", placement_json(v), "forecast",
-        cli_forecast_json(&c->forecast), "bound", cli_forecast_json(&c->bound), "why", why_json(c), "gains",
-        gains_json(c), "gpus", gpus_json(v), "command", v->command);
+        cli_forecast_json(&c->forecast), "bound", cli_forecast_json(&c->bound), "why",
+        why_json(c), "gains", gains_json(c), "gpus", gpus_json(v), "command", v->command);
     if (root && start_s(v) > 0 && json_object_set_new(root, "load_s", json_real(start_s(v)))) {
         json_decref(root);
         root = NULL;
