@@ -160,9 +160,6 @@ static sl_status run_on_cpu(struct turn *t, uint32_t n_part)
     lane *n = t->n;
     const sl_layer *l = &e->loaded.layers[t->l->index];
     uint64_t dm = e->weights.d_model;
-    SL_TRY(split_begin_down(e));
-    SL_TRY(split_down(e, n->host.h, n->dev.h, n->host.n_rows * dm));
-    SL_TRY(split_end_down(e, &n->down));
     SL_TRY(e->dev->ops->sync(e->dev, n->down));
     split_read(e, n->host.h, n->host.n_rows * dm);
     for (uint32_t i = 0; i < n_part; i++) {
@@ -179,6 +176,16 @@ static sl_status run_on_cpu(struct turn *t, uint32_t n_part)
     return split_end_up(e);
 }
 
+/* What the CPU's experts multiply with: begun before the device's own, which it would wait for. */
+static sl_status begin_h_down(struct turn *t)
+{
+    sl_engine *e = t->e;
+    lane *n = t->n;
+    SL_TRY(split_begin_down(e));
+    SL_TRY(split_down(e, n->host.h, n->dev.h, (uint64_t)n->host.n_rows * e->weights.d_model));
+    return split_end_down(e, &n->down);
+}
+
 /* Few rows: the device computes what it has while the rest is on its way and the CPU is at work;
  * all outputs are added at the end. */
 static sl_status run_stored(struct turn *t)
@@ -187,15 +194,19 @@ static sl_status run_stored(struct turn *t)
     lane *n = t->n;
     uint64_t dm = e->weights.d_model, out = 0;
     uint32_t n_part = 0;
+    bool on_cpu = false;
     SL_TRY(ask(t, true));
     for (uint32_t i = 0; i < t->n_routed; out += n->runs[i++].n_rows * dm) {
         sl_expert_run *r = &n->runs[i];
+        place p = place_of(t, r, true);
         r->part = SL_RUN_STORE;
         r->out = n->dev_out + out;
-        if (place_of(t, r, true) != STAYS) continue;
+        on_cpu |= p == ON_CPU;
+        if (p != STAYS) continue;
         give(r, board_expert(&e->board, t->l->index, r->index));
         n->part[n_part++] = *r;
     }
+    if (on_cpu) SL_TRY(begin_h_down(t));
     SL_TRY(submit(t, n->part, n_part, false));
     n_part = 0;
     for (uint32_t i = 0; i < t->n_routed; i++) {
