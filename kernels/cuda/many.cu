@@ -11,6 +11,14 @@
 enum { BM = 128, BK = 32, LD = BK + 8 };    /* LD: rows of 80 bytes, so that ldmatrix's 8 rows lie
                                              * in 8 different quarters of the banks */
 
+/* Blocks of 256 threads at once that registers must do for. Two hide latency; sm_75, whose mma
+ * takes half the k, would spill. */
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+#define LARGE_BLOCKS 1
+#else
+#define LARGE_BLOCKS 2
+#endif
+
 /* WM x WN warps, each with MI x 4 fragments of 16 weights by 8 slots. */
 template <int T, int WM_, int WN_> struct shape {
     enum {
@@ -176,7 +184,8 @@ __device__ __forceinline__ void finish(const sl_cuda_product &p, const sl_cuda_r
 }
 
 template <int T, int WM, int WN>
-__global__ __launch_bounds__(32 * WM * WN) void many(sl_cuda_product p, uint64_t pad)
+__global__ __launch_bounds__(32 * WM * WN, WN == 1 ? 1 : LARGE_BLOCKS)
+void many(sl_cuda_product p, uint64_t pad)
 {
     typedef shape<T, WM, WN> S;
     CU_SHARED(typename S::shared, s);
