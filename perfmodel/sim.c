@@ -40,6 +40,7 @@ struct parts {
 
 struct read { double end, earliest_s; };
 
+enum { RATES = 64 };
 struct disk {
     uint32_t depth, max_request;
     double latency_s;
@@ -51,6 +52,8 @@ struct disk {
     uint64_t n_asked, n_started, n_landed;      /* reads; the first is 1 */
     struct read *ring;          /* [cap] of those that have not landed */
     uint32_t cap;
+    /* rates at so many requests in flight (modulo RATES), which are asked for again and again */
+    struct rate { double size, flying, bytes_s; } rates[RATES];
 };
 
 struct sim {
@@ -118,6 +121,14 @@ static void span(sim *s, sl_resource on, double from, double to, bool waiting)
 
 /* ---- the disk ---- */
 
+static double disk_rate(sim *s, double size, double flying)
+{
+    struct rate *r = &s->disk.rates[(uint32_t)flying % RATES];
+    if (r->size != size || r->flying != flying)
+        *r = (struct rate){ size, flying, sl_machine_disk_s(s->m, size, flying) };
+    return r->bytes_s;
+}
+
 /* Starts what the depth allows, as every call of the store does; without the time that it takes
  * the driver. Returns how many requests. */
 static double start_reads(sim *s)
@@ -129,8 +140,7 @@ static double start_reads(sim *s)
     if (d->started - d->got < 1) d->lag_s = d->latency_s;   /* it was idle */
     d->started = until;
     double left = until - d->got, flying = fmin(ceil(left / size - 1e-6), d->depth);
-    double rate = sl_machine_disk_s(s->m, size, flying);
-    double best = fmax(rate, sl_machine_disk_s(s->m, size, d->depth));
+    double rate = disk_rate(s, size, flying), best = fmax(rate, disk_rate(s, size, d->depth));
     /* nobody measured a disk: it takes no time */
     double whole = rate > 0 ? fmax(left / rate, d->lag_s + left / best) : d->lag_s;
     d->bytes_s = left / (whole - d->lag_s);
