@@ -67,11 +67,14 @@ class Frame(unittest.TestCase):
         for args in (("nope",), ("--nope",), ("run", "--nope"), ("run", "-n"), ("run", "-n", "x"),
                      ("run", "-n", "-2"), ("run", "text"), ("run", "-p", "a", "-f", "b"), ("run", "-m", MODEL),
                      ("run", "--temp", "hot"), ("run", "--ram", "much"), ("run", "-ctk", "q3"),
-                     ("run", "--device", "tpu"), ("run", "--top-p", "1.5"), ("run", "--min-p", "nan"),
+                     ("run", "--top-p", "1.5"), ("run", "--min-p", "nan"),
                      ("eval",), ("eval", "-f", "a", "--tokens", "1")):
             code, out, err = sluice(*args)
             self.assertEqual((code, out), (2, b""), args)
             self.assertIn("usage: sluice", err, args)
+        code, out, err = sluice("run", "--device", "tpu")
+        self.assertEqual((code, out), (2, b""))
+        self.assertIn("--device tpu: expected auto, cpu, cuda:N or emu:", err)
         err = sluice("run", "-t", "many")[2]
         self.assertIn("-t", err)
         self.assertIn("many", err)

@@ -200,7 +200,7 @@ int cmd_report(int argc, char **argv)
     int code;
     if (!cli_parse(&spec, argc, argv, NULL, NULL, &code)) return code;
     if (engine.plan) return cli_usage_error(&spec, "--plan is for running");
-    if (cli_given(&groups[1], "--device") || cli_given(&groups[1], "--vram"))
+    if (cli_given(&groups[2], "--device") || cli_given(&groups[2], "--vram"))
         cli_warn("--device and --vram have no effect on a report");
     struct report *r = calloc(1, sizeof *r);
     if (!r) return cli_fail("out of memory");
