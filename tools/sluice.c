@@ -57,6 +57,9 @@ int main(int argc, char **argv)
 {
     fill_std_descriptors();
     signal(SIGPIPE, SIG_IGN);   /* a closed pipe shows as a failed write, which gets its line */
+    /* room for a help text: why a write failed is known where it fails, and that is at the end */
+    static char room[1 << 16];
+    if (!isatty(1)) setvbuf(stdout, room, _IOFBF, sizeof room);
     if (argc < 2 || is_one_of(argv[1], "-h", "--help", "help")) {
         print_help();
         return cli_end_stdout(CLI_DONE);
