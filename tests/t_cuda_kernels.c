@@ -612,7 +612,7 @@ static void router(void)
 
 /* ---- attention ---- */
 
-enum { SEQS = 3, MAX_N = 150, MAX_WIDTH = 1200 };
+enum { SEQS = 3, MAX_N = 150, MAX_WIDTH = 2880 };
 
 struct heads {
     uint32_t n_head, n_head_kv, k_dim, v_dim, window, block_rows, n;    /* n: positions */
