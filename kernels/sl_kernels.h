@@ -62,7 +62,7 @@ typedef struct sl_kernels {
                        float *out);
 } sl_kernels;
 
-SL_API unsigned sl_cpu_detect(void);    /* SL_CPU_* bits of this CPU */
+SL_API unsigned sl_cpu_detect(void);    /* this CPU's SL_CPU_* bits, of what was built */
 /* The mask of a set's name: "c", "avx2", "avxvnni", "avx512" or "avx512vnni". SL_E_ARG: no such
  * name;
  * SL_E_UNSUPPORTED: cpu, what this CPU has (sl_cpu_detect), lacks some of it. */
