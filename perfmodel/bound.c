@@ -104,13 +104,26 @@ static double apart_s(const sl_shape *shape, const sl_step *steps, uint32_t n_st
     return sl_bound_s(&w, rates, NULL);
 }
 
+double sl_bound_together(double cpu_s, double memory_s, double disk_s, const sl_disk_use *d)
+{
+    double cpu_keeps = d->cpu_keeps > 0 ? fmin(d->cpu_keeps, 1) : 1;
+    double disk_keeps = d->disk_keeps > 0 ? fmin(d->disk_keeps, 1) : 1;
+    memory_s = fmin(memory_s, cpu_s);
+    double share = cpu_s > 0 ? memory_s / cpu_s : 0;
+    double keeps = 1 / (1 + share * (1 / cpu_keeps - 1));
+    double s = fmax(disk_s + memory_s * (1 - disk_keeps), cpu_s + disk_s * (1 - keeps));
+    return fmin(s, cpu_s + disk_s);
+}
+
 /* C: the shared expert and so many routed ones on one row. */
-static double compute_s(const sl_layer_shape *l, double hits, const sl_rates *rates)
+static double compute_s(const sl_layer_shape *l, double hits, const sl_rates *rates,
+                        double *ret_memory_s)
 {
     double ints = (double)l->ffn_int_flops_row + hits * (double)l->expert_int_flops_row;
     double all = (double)l->ffn_flops_row + hits * (double)l->expert_flops_row;
     sl_work w = { .bytes = (double)l->ffn_bytes + hits * (double)l->expert_bytes,
                   .int_ops = ints / 2, .flops = all - ints };
+    *ret_memory_s = w.bytes / rates->bytes_s;
     return sl_bound_s(&w, rates, NULL);
 }
 
@@ -144,8 +157,8 @@ static double experts_s(const sl_shape *shape, const sl_plan *plan, const sl_mis
             double missed = SL_MIN(m, l->n_used), count = (double)turns[m];
             n += count;
             missing += count * missed;
-            double there = compute_s(l, l->n_used - missed, rates);
-            s += count * fmax(there, sl_bound_read_s(l, missed, disk));
+            double memory_s, there = compute_s(l, l->n_used - missed, rates, &memory_s);
+            s += count * sl_bound_together(there, memory_s, sl_bound_read_s(l, missed, disk), disk);
         }
         if (n > 0) seconds += s / n;
         if (n > 0) *ret_missing += missing / n * (double)l->expert_bytes;

@@ -61,7 +61,15 @@ typedef struct sl_disk_use {
     const sl_machine *machine;  /* its disk */
     uint32_t request_bytes;     /* of one read at most; 0: any */
     uint32_t depth;             /* reads in flight at most; 0: any */
+    /* What each keeps of its speed while cores read memory and the disk writes it; 0: all. */
+    double cpu_keeps, disk_keeps;
 } sl_disk_use;
+
+/* Seconds of computing for cpu_s, memory_s of which wait for DRAM, and of reads for disk_s, both
+ * begun at once: what the longer of the two takes, slowed down by the other one; one behind the
+ * other where that is sooner. Nothing kept back: the longer of the two. */
+SL_API double sl_bound_together(double cpu_s, double memory_s, double disk_s,
+                                const sl_disk_use *disk);
 
 /* Seconds in which so many experts of a layer arrive that all are asked for at once: three slices
  * each, cut at request_bytes, all in flight as far as depth allows, at the disk's rate for reads of
@@ -72,7 +80,7 @@ SL_API double sl_bound_read_s(const sl_layer_shape *layer, double n_missing,
 
 /* n_gen tokens drawn one after another behind `first` positions, with experts missing as counted
  * (misses: of those passes, or of others like them): tokens/s. Seconds of a token, DESIGN.md 6:
- *     sum over layers of D_l + max(C_l, R_l)
+ *     sum over layers of D_l + max(C_l, R_l), as sl_bound_together has it
  * D_l: attention and router, the head once a pass, over DRAM and the arithmetic; C_l: the experts
  * that are there and the shared one (no read keeps them waiting), from DRAM; R_l: sl_bound_read_s
  * of the experts that are not. At least what dense weights that do not stay in RAM

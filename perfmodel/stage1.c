@@ -36,9 +36,7 @@ struct env {
     double dram_all;            /* ... and that the memory gives at most */
     double disk_best;           /* bytes/s; 0: not measured */
     sl_machine_cost cost;
-    /* what each keeps of its speed while the other reads or writes memory */
-    bool corun;                 /* that was measured */
-    double cpu_keeps, disk_keeps;
+    bool corun;                 /* what cores and disk leave each other was measured: in disk */
     sl_disk_use disk;
 };
 
@@ -162,17 +160,6 @@ static void phase_end(const struct env *e, const work *w, double s, double readi
 
 /* ---- tokens one after another ---- */
 
-/* Both at once. The disk is slowed down while the cores read memory, they while the disk is busy
- * and they wait for memory: what the longer of the two takes then. In turn where that is better. */
-static double together(const struct env *e, const work *cpu, double disk_s)
-{
-    double memory_s = fmin(cpu->bytes / e->dram, cpu->s);
-    double share = cpu->s > 0 ? memory_s / cpu->s : 0;
-    double cpu_keeps = 1 / (1 + share * (1 / e->cpu_keeps - 1));
-    double s = fmax(disk_s + memory_s * (1 - e->disk_keeps), cpu->s + disk_s * (1 - cpu_keeps));
-    return fmin(s, cpu->s + disk_s);
-}
-
 /* Probabilities that so many of a layer's experts are missing. */
 static void missing(const struct env *e, const sl_layer_shape *l, double p[SL_MAX_MISSED + 1])
 {
@@ -204,7 +191,7 @@ static struct turn layer_turn(const struct env *e, const sl_layer_shape *l,
         /* behind reads of dense weights more may be in flight than these */
         if (e->plan->n_dense_layers < e->shape->n_layer && e->disk_best > 0)
             reading = i * (double)l->expert_bytes / e->disk_best;
-        t.s += p[i] * together(e, experts, reading);
+        t.s += p[i] * sl_bound_together(experts->s, experts->bytes / e->dram, reading, &e->disk);
         t.reading_s += p[i] * reading;
         t.n_missing += p[i] * i;
     }
@@ -345,8 +332,10 @@ sl_forecast sl_stage1(const sl_forecast_in *in)
     e.cost = sl_machine_cost_at(m, e.threads);
     for (uint32_t i = 0; i < m->n_costs; i++)
         e.corun |= m->cost[i].corun_cpu > 0 && m->cost[i].corun_disk > 0;
-    e.cpu_keeps = e.corun ? fmin(e.cost.corun_cpu, 1) : 1;
-    e.disk_keeps = e.corun ? fmin(e.cost.corun_disk, 1) : 1;
+    if (e.corun) {
+        e.disk.cpu_keeps = e.cost.corun_cpu;
+        e.disk.disk_keeps = e.cost.corun_disk;
+    }
     if (!sl_machine_disk_best(m, &some_bytes, &some_depth, &e.disk_best)) e.disk_best = 0;
     sl_forecast f = { .grade = grade_of(m, in->misses || in->miss->traced),
                       .peak_bytes = in->plan->need_bytes };

@@ -142,6 +142,27 @@ static void tokens_per_second(void **state)
     assert_true(fabs(sl_bound_prompt(&shape, steps, n_steps, 5, 3, 0, &r) / want - 1) < 1e-14);
 }
 
+/* 4 s of computing, 3 of them waiting for DRAM; a disk. */
+static void both_at_once(void **state)
+{
+    sl_disk_use disk = { .machine = NULL };
+    (void)state;
+#define IS(seconds, want) assert_true(fabs((seconds) - (want)) < 1e-14)
+    IS(sl_bound_together(4, 3, 2, &disk), 4);
+    IS(sl_bound_together(4, 3, 7, &disk), 7);
+    disk = (sl_disk_use){ .cpu_keeps = 0.6, .disk_keeps = 0.5 };
+    IS(sl_bound_together(0, 0, 7, &disk), 7);
+    IS(sl_bound_together(4, 3, 0, &disk), 4);
+    IS(sl_bound_together(4, 3, 7, &disk), 7 + 3 * 0.5);     /* the disk, behind the 3 s */
+    IS(sl_bound_together(4, 3, 1, &disk), 4 + 1 / 3.0);     /* 4 s become 6 beside it */
+    IS(sl_bound_together(4, 9, 3, &disk), 4 + 3 * 0.4);     /* all 4 s wait */
+    disk.disk_keeps = 0.01;
+    IS(sl_bound_together(4, 4, 2, &disk), 2 + 4 * 0.99);
+    disk.cpu_keeps = 0.01;
+    IS(sl_bound_together(4, 4, 2, &disk), 4 + 2 * 0.99);    /* no better than in turn */
+#undef IS
+}
+
 /* One token, half of the layers' turns with one of two experts missing. */
 static void causal(void **state)
 {
@@ -186,6 +207,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(one_row), cmocka_unit_test(many_rows), cmocka_unit_test(slowest_counts),
         cmocka_unit_test(tokens_per_second), cmocka_unit_test(causal),
+        cmocka_unit_test(both_at_once),
     };
     return cmocka_run_group_tests(tests, make_steps, NULL);
 }

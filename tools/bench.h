@@ -8,6 +8,7 @@
 #include <jansson.h>
 
 #include "offload/sl_probe.h"
+#include "perfmodel/sl_bound.h"
 #include "perfmodel/sl_shape.h"
 #include "runtime/base/sl_pool.h"
 #include "tools/cli.h"
@@ -57,17 +58,21 @@ typedef struct bench_disk {
     uint32_t n, depth[BENCH_DISK_DEPTHS];
     uint32_t visits;
     double rate[BENCH_DISK_DEPTHS][BENCH_DISK_VISITS];
+    double dram[BENCH_DISK_VISITS];     /* bytes/s; shares of both when they run together: */
+    double cpu_keeps[BENCH_DISK_VISITS], disk_keeps[BENCH_DISK_VISITS];
 } bench_disk;
 
 /* Which reads that model's experts take. */
 void bench_disk_init(bench_disk *d, const sl_shape *shape);
-/* About 0.3 s of reads into 256 MiB of its own: to be called while no engine is open. CLI_DONE, or
- * CLI_FAILED after one line. */
-int bench_disk_visit(bench_disk *d, const char *path, bool verbose);
-/* The medians of the visits, which start anew, as the disk of a machine. */
-void bench_disk_take(bench_disk *d, sl_machine_disk *ret);
-/* Bytes/s that so many threads read from DRAM, the median of about 0.3 s; 0 after one line. */
-double bench_dram(uint32_t threads, bool verbose);
+/* About a second: the disk alone, DRAM alone as so many threads read it, both together. Takes 256
+ * MiB for the disk, and what sl_probe_reader takes: to be called while no engine is open. CLI_DONE,
+ * or CLI_FAILED after one line. */
+int bench_disk_visit(bench_disk *d, const char *path, uint32_t threads, bool verbose);
+/* The last visit's rate of DRAM alone, bytes/s. */
+double bench_disk_dram(const bench_disk *d);
+/* The medians of the visits, which start anew: the disk of a machine, and what both leave each
+ * other. */
+void bench_disk_take(bench_disk *d, sl_machine *ret, sl_disk_use *ret_use);
 
 /* ---- kernels beside their peaks ---- */
 

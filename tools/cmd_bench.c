@@ -65,7 +65,7 @@ static const char *const about =
     "whichever takes longer; `share` is how much of it was reached.\n"
     "Where weights are streamed from disk (--ram), DRAM and the model's file are measured in turn with\n"
     "the runs, and the bound of tgN counts the reads that no run could begin before a layer's router\n"
-    "spoke; that of ppN what has to be read at all. ppN begins with nothing in RAM but the dense weights\n"
+    "spoke, and what cores and disk leave each other; that of ppN what has to be read at all. ppN begins with nothing in RAM but the dense weights\n"
     "(`cold`); tgN goes on behind some tokens of its own (`warm N`), drawn at temperature 1 with one seed:\n"
     "hits depend on the text, and a model draws its own.\n"
     "--kernels measures single kernels with working sets of eight times the last cache.";
@@ -111,6 +111,7 @@ struct result {
     /* where weights are streamed; the median rates of the disk's deepest queue */
     char cache[24];             /* "cold", "warm 64"; empty: in RAM */
     double hit_rate, disk_bytes_per_token, disk_bytes_s, stall_share, probed_bytes_s;
+    sl_disk_use use;            /* with what cores and disk leave each other */
     double ttft_s;              /* prompts only */
 };
 
@@ -232,7 +233,7 @@ static void set_streamed(struct bench *b, const struct streamed *t, uint32_t n_t
     ret->disk_bytes_per_token = (double)t->read_bytes / n_tokens;
     ret->disk_bytes_s = (double)t->read_bytes / t->s;
     ret->stall_share = t->stall_s / t->s;
-    bench_disk_take(&b->disk, &b->machine.disk);
+    bench_disk_take(&b->disk, &b->machine, &ret->use);
     sl_machine_disk_best(&b->machine, &bytes, &depth, &ret->probed_bytes_s);
 }
 
@@ -241,9 +242,9 @@ static void set_streamed(struct bench *b, const struct streamed *t, uint32_t n_t
 static int reopen(struct bench *b)
 {
     int code = cli_session_close(&b->s, CLI_DONE);
-    double dram = code == CLI_DONE ? bench_dram(b->engine.n_threads, b->engine.verbose) : 0;
-    b->rates.bytes_s = SL_MAX(b->rates.bytes_s, dram);
-    if (code == CLI_DONE) code = bench_disk_visit(&b->disk, b->path, b->engine.verbose);
+    if (code == CLI_DONE)
+        code = bench_disk_visit(&b->disk, b->path, b->engine.n_threads, b->engine.verbose);
+    b->rates.bytes_s = SL_MAX(b->rates.bytes_s, bench_disk_dram(&b->disk));
     malloc_trim(0);             /* what the C library keeps counts as held by the process */
     return code == CLI_DONE ? cli_session_open(&b->engine, &b->group, 1, &b->s) : code;
 }
@@ -352,10 +353,9 @@ static int measure_warm(struct bench *b, const char *test, uint32_t n, struct re
     for (uint32_t c = 0; c < SL_SLOT_CLASSES; c++)
         for (uint32_t m = 0; m <= SL_MAX_MISSED; m++)
             misses.turns[c][m] -= first.one_row.turns[c][m];
-    sl_disk_use disk = { .machine = &b->machine };
     sl_rates rates = compute_rates(b, before);
     ret->bound = sl_bound_causal(sl_model_shape(b->s.model), sl_engine_plan(b->s.engine), b->steps,
-                                 b->n_steps, before, n * repeats, &misses, &rates, &disk);
+                                 b->n_steps, before, n * repeats, &misses, &rates, &ret->use);
     return CLI_DONE;
 }
 
@@ -449,6 +449,8 @@ static int print_row(struct bench *b, const char *test, const struct result *r)
           .in_json = true },
         { .key = "probed_disk_bytes_per_s", .number = r->probed_bytes_s, .is_number = true,
           .in_json = true },
+        { .key = "cpu_keeps", .number = r->use.cpu_keeps, .is_number = true, .in_json = true },
+        { .key = "disk_keeps", .number = r->use.disk_keeps, .is_number = true, .in_json = true },
         { .key = "probed_dram_bytes_per_s", .number = b->rates.bytes_s, .is_number = true,
           .in_json = true },
         { .key = "median_tok_per_s", .number = r->median, .is_number = true, .in_json = true },
@@ -537,10 +539,8 @@ static int prepare_streamed(struct bench *b, const struct list *gens)
     b->engine.no_banner = true;
     bench_disk_init(&b->disk, sl_model_shape(b->s.model));
     int code = cli_session_close(&b->s, CLI_DONE);
-    if (code == CLI_DONE) {
-        b->rates.bytes_s = bench_dram(threads, b->engine.verbose);
-        code = b->rates.bytes_s > 0 ? CLI_DONE : CLI_FAILED;
-    }
+    if (code == CLI_DONE) code = bench_disk_visit(&b->disk, b->path, threads, b->engine.verbose);
+    b->rates.bytes_s = bench_disk_dram(&b->disk);
     if (code == CLI_DONE) code = cli_session_open(&b->engine, &b->group, 1, &b->s);
     if (code == CLI_DONE)
         cli_note("streamed: DRAM now %.1f GB/s; the disk is read in turn with the runs, "
