@@ -3,6 +3,7 @@
 
 #include <math.h>
 #include <stdio.h>
+#include <string.h>
 
 /* Types whose products are described where the machine's file has none. */
 static const sl_type usual[] = { SL_F32, SL_F16, SL_BF16, SL_Q8_0, SL_Q6_K, SL_Q5_K, SL_Q4_K,
@@ -58,7 +59,10 @@ bool sl_forecast_gpu(const sl_machine *m, const sl_accel *a, sl_machine_gpu *ret
         *ret = emulated(m, a);
         return true;
     }
-    if (a->kind != SL_ACCEL_CUDA || a->index >= m->n_gpus) return false;
-    *ret = m->gpu[a->index];
+    uint32_t i = a->index;
+    if (a->name[0])
+        for (i = 0; i < m->n_gpus && strcmp(m->gpu[i].name, a->name); ) i++;
+    if (a->kind != SL_ACCEL_CUDA || i >= m->n_gpus) return false;
+    *ret = m->gpu[i];
     return true;
 }

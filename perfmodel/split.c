@@ -449,7 +449,7 @@ sl_forecast split_stage1(const sl_forecast_in *in)
     sum_passes(&e, 0, load.n_prompt - rest, rows, true, !rest, &prompt);
     sum_passes(&e, load.n_prompt - rest, rest, rest, true, 1, &prompt);
     sum_passes(&e, load.n_prompt, load.n_gen, 1, false, load.n_gen, &decode);
-    sl_forecast f = { .grade = grade_of(in->machine, in->miss->traced), .hit_rate = 1,
+    sl_forecast f = { .grade = grade_of(in->machine, &e.gpu, in->miss->traced), .hit_rate = 1,
                       .prompt = phase_of(&prompt, load.n_prompt),
                       .decode = phase_of(&decode, load.n_gen),
                       .peak_bytes = in->plan->need_bytes };
