@@ -30,10 +30,11 @@ typedef enum sl_resource {
 } sl_resource;
 SL_API const char *sl_resource_name(sl_resource r);     /* "disk reads" */
 
-/* The accelerator of a plan in this machine's numbers: a described or probed card, or, for an
- * emulated one, what the machine's memory and so many of its cores give (as they were measured, or
- * derived) behind links of that speed. Copies of an emulated device are the host's own: each byte
- * is read and written, by one thread. False: the machine has no such card. */
+/* The accelerator of a plan in this machine's numbers: the card that the machine has of its name
+ * (of a nameless one: the machine's card of that number), or, for an emulated one, what the
+ * machine's memory and so many of its cores give (as they were measured, or derived) behind links
+ * of that speed. Copies of an emulated device are the host's own: each byte is read and written, by
+ * one thread, and two threads are woken. False: the machine has no such card. */
 SL_API bool sl_forecast_gpu(const sl_machine *m, const sl_accel *a, sl_machine_gpu *ret);
 
 /* One sequence: a prompt, then tokens drawn one after another. */

@@ -11,6 +11,7 @@
 #include "offload/sl_device.h"
 #include "tools/batch_file.h"
 #include "tools/batch_prefix.h"
+#include "tools/machine_file.h"
 #include "tools/queue_text.h"
 #include "tools/session.h"
 
@@ -228,6 +229,7 @@ static int choose(struct batch *b, const cli_engine_args *e, const cli_group *g)
     int code = cli_planner_params(e, g, b->s.ctx, shape, m, cli_available_bytes(), 1, &q);
     if (code == CLI_DONE) code = cli_take_device(e, g, b->s.ctx, &q.base);
     if (code != CLI_DONE) return code;
+    if (m && !cli_machine_card(b->s.ctx, &q.base.accel, &machine)) m = NULL;
     uint32_t most = shape->n_ctx_train ? shape->n_ctx_train : 4096;
     bool given = cli_given(g, "--ctx-size");
     if (!given || !q.base.n_ctx) q.base.n_ctx = most;

@@ -406,7 +406,7 @@ static int make_plan(const cli_engine_args *a, const cli_group *g, uint32_t n_se
                                   n_seq, &q);
     if (code == CLI_DONE) code = cli_take_device(a, g, s->ctx, &q.base);
     if (code != CLI_DONE) return code;
-    if (q.base.accel.kind) load = NULL;     /* no forecast knows of them yet */
+    known = known && cli_machine_card(s->ctx, &q.base.accel, &m);
     q.base.cpu_mask = s->cpu_mask;
     q.base.blas = want_blas(a, shape);
     s->budget_bytes = q.base.ram_bytes;
