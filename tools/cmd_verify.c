@@ -287,7 +287,7 @@ static int predict(const struct verify *v, const sl_shape *shape, const sl_machi
 {
     sl_miss_model miss;
     sl_misses misses;
-    int code = cli_miss_model(v->ctx, shape, NULL, &miss);
+    int code = cli_miss_model(v->ctx, shape, NULL, true, &miss);
     if (code != CLI_DONE) return code;
     miss.traced = !v->n_expert;         /* nothing is routed: nothing is left to know */
     sl_forecast_in in = { .machine = machine, .shape = shape, .plan = &v->plan, .miss = &miss,

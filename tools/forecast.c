@@ -98,7 +98,8 @@ bool cli_machine_for_run(sl_ctx *ctx, const char *model, uint64_t weights_bytes,
     return weights_bytes >= small && measure_quick(ctx, model, ret) == CLI_DONE;
 }
 
-int cli_miss_model(sl_ctx *ctx, const sl_shape *shape, const char *trace, sl_miss_model *ret)
+int cli_miss_model(sl_ctx *ctx, const sl_shape *shape, const char *trace, bool one_text,
+                   sl_miss_model *ret)
 {
     uint32_t n_expert = 0, n_used = 0;
     for (uint32_t l = 0; l < shape->n_layer; l++)
