@@ -267,6 +267,7 @@ static int probe(const struct verify *v, sl_machine *ret)
     st = sl_probe_disk(v->ctx, &dp, ret);
     if (isatty(2)) fprintf(stderr, "\r%50s\r", "");
     if (st != SL_OK) cli_warn("the disk is not measured: %s", sl_error(v->ctx));
+    ret->disk.first_bytes_s = 0;        /* by then a trace was recorded, or another run was made */
     if (cli_interrupted()) return CLI_INTERRUPTED;
     if (v->engine.verbose) cli_note("measured in %.1f s", cli_now_s() - start_s);
     return CLI_DONE;
