@@ -126,7 +126,9 @@ static double disk_rate(sim *s, double size, double flying)
     struct rate *r = &s->disk.rates[(uint32_t)flying % RATES];
     if (r->size != size || r->flying != flying)
         *r = (struct rate){ size, flying, sl_machine_disk_s(s->m, size, flying) };
-    return r->bytes_s;
+    /* what fills the slots was not read before */
+    bool first = !s->settled && s->m->disk.first_bytes_s > 0;
+    return first ? fmin(r->bytes_s, s->m->disk.first_bytes_s) : r->bytes_s;
 }
 
 /* Starts what the depth allows, as every call of the store does; without the time that it takes

@@ -200,7 +200,7 @@ static int forecast(struct batch *b, const sl_machine *m, const struct lengths *
     const sl_shape *shape = sl_model_shape(b->s.model);
     sl_miss_model miss;
     sl_workload queue = { l->at, l->n, l->n };
-    int code = cli_miss_model(b->s.ctx, shape, NULL, &miss);
+    int code = cli_miss_model(b->s.ctx, shape, NULL, false, &miss);
     if (code != CLI_DONE) return code;
     q->base.n_seq = b->a->parallel;
     q->base.kv_positions = b->a->kv_positions;

@@ -171,7 +171,8 @@ static int plan(const struct args *a, const cli_asked *asked, const cli_engine_a
                     .load = { asked->n_prompt, asked->n_gen }, .choice = &choice };
     const char *file = src->kind == SL_SOURCE_GGUF ? src->path : NULL;
     int code = cli_machine_for_plan(ctx, asked->machine, file, &m, &v.here);
-    if (code == CLI_DONE) code = cli_miss_model(ctx, src->shape, asked->trace, &miss);
+    if (code == CLI_DONE)
+        code = cli_miss_model(ctx, src->shape, asked->trace, !a->n_requests, &miss);
     if (code == CLI_DONE) code = cli_asked_params(asked, e, g, ctx, src->shape, &m, v.here, &q);
     if (code == CLI_DONE) code = take_device(e, g, ctx, &m, &q.base);
     if (code != CLI_DONE) return code;

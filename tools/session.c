@@ -415,7 +415,7 @@ static int make_plan(const cli_engine_args *a, const cli_group *g, uint32_t n_se
         sl_choice c;
         sl_miss_model miss;
         q.load = *load;
-        code = cli_miss_model(s->ctx, shape, NULL, &miss);
+        code = cli_miss_model(s->ctx, shape, NULL, n_seq == 1, &miss);
         if (code != CLI_DONE) return code;
         if (sl_planner_run(s->ctx, &m, shape, &miss, &q, false, &c) != SL_OK)
             return cli_fail_ctx(s->ctx);
