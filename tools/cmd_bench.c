@@ -211,7 +211,8 @@ static int expect_device(struct bench *b, bool gen, uint32_t n, struct result *r
     sl_miss_model miss;
     sl_forecast f;
     if (!b->described) return CLI_DONE;
-    int code = cli_miss_model(b->s.ctx, in.shape, NULL, &miss);
+    /* random tokens are no text */
+    int code = cli_miss_model(b->s.ctx, in.shape, NULL, false, &miss);
     in.miss = &miss;
     if (code != CLI_DONE) return code;
     sl_forecast bound = sl_stage1(&in);
