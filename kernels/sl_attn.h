@@ -27,11 +27,11 @@ enum {
     SL_ATTN_BLOCK = 64,     /* keys of a block */
     SL_ATTN_SPAN = 512,     /* keys of a span: what threads share out */
     SL_ATTN_QUERIES = 64,   /* queries that one call takes at most */
-    /* floats: scores, two factors of each query, and 32 keys or values of 64 dimensions */
+    /* floats: scores, two factors of each query, and a panel of keys or values */
     SL_ATTN_SCRATCH = SL_ATTN_QUERIES * (SL_ATTN_BLOCK + 2) + 4096
 };
 
-/* What the next call will read: `bytes` at row[i] + offset. None is read, all are only asked for. */
+/* What later calls will read: `bytes` at each row[i] + offset. None is read, only asked for. */
 typedef struct sl_attn_fetch {
     const char *const *row;     /* [n] */
     uint32_t n;

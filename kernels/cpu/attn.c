@@ -1,9 +1,10 @@
 /* kernels/cpu/attn.c - attention on stored keys and values (kernels/sl_attn.h), written once and
- * compiled once per set. Scores: a tile of KX_NQ queries by KX_NV vectors of keys in registers, keys
- * converted and transposed into a panel that all queries of the call share. Weighted sums: the same
- * tile by vectors of dimensions, on a panel of values; few queries take the values as they are
- * stored. Both panels leave most of the first-level cache to others (CPUs with two threads a core
- * share it), and a step of a tile is as few instructions as possible, because they share those too. */
+ * compiled once per set. Scores: a tile of KX_NQ queries by KX_NV vectors of keys in registers, the
+ * keys converted and transposed into a panel that all queries of the call share. Weighted sums: the
+ * same tile by vectors of dimensions, on a panel of values; few queries take the values as they are
+ * stored. Two things count beside the products, because two threads of a core share them: a panel
+ * leaves most of the first-level cache to others, and a step of a tile is as few instructions as
+ * its registers allow. */
 #include "kernels/cpu/attn_load.h"
 #include "kernels/cpu/cpu.h"
 
@@ -28,10 +29,10 @@ KX_INLINE void multiply_step(const float *const *x, const float *panel, vf c[][K
 KX_INLINE void multiply(const float **x, const float *panel, uint32_t n, vf c[][KX_NV],
                         struct fetch *f, const int nq)
 {
-    for (; n >= UNROLL; n -= UNROLL, panel += UNROLL * KX_P) {
+    for (; n >= KX_LOOK; n -= KX_LOOK, panel += KX_LOOK * KX_P) {
         fetch_some(f);
-        KX_UNROLL for (uint32_t e = 0; e < UNROLL; e++) multiply_step(x, panel, c, e, nq);
-        KX_UNROLL for (int i = 0; i < nq; i++) x[i] += UNROLL;
+        KX_UNROLL for (uint32_t e = 0; e < KX_LOOK; e++) multiply_step(x, panel, c, e, nq);
+        KX_UNROLL for (int i = 0; i < nq; i++) x[i] += KX_LOOK;
     }
     for (; n; n--, panel += KX_P) {
         multiply_step(x, panel, c, 0, nq);
@@ -76,7 +77,7 @@ static void scores(const sl_attn_tile *t, float *s, float *panel)
     uint32_t begin = t->first / KX_P * KX_P;
     uint32_t n_panels = (t->end - begin + KX_P - 1) / KX_P;
     uint32_t n_tiles = (t->n_q + KX_NQ - 1) / KX_NQ;
-    struct fetch f = fetch_of(&t->next_k, n_panels * (n_tiles * t->k_dim / UNROLL
+    struct fetch f = fetch_of(&t->next_k, n_panels * (n_tiles * t->k_dim / KX_LOOK
                                                       + KX_NV * t->k_dim / pack_dims(t->type)));
     for (uint32_t j = begin; j < t->end; j += KX_P) {
         const void *k[KX_P];
@@ -213,9 +214,9 @@ KX_INLINE void direct_tile(const sl_type type, const struct values *x, struct fe
     const void *const *row = x->v + x->from, *const *end = x->v + x->to;
     KX_UNROLL for (int i = 0; i < nq; i++)
         KX_UNROLL for (int v = 0; v < nv; v++) c[i][v] = vf_all(0);
-    for (; row + UNROLL <= end; row += UNROLL, p += UNROLL) {
+    for (; row + KX_LOOK <= end; row += KX_LOOK, p += KX_LOOK) {
         fetch_some(f);
-        KX_UNROLL for (int j = 0; j < UNROLL; j++)
+        KX_UNROLL for (int j = 0; j < KX_LOOK; j++)
             direct_step(type, row[j], x->d, p + j, c, nq, nv);
     }
     for (; row < end; row++, p++) direct_step(type, *row, x->d, p, c, nq, nv);
@@ -335,7 +336,7 @@ static void values(const sl_attn_tile *t, const float *s, const float *old, cons
     bool packed = t->n_q > (t->type == SL_Q8_0 ? KX_DQ : 2 * KX_DQ);
     uint32_t nq = packed ? KX_NQ : KX_DQ, nv = packed ? KX_NV : KX_DV, width = nv * KX_W;
     o.f = fetch_of(&t->next_v, (t->n_q + nq - 1) / nq * ((t->v_dim + width - 1) / width)
-                               * ((t->end - t->first) / UNROLL));
+                               * ((t->end - t->first) / KX_LOOK));
     values_direct(&o, packed ? values_packed(&o, panel) : 0);
 }
 

@@ -3,6 +3,7 @@
 #ifndef KX_ATTN_LOAD_H
 #define KX_ATTN_LOAD_H
 
+#include "kernels/cpu/attn_fetch.h"
 #include "kernels/cpu/expf.h"
 #include "kernels/cpu/half.h"
 #include "kernels/sl_attn.h"
@@ -13,7 +14,6 @@
 #include <immintrin.h>
 #endif
 
-#define KX_INLINE static inline __attribute__((always_inline))
 #ifdef __clang__
 #define KX_UNROLL _Pragma("clang loop unroll(full)")
 #else
@@ -80,7 +80,6 @@ KX_INLINE vf vf_fma(vf a, vf b, vf c)
 #endif
 
 enum {
-    UNROLL = 8,             /* steps of an inner loop between two looks at what to fetch */
     KX_P = KX_NV * KX_W,    /* keys, or dimensions of values, of a panel */
     KX_ND = 64,             /* dimensions of a panel of keys */
     Q8_BYTES = 34           /* a Q8_0 block of 32 elements */
@@ -92,61 +91,18 @@ static inline uint32_t pack_dims(sl_type type)
     return type == SL_Q8_0 ? 32 : type == SL_F32 ? 8 : 16;
 }
 
-/* *c += a * b, and a * (the vector at p), which the instruction itself reads: all registers of a tile
- * are taken, and compilers would move them about. */
+/* *c += a * b, and a * (the vector at p), which the instruction itself reads. All registers are
+ * taken in a tile, and compilers would move them about. */
 #if defined(__AVX2__) && !defined(__AVX512F__)
 #define vf_add_product(c, a, b) __asm__("vfmadd231ps %2, %1, %0" : "+x"(*(c)) : "x"(a), "x"(b))
 #define vf_add_product_at(c, a, p) \
-    __asm__("vfmadd231ps %2, %1, %0" : "+x"(*(c)) : "x"(a), "m"(*(const __m256_u *)(const void *)(p)))
+    __asm__("vfmadd231ps %2, %1, %0" \
+            : "+x"(*(c)) \
+            : "x"(a), "m"(*(const __m256_u *)(const void *)(p)))
 #else
 #define vf_add_product(c, a, b) (*(c) = vf_fma(a, b, *(c)))
 #define vf_add_product_at(c, a, p) (*(c) = vf_fma(a, vf_load(p), *(c)))
 #endif
-
-/* What the next call reads, some lines at each look: memory works while this call multiplies. More
- * at once than a core can have on their way would be dropped. */
-struct fetch {
-    const char *at, *end;       /* in the rows begun, which lie side by side */
-    const char *const *row;     /* behind them */
-    size_t offset, bytes;
-    uint32_t left, fours, wait, pace;   /* rows; four lines each; looks until the next lines */
-};
-
-static void fetch_rows(struct fetch *f)
-{
-    f->wait = f->left ? f->pace : UINT32_MAX;
-    if (!f->left) return;
-    f->at = f->end = *f->row + f->offset;
-    for (; f->left && *f->row + f->offset == f->end; f->left--, f->row++) f->end += f->bytes;
-    f->at -= (uintptr_t)f->at % 64;
-}
-
-/* looks: so many there will be, about. */
-static struct fetch fetch_of(const sl_attn_fetch *f, uint32_t looks)
-{
-    struct fetch r = { .row = f->row, .offset = f->offset, .bytes = f->bytes, .left = f->n };
-    uint32_t fours = f->n * (uint32_t)((f->bytes + 255) / 256);
-    looks = SL_MAX(looks, 1u);
-    r.fours = (fours + looks - 1) / looks;
-    r.pace = SL_MAX(looks / SL_MAX(fours, 1u), 1u);
-    fetch_rows(&r);
-    return r;
-}
-
-KX_INLINE void fetch_some(struct fetch *f)
-{
-    if (__builtin_expect(--f->wait != 0, 1)) return;
-    const char *at = f->at;
-    for (uint32_t i = 0; i < f->fours; i++, at += 256) {
-        __builtin_prefetch(at, 0, 2);
-        __builtin_prefetch(at + 64, 0, 2);
-        __builtin_prefetch(at + 128, 0, 2);
-        __builtin_prefetch(at + 192, 0, 2);
-    }
-    f->at = at;
-    f->wait = f->pace;
-    if (at >= f->end) fetch_rows(f);
-}
 
 KX_INLINE float half_at(const void *p)
 {
@@ -362,7 +318,7 @@ KX_INLINE void pack_words(const bool bf16, const void *const *k, uint32_t d, flo
 
 #if !defined(__AVX512F__)
 /* 8 dimensions of 8 keys of bfloat16: two dimensions of a key move as one dword. */
-KX_INLINE void pack_bf(const void *const *k, uint32_t d, float *to)
+KX_INLINE void pack_pairs(const void *const *k, uint32_t d, float *to)
 {
     vi r[4], t[4];
     const vi odd = _mm256_set1_epi32((int)0xffff0000);
@@ -446,8 +402,10 @@ KX_INLINE void pack_floats(const void *const *k, uint32_t d, float *to)
     }
 }
 
-static __attribute__((noinline)) uint32_t pack_f16(const void *const *k, uint32_t d, uint32_t end, float *to,
-                       struct fetch *f)
+/* Dimensions from d on, 16 at a time; returns where less is left. Functions of their own, so that
+ * the keys' addresses stay in registers. */
+static __attribute__((noinline)) uint32_t pack_f16(const void *const *k, uint32_t d, uint32_t end,
+                                                   float *to, struct fetch *f)
 {
     const void *p[KX_W];
     for (int i = 0; i < KX_W; i++) p[i] = k[i];
@@ -458,23 +416,20 @@ static __attribute__((noinline)) uint32_t pack_f16(const void *const *k, uint32_
     return d;
 }
 
-static __attribute__((noinline)) uint32_t pack_bf16(const void *const *k, uint32_t d, uint32_t end, float *to,
-                       struct fetch *f)
+static __attribute__((noinline)) uint32_t pack_bf16(const void *const *k, uint32_t d, uint32_t end,
+                                                    float *to, struct fetch *f)
 {
     const void *p[KX_W];
     for (int i = 0; i < KX_W; i++) p[i] = k[i];
+    for (; d + 16 <= end; d += 16, to += 16 * KX_P) {
+        fetch_some(f);
 #if defined(__AVX512F__)
-    for (; d + 16 <= end; d += 16, to += 16 * KX_P) {
-        fetch_some(f);
         pack_words(true, p, d, to);
-    }
 #else
-    for (; d + 16 <= end; d += 16, to += 16 * KX_P) {
-        fetch_some(f);
-        pack_bf(p, d, to);
-        pack_bf(p, d + 8, to + 8 * KX_P);
-    }
+        pack_pairs(p, d, to);
+        pack_pairs(p, d + 8, to + 8 * KX_P);
 #endif
+    }
     return d;
 }
 
