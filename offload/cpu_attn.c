@@ -329,9 +329,10 @@ static void attend_block(const struct rows_of *r, const struct tile *t, const st
     }
 }
 
-/* The first block was fetched by nobody. Reading a byte of each line, in ascending order, is quicker
- * than meeting them head by head. */
-static void touch(const struct tile *t, const struct block *b, const char *const *rows, size_t bytes)
+/* The first block was fetched by nobody. Reading a byte of each line, in ascending order, is
+ * quicker than meeting them head by head. */
+static void touch(const struct tile *t, const struct block *b, const char *const *rows,
+                  size_t bytes)
 {
     for (uint32_t j = b->first; j < b->end; j++) {
         const char *at = rows[j] + t->h0 * bytes, *end = rows[j] + t->h1 * bytes;

@@ -2,7 +2,7 @@
  * Private to kernels/cpu/attn.c.
  *
  * Some lines at each look, and a look every few steps of the inner loops, those that convert
- * included: more at once than a core can have on their way (22 on Zen 3) are dropped. */
+ * included: more at once than a core can have on their way (some two dozen) seem to be dropped. */
 #ifndef KX_ATTN_FETCH_H
 #define KX_ATTN_FETCH_H
 
