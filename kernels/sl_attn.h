@@ -26,15 +26,16 @@
 enum {
     SL_ATTN_BLOCK = 64,     /* keys of a block */
     SL_ATTN_SPAN = 512,     /* keys of a span: what threads share out */
-    SL_ATTN_QUERIES = 64    /* queries that one call takes at most */
+    SL_ATTN_QUERIES = 64,   /* queries that one call takes at most */
+    /* floats: scores, two factors of each query, and a panel of keys or values */
+    SL_ATTN_SCRATCH = SL_ATTN_QUERIES * (SL_ATTN_BLOCK + 2) + 4096
 };
 
-/* Cache lines that the next call will read: line[i] + offset. None is read, all are only asked
- * for. */
+/* What later calls will read: `bytes` at each row[i] + offset. None is read, only asked for. */
 typedef struct sl_attn_fetch {
-    const char *const *line;    /* [n] */
+    const char *const *row;     /* [n] */
     uint32_t n;
-    size_t offset;
+    size_t offset, bytes;
 } sl_attn_fetch;
 
 /* Some queries on one block of keys of the key/value head they share. */
@@ -49,14 +50,9 @@ typedef struct sl_attn_tile {
     const uint8_t *from, *to;
     float scale;                /* multiplies q.k */
     float *m, *l, *acc;         /* [n_q], [n_q], [n_q][v_dim] */
-    float *scratch;             /* [sl_attn_scratch(k_dim, v_dim)] */
+    float *scratch;             /* [SL_ATTN_SCRATCH] */
     sl_attn_fetch next_k, next_v;
 } sl_attn_tile;
-
-static inline size_t sl_attn_scratch(size_t k_dim, size_t v_dim)
-{
-    return (size_t)SL_ATTN_QUERIES * (SL_ATTN_BLOCK + 4) + 32 * k_dim + SL_ATTN_BLOCK * v_dim;
-}
 
 /* Types that keys and values can have. */
 static inline bool sl_attn_type(sl_type t)

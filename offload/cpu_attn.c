@@ -235,17 +235,11 @@ static uint32_t queries(const struct rows_of *r, const struct tile *t)
     return t->n_rows * (r->l->attn.n_head / r->l->attn.n_head_kv);
 }
 
-/* of a vector that are fetched ahead: 1280 bytes, the latent of MLA in float16 */
-enum { MAX_LINES = 20 };
-
-/* One block of keys: where the rows of all KV heads lie, and the cache lines of head 0's
- * vectors. */
+/* One block of keys: where the rows of all KV heads lie. */
 struct block {
     const char *k[SL_ATTN_BLOCK], *v[SL_ATTN_BLOCK];
     /* from: its first position; keys [first, end) are there */
     uint32_t from, first, end;
-    const char *k_line[SL_ATTN_BLOCK * MAX_LINES], *v_line[SL_ATTN_BLOCK * MAX_LINES];
-    uint32_t k_lines, v_lines;
 };
 
 /* Rows [first, end) of a block that starts at position `from`. */
@@ -261,18 +255,6 @@ static void find_rows(const sl_kv_view *kv, const uint32_t *blocks, const char *
     }
 }
 
-/* The lines of vectors of n bytes, wherever in a line they start. */
-static uint32_t find_lines(const struct block *b, const char *const *row, size_t n, bool aligned,
-                           const char **ret)
-{
-    uint32_t lines = (uint32_t)SL_MIN((n + 63) / 64, (size_t)MAX_LINES - 1), count = 0;
-    for (uint32_t j = b->first; j < b->end; j++) {
-        for (uint32_t i = 0; i < lines; i++) ret[count++] = row[j] + 64 * i;
-        if (!aligned) ret[count++] = row[j] + n - 1;
-    }
-    return count;
-}
-
 static size_t vector_bytes(const sl_kv_view *kv, uint32_t dim)
 {
     const sl_type_info *type = sl_type_get(kv->type);
@@ -282,28 +264,30 @@ static size_t vector_bytes(const sl_kv_view *kv, uint32_t dim)
 static void find_block(const struct rows_of *r, const struct tile *t, uint32_t from,
                        struct block *b)
 {
-    const sl_attn *a = &r->l->attn;
     const sl_kv_view *kv = r->kv;
     const uint32_t *blocks = kv->blocks[r->b->seq[t->row]];
-    size_t k_bytes = vector_bytes(kv, a->k_dim), v_bytes = vector_bytes(kv, a->v_dim);
     b->from = from;
     b->first = SL_MAX(from, t->lo) - from;
     b->end = SL_MIN(t->hi - from + 1, (uint32_t)SL_ATTN_BLOCK);
     find_rows(kv, blocks, kv->k, kv->k_bytes, b, b->k);
-    b->k_lines =
-        find_lines(b, b->k, k_bytes, k_bytes % 64 == 0 && (uintptr_t)kv->k % 64 == 0, b->k_line);
-    b->v_lines = 0;
-    if (!kv->v_bytes) return;
-    find_rows(kv, blocks, kv->v, kv->v_bytes, b, b->v);
-    b->v_lines =
-        find_lines(b, b->v, v_bytes, v_bytes % 64 == 0 && (uintptr_t)kv->v % 64 == 0, b->v_line);
+    if (kv->v_bytes) find_rows(kv, blocks, kv->v, kv->v_bytes, b, b->v);
 }
 
-/* All queries of the tile on one block of one KV head; s: their states; next, next_head: what comes
- * then. */
+/* A share of the rows of a block, for all heads of the tile: whole rows in ascending order, because
+ * one head's vectors, equally far apart, would come from few of the memory's banks. */
+static sl_attn_fetch fetch_share(const struct tile *t, const struct block *b,
+                                 const char *const *rows, uint32_t kv_head, size_t bytes)
+{
+    uint32_t n = b->end - b->first, heads = t->h1 - t->h0, i = kv_head - t->h0;
+    uint32_t from = i * n / heads, to = (i + 1) * n / heads;
+    return (sl_attn_fetch){ rows + b->first + from, to - from, t->h0 * bytes, heads * bytes };
+}
+
+/* All queries of the tile on one block of one KV head; s: their states. A share of the next block
+ * (or NULL) is fetched meanwhile. */
 static void attend_block(const struct rows_of *r, const struct tile *t, const struct block *b,
-                         uint32_t kv_head, const struct block *next, uint32_t next_head,
-                         struct state s, float *scratch)
+                         uint32_t kv_head, const struct block *next, struct state s,
+                         float *scratch)
 {
     const sl_attn *a = &r->l->attn;
     const float *q[SL_ATTN_QUERIES];
@@ -326,8 +310,8 @@ static void attend_block(const struct rows_of *r, const struct tile *t, const st
     for (uint32_t j = b->first; j < b->end; j++) k[j] = b->k[j] + kv_head * k_bytes;
     for (uint32_t j = b->first; r->kv->v_bytes && j < b->end; j++)
         v[j] = b->v[j] + kv_head * v_bytes;
-    if (next) x.next_k = (sl_attn_fetch){ next->k_line, next->k_lines, next_head * k_bytes };
-    if (next) x.next_v = (sl_attn_fetch){ next->v_line, next->v_lines, next_head * v_bytes };
+    if (next) x.next_k = fetch_share(t, next, next->k, kv_head, k_bytes);
+    if (next && r->kv->v_bytes) x.next_v = fetch_share(t, next, next->v, kv_head, v_bytes);
     for (uint32_t at = 0; at < n; at += x.n_q, x.next_k.n = x.next_v.n = 0) {
         x.n_q = SL_MIN(n - at, (uint32_t)SL_ATTN_QUERIES);
         for (uint32_t i = 0; i < x.n_q; i++) {
@@ -345,9 +329,19 @@ static void attend_block(const struct rows_of *r, const struct tile *t, const st
     }
 }
 
+/* The first block was fetched by nobody. Reading a byte of each line, in ascending order, is
+ * quicker than meeting them head by head. */
+static void touch(const struct tile *t, const struct block *b, const char *const *rows,
+                  size_t bytes)
+{
+    for (uint32_t j = b->first; j < b->end; j++) {
+        const char *at = rows[j] + t->h0 * bytes, *end = rows[j] + t->h1 * bytes;
+        for (; at < end; at += 64) (void)*(const volatile char *)at;
+    }
+}
+
 /* Spans [span, end) of a tile: done(arg, span) behind each with its states in what begin gave,
- * whose queries lie KV head by KV head. While a head of a block is computed the next one is
- * fetched. */
+ * whose queries lie KV head by KV head. While a block is computed the next one is fetched. */
 static void attend_spans(const struct rows_of *r, const struct tile *t, uint32_t span, uint32_t end,
                          float *scratch, struct state (*begin)(void *arg, uint32_t span),
                          void (*done)(void *arg, uint32_t span), void *arg)
@@ -359,13 +353,14 @@ static void attend_spans(const struct rows_of *r, const struct tile *t, uint32_t
     uint32_t stop = (uint32_t)SL_MIN((uint64_t)end * SL_ATTN_SPAN - 1, t->hi);
     struct state s = begin(arg, span);
     find_block(r, t, from, b);
+    touch(t, b, b->k, vector_bytes(r->kv, a->k_dim));
+    if (r->kv->v_bytes) touch(t, b, b->v, vector_bytes(r->kv, a->v_dim));
     for (;;) {
         bool last = stop - from < SL_ATTN_BLOCK;
         if (!last) find_block(r, t, from + SL_ATTN_BLOCK, next);
         for (uint32_t h = t->h0; h < t->h1; h++) {
             size_t at = (size_t)(h - t->h0) * nq;
-            const struct block *then = h + 1 < t->h1 ? b : last ? NULL : next;
-            attend_block(r, t, b, h, then, h + 1 < t->h1 ? h + 1 : t->h0,
+            attend_block(r, t, b, h, last ? NULL : next,
                          (struct state){ s.m + at, s.l + at, s.acc + at * a->v_dim }, scratch);
         }
         from += SL_ATTN_BLOCK;
@@ -422,8 +417,7 @@ static void tile_task(void *arg, uint32_t index, uint32_t thread)
     uint32_t part = index % r->parts;
     struct tile t = tile_at(r, index / r->parts, part * a->n_head_kv / r->parts,
                             (part + 1) * a->n_head_kv / r->parts);
-    float *scratch = cpu_scratch(r->d, thread),
-          *states = scratch + sl_attn_scratch(r->d->w.head_dim, r->d->w.head_dim);
+    float *scratch = cpu_scratch(r->d, thread), *states = scratch + SL_ATTN_SCRATCH;
     struct whole w = { .r = r, .n = queries(r, &t) * (t.h1 - t.h0) };
     assert(w.n <= cpu_attn_queries(&r->d->w));
     w.span = state_at(states, w.n);

@@ -197,8 +197,7 @@ static size_t tile_floats(const cpu_device *d)
 static size_t thread_floats(const cpu_device *d)
 {
     const sl_widths *w = &d->w;
-    size_t attn = sl_attn_scratch(w->head_dim, w->head_dim)
-                  + 2 * cpu_attn_queries(w) * (w->head_dim + 2);
+    size_t attn = SL_ATTN_SCRATCH + 2 * cpu_attn_queries(w) * (w->head_dim + 2);
     size_t most = SL_MAX(SL_MAX(2 * d->tile_floats, attn), 3 * (size_t)w->n_expert);
     return (most + 31) / 16 * 16;
 }

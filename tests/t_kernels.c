@@ -229,7 +229,7 @@ static void check_attend(sl_type type, uint32_t n_q, uint32_t n_keys, uint32_t k
                          uint32_t v_dim, const float *sink)
 {
     const sl_type_info *info = sl_type_get(type);
-    size_t n_out = (size_t)n_q * v_dim, n_scratch = sl_attn_scratch(k_dim, v_dim);
+    size_t n_out = (size_t)n_q * v_dim, n_scratch = SL_ATTN_SCRATCH;
     size_t bytes[2] = { (size_t)k_dim / info->block_elems * info->block_bytes,
                         (size_t)v_dim / info->block_elems * info->block_bytes };
     uint32_t dims[2] = { k_dim, v_dim };

@@ -3,6 +3,7 @@
 #ifndef KX_ATTN_LOAD_H
 #define KX_ATTN_LOAD_H
 
+#include "kernels/cpu/attn_fetch.h"
 #include "kernels/cpu/expf.h"
 #include "kernels/cpu/half.h"
 #include "kernels/sl_attn.h"
@@ -13,7 +14,6 @@
 #include <immintrin.h>
 #endif
 
-#define KX_INLINE static inline __attribute__((always_inline))
 #ifdef __clang__
 #define KX_UNROLL _Pragma("clang loop unroll(full)")
 #else
@@ -23,6 +23,9 @@
 #if defined(__AVX512F__)
 #define KX_W 16
 #define KX_NQ 8             /* queries of a register tile */
+#define KX_NV 2             /* vectors of it: keys, or dimensions of values */
+#define KX_DQ 8             /* the same for values as they are stored */
+#define KX_DV 2
 typedef __m512 vf;
 typedef __m512i vi;
 #define KX_I(op) _mm512_##op
@@ -35,7 +38,10 @@ typedef __m512i vi;
 #define vf_min(a, b) _mm512_min_ps(a, b)
 #elif defined(__AVX2__)
 #define KX_W 8
-#define KX_NQ 4
+#define KX_NQ 3
+#define KX_NV 4
+#define KX_DQ 4
+#define KX_DV 3
 typedef __m256 vf;
 typedef __m256i vi;
 #define KX_I(op) _mm256_##op
@@ -49,9 +55,12 @@ typedef __m256i vi;
 #else
 #define KX_W 4
 #define KX_NQ 2
+#define KX_NV 2
+#define KX_DQ 2
+#define KX_DV 2
 typedef float vf __attribute__((vector_size(16)));
 typedef float vf_any __attribute__((vector_size(16), aligned(4), may_alias));
-#define vf_load(p) (*(const vf_any *)(p))
+#define vf_load(p) ((vf)*(const vf_any *)(p))
 #define vf_store(p, v) (*(vf_any *)(p) = (v))
 #define vf_all(x) ((vf){ (x), (x), (x), (x) })
 #define vf_mul(a, b) ((a) * (b))
@@ -69,9 +78,31 @@ KX_INLINE vf vf_fma(vf a, vf b, vf c)
     return r;
 }
 #endif
-#define KX_P (2 * KX_W)     /* keys of a panel: two vectors */
 
-enum { Q8_BYTES = 34 };     /* a Q8_0 block of 32 elements */
+enum {
+    KX_P = KX_NV * KX_W,    /* keys, or dimensions of values, of a panel */
+    KX_ND = 64,             /* dimensions of a panel of keys */
+    Q8_BYTES = 34           /* a Q8_0 block of 32 elements */
+};
+
+/* Dimensions of a vector of keys that are packed between two looks at what to fetch. */
+static inline uint32_t pack_dims(sl_type type)
+{
+    return type == SL_Q8_0 ? 32 : type == SL_F32 ? 8 : 16;
+}
+
+/* *c += a * b, and a * (the vector at p), which the instruction itself reads. All registers are
+ * taken in a tile, and compilers would move them about. */
+#if defined(__AVX2__) && !defined(__AVX512F__)
+#define vf_add_product(c, a, b) __asm__("vfmadd231ps %2, %1, %0" : "+x"(*(c)) : "x"(a), "x"(b))
+#define vf_add_product_at(c, a, p) \
+    __asm__("vfmadd231ps %2, %1, %0" \
+            : "+x"(*(c)) \
+            : "x"(a), "m"(*(const __m256_u *)(const void *)(p)))
+#else
+#define vf_add_product(c, a, b) (*(c) = vf_fma(a, b, *(c)))
+#define vf_add_product_at(c, a, p) (*(c) = vf_fma(a, vf_load(p), *(c)))
+#endif
 
 KX_INLINE float half_at(const void *p)
 {
@@ -107,10 +138,10 @@ KX_INLINE float element(sl_type type, const void *row, uint32_t d)
 
 #if !defined(__AVX2__)
 
-KX_INLINE vf vf_exp(vf x)
+KX_INLINE void vf_exps(vf *x, const int n)
 {
-    for (int i = 0; i < KX_W; i++) x[i] = kx_exp(x[i]);
-    return x;
+    for (int v = 0; v < n; v++)
+        for (int i = 0; i < KX_W; i++) x[v][i] = kx_exp(x[v][i]);
 }
 
 /* The tree over 16 partial sums, and over 16 partial maxima. */
@@ -136,10 +167,13 @@ KX_INLINE vf load_row(const sl_type type, const void *row, uint32_t d)
     return r;
 }
 
-static void pack_keys(sl_type type, const void *const *k, uint32_t k_dim, float *to)
+/* to[d][j] = element from + d of key j, for a panel of KX_P keys. */
+static void pack_keys(sl_type type, const void *const *k, uint32_t from, uint32_t n, float *to,
+                      struct fetch *f)
 {
-    for (uint32_t d = 0; d < k_dim; d++)
-        for (uint32_t j = 0; j < KX_P; j++) to[d * KX_P + j] = element(type, k[j], d);
+    (void)f;
+    for (uint32_t d = 0; d < n; d++)
+        for (uint32_t j = 0; j < KX_P; j++) to[d * KX_P + j] = element(type, k[j], from + d);
 }
 
 #else
@@ -174,23 +208,34 @@ KX_INLINE vi key_bytes(const void *const *k, uint32_t j, size_t at)
 }
 #endif
 
-/* kx_exp of every lane, operation by operation. */
-KX_INLINE vf vf_exp(vf x)
+/* kx_exp of every lane of n vectors, operation by operation: a chain of some 70 cycles each. */
+KX_INLINE void vf_exps(vf *x, const int n)
 {
     const vf round = vf_all(12582912.0f);
     const vi bias = KX_I(set1_epi32)(127);
-    x = vf_min(vf_all(89.0f), vf_max(vf_all(-104.0f), x));
-    vf t = x * vf_all(0x1.715476p+0f) + round, n = t - round;
-    vf r = x - n * vf_all(0x1.62e4p-1f);
-    r = r - n * vf_all(0x1.7f7d1cp-20f);
-    vf p = vf_all(0x1.6a2256p-10f) * r + vf_all(0x1.123b02p-7f);
-    p = p * r + vf_all(0x1.5558f8p-5f);
-    p = p * r + vf_all(0x1.555490p-3f);
-    p = p * r + vf_all(0x1.fffffcp-2f);
-    vf y = p * (r * r) + r + vf_all(1.0f);
-    vi k = KX_I(sub_epi32)(as_ints(t), as_ints(round)), half = KX_I(srai_epi32)(k, 1);
-    y *= as_floats(KX_I(slli_epi32)(KX_I(add_epi32)(half, bias), 23));
-    return y * as_floats(KX_I(slli_epi32)(KX_I(add_epi32)(KX_I(sub_epi32)(k, half), bias), 23));
+    vf t[4], r[4], p[4];
+#define EACH KX_UNROLL for (int v = 0; v < n; v++)
+    EACH x[v] = vf_min(vf_all(89.0f), vf_max(vf_all(-104.0f), x[v]));
+    EACH t[v] = x[v] * vf_all(0x1.715476p+0f);
+    EACH t[v] = t[v] + round;
+    EACH r[v] = (t[v] - round) * vf_all(0x1.62e4p-1f);
+    EACH x[v] = x[v] - r[v];
+    EACH r[v] = (t[v] - round) * vf_all(0x1.7f7d1cp-20f);
+    EACH r[v] = x[v] - r[v];
+    EACH p[v] = vf_all(0x1.6a2256p-10f) * r[v] + vf_all(0x1.123b02p-7f);
+    EACH p[v] = p[v] * r[v] + vf_all(0x1.5558f8p-5f);
+    EACH p[v] = p[v] * r[v] + vf_all(0x1.555490p-3f);
+    EACH p[v] = p[v] * r[v] + vf_all(0x1.fffffcp-2f);
+    EACH p[v] = p[v] * (r[v] * r[v]);
+    EACH p[v] = p[v] + r[v] + vf_all(1.0f);
+    EACH
+    {
+        vi k = KX_I(sub_epi32)(as_ints(t[v]), as_ints(round)), half = KX_I(srai_epi32)(k, 1);
+        vf a = as_floats(KX_I(slli_epi32)(KX_I(add_epi32)(half, bias), 23));
+        vf b = as_floats(KX_I(slli_epi32)(KX_I(add_epi32)(KX_I(sub_epi32)(k, half), bias), 23));
+        x[v] = p[v] * a * b;
+    }
+#undef EACH
 }
 
 #if defined(__AVX512F__)
@@ -251,23 +296,48 @@ KX_INLINE void pack_words(const bool bf16, const void *const *k, uint32_t d, flo
         t[i] = KX_I(unpacklo_epi16)(r[i], r[i + 1]);
         t[i + 1] = KX_I(unpackhi_epi16)(r[i], r[i + 1]);
     }
-    KX_UNROLL for (int i = 0; i < 8; i += 4)
-        KX_UNROLL for (int h = 0; h < 2; h++) {
-            u[i + 2 * h] = KX_I(unpacklo_epi32)(t[i + h], t[i + h + 2]);
-            u[i + 2 * h + 1] = KX_I(unpackhi_epi32)(t[i + h], t[i + h + 2]);
+    KX_UNROLL for (int h = 0; h < 2; h++) {
+        KX_UNROLL for (int i = 0; i < 8; i += 4) {
+            u[i] = KX_I(unpacklo_epi32)(t[i + h], t[i + h + 2]);
+            u[i + 1] = KX_I(unpackhi_epi32)(t[i + h], t[i + h + 2]);
         }
-    KX_UNROLL for (uint32_t c = 0; c < 8; c++) {
-        vi w = c % 2 ? KX_I(unpackhi_epi64)(u[c / 2], u[c / 2 + 4])
-                     : KX_I(unpacklo_epi64)(u[c / 2], u[c / 2 + 4]);
+        KX_UNROLL for (uint32_t c = 0; c < 4; c++) {
+            vi w = c % 2 ? KX_I(unpackhi_epi64)(u[c / 2], u[c / 2 + 4])
+                         : KX_I(unpacklo_epi64)(u[c / 2], u[c / 2 + 4]);
+            float *at = to + (4 * h + c) * KX_P;
 #if defined(__AVX512F__)
-        /* both halves of the keys of a dimension side by side */
-        w = _mm512_shuffle_i64x2(w, w, 0xd8);
+            /* both halves of the keys of a dimension side by side */
+            w = _mm512_shuffle_i64x2(w, w, 0xd8);
 #endif
-        vi_half lo = low_half(w), hi = high_half(w);
-        vf_store(to + (d + c) * KX_P, bf16 ? bf16_lanes(lo) : f16_lanes(lo));
-        vf_store(to + (d + c + 8) * KX_P, bf16 ? bf16_lanes(hi) : f16_lanes(hi));
+            vi_half lo = low_half(w), hi = high_half(w);
+            vf_store(at, bf16 ? bf16_lanes(lo) : f16_lanes(lo));
+            vf_store(at + 8 * KX_P, bf16 ? bf16_lanes(hi) : f16_lanes(hi));
+        }
     }
 }
+
+#if !defined(__AVX512F__)
+/* 8 dimensions of 8 keys of bfloat16: two dimensions of a key move as one dword. */
+KX_INLINE void pack_pairs(const void *const *k, uint32_t d, float *to)
+{
+    vi r[4], t[4];
+    const vi odd = _mm256_set1_epi32((int)0xffff0000);
+    KX_UNROLL for (uint32_t i = 0; i < 4; i++)
+        r[i] = _mm256_inserti128_si256(
+            _mm256_castsi128_si256(load_half((const char *)k[i] + 2 * (size_t)d)),
+            load_half((const char *)k[i + 4] + 2 * (size_t)d), 1);
+    KX_UNROLL for (int i = 0; i < 4; i += 2) {
+        t[i] = _mm256_unpacklo_epi32(r[i], r[i + 1]);
+        t[i + 1] = _mm256_unpackhi_epi32(r[i], r[i + 1]);
+    }
+    KX_UNROLL for (int c = 0; c < 4; c++) {
+        vi w = c % 2 ? _mm256_unpackhi_epi64(t[c / 2], t[c / 2 + 2])
+                     : _mm256_unpacklo_epi64(t[c / 2], t[c / 2 + 2]);
+        vf_store(to + 2 * c * KX_P, as_floats(_mm256_slli_epi32(w, 16)));
+        vf_store(to + (2 * c + 1) * KX_P, as_floats(_mm256_and_si256(w, odd)));
+    }
+}
+#endif
 
 /* Bytes 4c .. 4c+3 of each key: one dimension a vector. */
 KX_INLINE void store_bytes(vi w, vf scale, float *to)
@@ -307,8 +377,8 @@ KX_INLINE void pack_q8(const void *const *k, uint32_t d, float *to)
         vi lo = _mm256_permute2x128_si256(w[c], w[c + 4], 0x20);
         vi hi = _mm256_permute2x128_si256(w[c], w[c + 4], 0x31);
 #endif
-        store_bytes(lo, scale, to + (d + 4 * c) * KX_P);
-        store_bytes(hi, scale, to + (d + 16 + 4 * c) * KX_P);
+        store_bytes(lo, scale, to + 4 * c * KX_P);
+        store_bytes(hi, scale, to + (16 + 4 * c) * KX_P);
     }
 }
 
@@ -327,30 +397,86 @@ KX_INLINE void pack_floats(const void *const *k, uint32_t d, float *to)
             u[i + 2 * h + 1] = _mm256_shuffle_ps(t[i + h], t[i + h + 2], 0xee);
         }
     KX_UNROLL for (uint32_t c = 0; c < 4; c++) {
-        _mm256_storeu_ps(to + (d + c) * KX_P, _mm256_permute2f128_ps(u[c], u[c + 4], 0x20));
-        _mm256_storeu_ps(to + (d + c + 4) * KX_P, _mm256_permute2f128_ps(u[c], u[c + 4], 0x31));
+        _mm256_storeu_ps(to + c * KX_P, _mm256_permute2f128_ps(u[c], u[c + 4], 0x20));
+        _mm256_storeu_ps(to + (c + 4) * KX_P, _mm256_permute2f128_ps(u[c], u[c + 4], 0x31));
     }
 }
 
-/* to[d][j] = element d of key j, for a panel of KX_P keys. */
-static void pack_keys(sl_type type, const void *const *k, uint32_t k_dim, float *to)
+/* Dimensions from d on, 16 at a time; returns where less is left. Functions of their own, so that
+ * the keys' addresses stay in registers. */
+static __attribute__((noinline)) uint32_t pack_f16(const void *const *k, uint32_t d, uint32_t end,
+                                                   float *to, struct fetch *f)
 {
-    uint32_t d = 0;
-    for (uint32_t j = 0; j < KX_P; j += KX_W) {
-        d = 0;
-        if (type == SL_F16)
-            for (; d + 16 <= k_dim; d += 16) pack_words(false, k + j, d, to + j);
-        else if (type == SL_BF16)
-            for (; d + 16 <= k_dim; d += 16) pack_words(true, k + j, d, to + j);
-        else if (type == SL_Q8_0)
-            for (; d < k_dim; d += 32) pack_q8(k + j, d, to + j);
-        else
-            for (; d + 8 <= k_dim; d += 8)
-                for (uint32_t e = 0; e < KX_W; e += 8) pack_floats(k + j + e, d, to + j + e);
+    const void *p[KX_W];
+    for (int i = 0; i < KX_W; i++) p[i] = k[i];
+    for (; d + 16 <= end; d += 16, to += 16 * KX_P) {
+        fetch_some(f);
+        pack_words(false, p, d, to);
     }
-    for (; d < k_dim; d++)
-        for (uint32_t j = 0; j < KX_P; j++) to[d * KX_P + j] = element(type, k[j], d);
+    return d;
+}
+
+static __attribute__((noinline)) uint32_t pack_bf16(const void *const *k, uint32_t d, uint32_t end,
+                                                    float *to, struct fetch *f)
+{
+    const void *p[KX_W];
+    for (int i = 0; i < KX_W; i++) p[i] = k[i];
+    for (; d + 16 <= end; d += 16, to += 16 * KX_P) {
+        fetch_some(f);
+#if defined(__AVX512F__)
+        pack_words(true, p, d, to);
+#else
+        pack_pairs(p, d, to);
+        pack_pairs(p, d + 8, to + 8 * KX_P);
+#endif
+    }
+    return d;
+}
+
+/* to[d][j] = element from + d of key j, for a panel of KX_P keys. */
+static void pack_keys(sl_type type, const void *const *k, uint32_t from, uint32_t n, float *to,
+                      struct fetch *f)
+{
+    const uint32_t end = from + n;
+    uint32_t d = from;
+    for (uint32_t j = 0; j < KX_P; j += KX_W) {
+        float *at = to + j;
+        d = from;
+        if (type == SL_F16) d = pack_f16(k + j, d, end, at, f);
+        else if (type == SL_BF16) d = pack_bf16(k + j, d, end, at, f);
+        else if (type == SL_Q8_0)
+            for (; d < end; d += 32, at += 32 * KX_P) {
+                fetch_some(f);
+                pack_q8(k + j, d, at);
+            }
+        else
+            for (; d + 8 <= end; d += 8, at += 8 * KX_P) {
+                fetch_some(f);
+                for (uint32_t e = 0; e < KX_W; e += 8) pack_floats(k + j + e, d, at + e);
+            }
+    }
+    for (; d < end; d++)
+        for (uint32_t j = 0; j < KX_P; j++) to[(d - from) * KX_P + j] = element(type, k[j], d);
 }
 
 #endif
+
+/* to[j][e] = element d + e of value j in [first, end), for KX_P of them. */
+KX_INLINE void pack_rows(const sl_type type, const void *const *v, uint32_t first, uint32_t end,
+                         uint32_t d, float *to)
+{
+    for (uint32_t j = first; j < end; j++)
+        KX_UNROLL for (uint32_t e = 0; e < KX_P; e += KX_W)
+            vf_store(to + j * KX_P + e, load_row(type, v[j], d + e));
+}
+
+static void pack_values(sl_type type, const void *const *v, uint32_t first, uint32_t end,
+                        uint32_t d, float *to)
+{
+    if (type == SL_F16) pack_rows(SL_F16, v, first, end, d, to);
+    else if (type == SL_BF16) pack_rows(SL_BF16, v, first, end, d, to);
+    else if (type == SL_Q8_0) pack_rows(SL_Q8_0, v, first, end, d, to);
+    else pack_rows(SL_F32, v, first, end, d, to);
+}
+
 #endif
