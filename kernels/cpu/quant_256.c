@@ -117,8 +117,8 @@ Q256_INLINE __m256i add_madd(__m256i sum, __m256i p, __m256i sc)
 #endif
 }
 
-/* Rows that are in work together are a `step`-th of all rows apart: as many streams, which the CPU's
- * prefetchers read ahead of, each on its own; one stream is slower, whatever is fetched by hand.
+/* Rows that are in work together are a `step`-th of all rows apart: as many streams, each of which
+ * the CPU's prefetchers follow; one stream is slower, whatever is fetched by hand.
  * Rows beyond the last are the last one again: their results are dropped. */
 Q256_INLINE uint32_t rows_apart(uint32_t n_rows, uint32_t step)
 {
