@@ -1,7 +1,7 @@
 /* kernels/cpu/quant_256.c - quantised products in 256-bit registers, compiled twice: with AVX2, FMA
  * and F16C (KX_SET = avx2), and with AVX-VNNI beside them (avxvnni: vpdpbusd).
  *
- * Few activations: a row at a time. Pairs of products are int16 (vpmaddubsw), vpmaddwd applies the
+ * Few activations: 4 or 8 rows at once. Pairs of products are int16 (vpmaddubsw), vpmaddwd applies
  * scales, and zero * sc or mn meet the sums of the activations in one more vpmaddwd per group.
  * Many: a tile is 16 rows with 4 consecutive elements of 8 rows in a register, so that an
  * activation's 4 elements are broadcast and the lanes are rows: no sum across lanes, and every
@@ -32,7 +32,7 @@ enum {
     ROWS = 16,          /* of a tile */
     COLS = 4,           /* activation rows at once */
     MANY = 64,          /* activation rows whose sums are kept, while the tile's groups go by */
-    AHEAD = 512         /* bytes that the prefetch of `rows` runs ahead in each row */
+    AHEAD = 320         /* bytes that the prefetch of `rows` runs ahead in each row */
 };
 
 Q256_INLINE int sum8(__m256i v)
@@ -117,8 +117,8 @@ Q256_INLINE __m256i add_madd(__m256i sum, __m256i p, __m256i sc)
 #endif
 }
 
-/* Rows that are in work together are a `step`-th of all rows apart: as many streams, which the CPU's
- * prefetchers read ahead of, each on its own; one stream is slower, whatever is fetched by hand.
+/* Rows that are in work together are a `step`-th of all rows apart: as many streams, each of which
+ * the CPU's prefetchers follow; one stream is slower, whatever is fetched by hand.
  * Rows beyond the last are the last one again: their results are dropped. */
 Q256_INLINE uint32_t rows_apart(uint32_t n_rows, uint32_t step)
 {
@@ -177,50 +177,6 @@ Q256_INLINE void start_rows(const q256_super *t, const uint8_t *const *b, const 
     g->summ = t->mins ? sum_four(corr) : _mm_setzero_ps();
 }
 
-/* The same for Q4_K and Q5_K, whose heads of 16 bytes are taken apart for the four rows at once: a
- * dword of each register below belongs to a row. */
-Q256_INLINE void start_rows_k4(const uint8_t *const *b, const int16_t *s, super_rows *g,
-                               twice4 twice)
-{
-    __m128i h[4], w[4];
-    Q256_UNROLL
-    for (int r = 0; r < 4; r++) h[r] = _mm_loadu_si128((const void *)b[r]);
-    __m128i l0 = _mm_unpacklo_epi32(h[0], h[1]), l1 = _mm_unpacklo_epi32(h[2], h[3]);
-    __m128i h0 = _mm_unpackhi_epi32(h[0], h[1]), h1 = _mm_unpackhi_epi32(h[2], h[3]);
-    w[0] = _mm_unpacklo_epi64(l0, l1);      /* d, dmin */
-    w[1] = _mm_unpackhi_epi64(l0, l1);
-    w[2] = _mm_unpacklo_epi64(h0, h1);
-    w[3] = _mm_unpackhi_epi64(h0, h1);
-    const __m128i m6 = _mm_set1_epi8(63), m4 = _mm_set1_epi8(15), m2 = _mm_set1_epi8(48);
-    __m128i top[2] = { _mm_and_si128(w[3], m4), _mm_and_si128(_mm_srli_epi16(w[3], 4), m4) };
-    __m128i sc[2], mn[2];
-    sc[0] = _mm_and_si128(w[1], m6);
-    sc[1] = _mm_or_si128(top[0], _mm_and_si128(_mm_srli_epi16(w[1], 2), m2));
-    mn[0] = _mm_and_si128(w[2], m6);
-    mn[1] = _mm_or_si128(top[1], _mm_and_si128(_mm_srli_epi16(w[2], 2), m2));
-    Q256_UNROLL
-    for (int i = 0; i < 2; i++) {
-        __m256i a = _mm256_cvtepu8_epi16(_mm_unpacklo_epi8(sc[i], sc[i]));
-        __m256i c = _mm256_cvtepu8_epi16(_mm_unpackhi_epi8(sc[i], sc[i]));
-        _mm256_storeu_si256((void *)twice[i][0], a);
-        _mm256_storeu_si256((void *)twice[i][2], c);
-    }
-    /* sums of 32: 0 .. 3 twice, 4 .. 7 twice */
-    __m256i s32 = _mm256_madd_epi16(q256_load(s), _mm256_set1_epi16(1));
-    s32 = _mm256_packs_epi32(s32, s32);
-    __m256i summ = _mm256_add_epi32(
-        _mm256_madd_epi16(_mm256_cvtepu8_epi16(mn[0]), _mm256_permute4x64_epi64(s32, 0x00)),
-        _mm256_madd_epi16(_mm256_cvtepu8_epi16(mn[1]), _mm256_permute4x64_epi64(s32, 0xaa)));
-    g->summ = _mm_cvtepi32_ps(
-        _mm_hadd_epi32(_mm256_castsi256_si128(summ), _mm256_extracti128_si256(summ, 1)));
-    __m256 d = _mm256_cvtph_ps(w[0]);
-    __m128 d0 = _mm256_castps256_ps128(d), d1 = _mm256_extractf128_ps(d, 1);
-    g->d = _mm_shuffle_ps(d0, d1, 0x88);
-    g->dmin = _mm_shuffle_ps(d0, d1, 0xdd);
-    Q256_UNROLL
-    for (int r = 0; r < 4; r++) g->sum[r] = _mm256_setzero_si256();
-}
-
 /* acc with a super-block of each of four rows added: every activation that is loaded serves all
  * four. */
 Q256_INLINE __m128 add_super(const q256_super *t, const uint8_t *const *b, const int8_t *a,
@@ -228,9 +184,7 @@ Q256_INLINE __m128 add_super(const q256_super *t, const uint8_t *const *b, const
 {
     super_rows g;
     twice4 twice;
-    /* only Q4_K and Q5_K have minima for 32 elements */
-    if (t->mins && !t->half) start_rows_k4(b, s, &g, twice);
-    else start_rows(t, b, s, &g, twice);
+    start_rows(t, b, s, &g, twice);
     KEEP_STORED(twice);
     Q256_UNROLL
     for (int j = 0; j < 8; j += 2) {
@@ -253,10 +207,121 @@ Q256_INLINE __m128 add_super(const q256_super *t, const uint8_t *const *b, const
     return _mm_fmadd_ps(_mm_set1_ps(scale), u, acc);
 }
 
-/* Into the first-level cache: what the CPU fetches by itself it leaves in the second. */
-Q256_INLINE void fetch_block(const uint8_t *b, uint32_t bytes)
+/* Sums across each of 8 registers, of the i-th to lane i. */
+Q256_INLINE __m256i sum_each(const __m256i *v)
 {
-    for (uint32_t i = 0; i < bytes; i += 64) _mm_prefetch(b + AHEAD + i, _MM_HINT_T0);
+    __m256i p[4], q[2];
+    Q256_UNROLL
+    for (int i = 0; i < 4; i++)
+        p[i] = _mm256_add_epi32(_mm256_unpacklo_epi32(v[2 * i], v[2 * i + 1]),
+                                _mm256_unpackhi_epi32(v[2 * i], v[2 * i + 1]));
+    Q256_UNROLL
+    for (int i = 0; i < 2; i++)
+        q[i] = _mm256_add_epi32(_mm256_unpacklo_epi64(p[2 * i], p[2 * i + 1]),
+                                _mm256_unpackhi_epi64(p[2 * i], p[2 * i + 1]));
+    return _mm256_add_epi32(_mm256_permute2x128_si256(q[0], q[1], 0x20),
+                            _mm256_permute2x128_si256(q[0], q[1], 0x31));
+}
+
+/* Q4_K and Q5_K: two super-blocks of each of four rows, whose 8 heads of 16 bytes are taken apart
+ * at once. Lane 4 * i + r is super-block i of row r; scales are broadcast from twice
+ * [j / 4][2 * r + i][4 * (j % 4)], where they are int16 twice. */
+typedef uint8_t twice8[2][8][16];
+typedef struct two_heads { __m256 d, dmin, summ; } two_heads;
+
+/* A head's dwords: d and dmin, then 6 bits each of scales 0-3, of minima 0-3, and the low 4 of
+ * both's 4-7, whose high 2 are on top of the first ones. */
+Q256_INLINE void start_two(uint32_t block_bytes, const uint8_t *const *b, const int16_t *s,
+                           two_heads *g, twice8 twice)
+{
+    const __m256i m6 = _mm256_set1_epi8(63), m4 = _mm256_set1_epi8(15), m2 = _mm256_set1_epi8(48);
+    __m256i h[4], w[4], sc[2], mn[2];
+    Q256_UNROLL
+    for (int r = 0; r < 4; r++)
+        h[r] = _mm256_set_m128i(_mm_loadu_si128((const void *)(b[r] + block_bytes)),
+                                _mm_loadu_si128((const void *)b[r]));
+    __m256i l0 = _mm256_unpacklo_epi32(h[0], h[1]), l1 = _mm256_unpacklo_epi32(h[2], h[3]);
+    __m256i h0 = _mm256_unpackhi_epi32(h[0], h[1]), h1 = _mm256_unpackhi_epi32(h[2], h[3]);
+    w[0] = _mm256_unpacklo_epi64(l0, l1);
+    w[1] = _mm256_unpackhi_epi64(l0, l1);
+    w[2] = _mm256_unpacklo_epi64(h0, h1);
+    w[3] = _mm256_unpackhi_epi64(h0, h1);
+    sc[0] = _mm256_and_si256(w[1], m6);
+    mn[0] = _mm256_and_si256(w[2], m6);
+    sc[1] = _mm256_or_si256(_mm256_and_si256(w[3], m4),
+                            _mm256_and_si256(_mm256_srli_epi16(w[1], 2), m2));
+    mn[1] = _mm256_or_si256(_mm256_and_si256(_mm256_srli_epi16(w[3], 4), m4),
+                            _mm256_and_si256(_mm256_srli_epi16(w[2], 2), m2));
+    Q256_UNROLL
+    for (int r = 0; r < 4; r++) {
+        __m256i spread = _mm256_broadcastsi128_si256(
+            _mm_add_epi8(_mm_setr_epi8(0, -128, 0, -128, 1, -128, 1, -128, 2, -128, 2, -128, 3,
+                                       -128, 3, -128), _mm_set1_epi8((char)(4 * r))));
+        for (int i = 0; i < 2; i++)
+            _mm256_storeu_si256((void *)twice[i][2 * r], _mm256_shuffle_epi8(sc[i], spread));
+    }
+    /* of each super-block sums of 32: 0 2 1 3 twice, 4 6 5 7 twice; minima 0, 2 and 1, 3 */
+    const __m256i one = _mm256_set1_epi16(1), low = _mm256_set1_epi16(255);
+    __m256i sums = _mm256_packs_epi32(_mm256_madd_epi16(q256_load(s), one),
+                                      _mm256_madd_epi16(q256_load(s + 16), one)), summ[2];
+    sums = _mm256_shufflehi_epi16(_mm256_shufflelo_epi16(sums, 0xd8), 0xd8);
+    Q256_UNROLL
+    for (int i = 0; i < 2; i++) {
+        __m256i half = i ? _mm256_permute4x64_epi64(sums, 0xfa)
+                         : _mm256_permute4x64_epi64(sums, 0x50);
+        summ[i] = _mm256_add_epi32(
+            _mm256_madd_epi16(_mm256_and_si256(mn[i], low), _mm256_shuffle_epi32(half, 0x00)),
+            _mm256_madd_epi16(_mm256_srli_epi16(mn[i], 8), _mm256_shuffle_epi32(half, 0x55)));
+    }
+    g->summ = _mm256_cvtepi32_ps(_mm256_add_epi32(summ[0], summ[1]));
+    const __m256i split = _mm256_setr_epi8(0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15,
+                                           0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15);
+    __m256i d = _mm256_permute4x64_epi64(_mm256_shuffle_epi8(w[0], split), 0xd8);
+    g->d = _mm256_cvtph_ps(_mm256_castsi256_si128(d));
+    g->dmin = _mm256_cvtph_ps(_mm256_extracti128_si256(d, 1));
+}
+
+Q256_INLINE __m128 add_two(const q256_super *t, const uint8_t *const *b, const int8_t *a,
+                           const int16_t *s, const float *scale, __m128 acc)
+{
+    two_heads g;
+    twice8 twice;
+    __m256i sum[8];
+    start_two(t->block_bytes, b, s, &g, twice);
+    KEEP_STORED(twice);
+    Q256_UNROLL
+    for (int i = 0; i < 8; i++) sum[i] = _mm256_setzero_si256();
+    Q256_UNROLL
+    for (int i = 0; i < 2; i++, a += 256) {
+        Q256_UNROLL
+        for (int j = 0; j < 8; j += 2) {
+            __m256i a0 = q256_load(a + 32 * j), a1 = q256_load(a + 32 * j + 32);
+            KEEP(a0);
+            KEEP(a1);
+            Q256_UNROLL
+            for (int r = 0; r < 4; r++) {
+                const uint8_t *sc = twice[j / 4][2 * r + i] + 4 * (j % 4);
+                const uint8_t *at = b[r] + (uint32_t)i * t->block_bytes;
+                __m256i *to = sum + 4 * i + r;
+                *to = add_madd(*to, pairs(false, t->q(at, j), a0), four(sc));
+                KEEP(*to);
+                *to = add_madd(*to, pairs(false, t->q(at, j + 1), a1), four(sc + 4));
+                KEEP(*to);
+            }
+        }
+    }
+    __m256 u = _mm256_mul_ps(g.d, _mm256_cvtepi32_ps(sum_each(sum)));
+    u = _mm256_fnmadd_ps(g.dmin, g.summ, u);
+    acc = _mm_fmadd_ps(_mm_set1_ps(scale[0]), _mm256_castps256_ps128(u), acc);
+    return _mm_fmadd_ps(_mm_set1_ps(scale[1]), _mm256_extractf128_ps(u, 1), acc);
+}
+
+/* Into the first-level cache: what the CPU fetches by itself it leaves in the second. */
+Q256_INLINE void fetch_rows(const uint8_t *const *b, uint32_t bytes)
+{
+    Q256_UNROLL
+    for (int r = 0; r < 4; r++)
+        for (uint32_t i = 0; i < bytes; i += 64) _mm_prefetch(b[r] + AHEAD + i, _MM_HINT_T0);
 }
 
 Q256_INLINE void rows_super(const q256_super *t, const void *w, size_t row_bytes, uint32_t n_rows,
@@ -266,14 +331,21 @@ Q256_INLINE void rows_super(const q256_super *t, const void *w, size_t row_bytes
     const float *scale = (const float *)(const void *)(a + sl_qx_scales(n));
     const int16_t *s = (const int16_t *)(const void *)(a + sl_qx_sums(256, n));
     const uint32_t apart = rows_apart(n_rows, 4);
+    const bool k4 = t->mins && !t->half;        /* only Q4_K and Q5_K */
     float got[4];
     for (uint32_t r = 0; r < apart; r++) {
         const uint8_t *b[4];
         __m128 acc = _mm_setzero_ps();
+        size_t k = 0;
         for (uint32_t i = 0; i < 4; i++) b[i] = row_at(w, row_bytes, n_rows, r + i * apart);
-        for (size_t k = 0; k < n / 256; k++) {
+        for (; k4 && k + 2 <= n / 256; k += 2) {
+            fetch_rows(b, 2 * t->block_bytes);
+            acc = add_two(t, b, a + 256 * k, s + 16 * k, scale + k, acc);
             Q256_UNROLL
-            for (uint32_t i = 0; i < 4; i++) fetch_block(b[i], t->block_bytes);
+            for (uint32_t i = 0; i < 4; i++) b[i] += 2 * t->block_bytes;
+        }
+        for (; k < n / 256; k++) {
+            fetch_rows(b, t->block_bytes);
             acc = add_super(t, b, a + 256 * k, s + 16 * k, scale[k], acc);
             Q256_UNROLL
             for (uint32_t i = 0; i < 4; i++) b[i] += t->block_bytes;
@@ -307,28 +379,64 @@ Q256_INLINE __m256i sum_eight(bool words, const __m256i *v)
                             _mm256_permute2x128_si256(h[0], h[1], 0x31));
 }
 
-/* u of a block of each of eight rows; sums: those of 16 activations each. */
-Q256_INLINE __m256 u_blocks(const q256_block *t, const uint8_t *const *b, __m256i a,
-                            const int16_t *sums)
+/* acc with a block of each of eight rows added: sum, of the products; s: sums of 16 activations. */
+Q256_INLINE __m256 end_block(const q256_block *t, const uint8_t *const *b, __m256i sum,
+                             const int16_t *s, const float *scale, __m256 acc)
 {
-    __m256i p[8];
-    Q256_UNROLL
-    for (int i = 0; i < 8; i++) {
-        __m256i q = t->q(b[i]);
-#if Q256_VNNI
-        p[i] = _mm256_dpbusd_avx_epi32(_mm256_setzero_si256(), stored(t->sgn, q), a);
-#else
-        p[i] = pairs(t->sgn, q, a);
-        if (t->sgn) p[i] = _mm256_madd_epi16(p[i], _mm256_set1_epi16(1));
-#endif
-    }
-    __m256i sum = sum_eight(!Q256_VNNI && !t->sgn, p), corr = four(sums);
-    int zero = zero_of(t->sgn, t->zero);
+    const int zero = zero_of(t->sgn, t->zero);
+    __m256i corr = four(s);
     if (t->mins || zero)
         corr = _mm256_madd_epi16(corr, _mm256_set1_epi16((int16_t)(t->mins ? 1 : -zero)));
     if (zero) sum = _mm256_add_epi32(sum, corr);
     __m256 u = _mm256_mul_ps(t->d(b), _mm256_cvtepi32_ps(sum));
-    return t->mins ? _mm256_fnmadd_ps(t->dmin(b), _mm256_cvtepi32_ps(corr), u) : u;
+    if (t->mins) u = _mm256_fnmadd_ps(t->dmin(b), _mm256_cvtepi32_ps(corr), u);
+    return _mm256_fmadd_ps(_mm256_set1_ps(*scale), u, acc);
+}
+
+Q256_INLINE __m256 add_block(const q256_block *t, const uint8_t *const *b, const int8_t *a,
+                             const int16_t *s, const float *scale, __m256 acc)
+{
+    __m256i p[8], x = q256_load(a);
+    Q256_UNROLL
+    for (int i = 0; i < 8; i++) {
+        __m256i q = t->q(b[i]);
+#if Q256_VNNI
+        p[i] = _mm256_dpbusd_avx_epi32(_mm256_setzero_si256(), stored(t->sgn, q), x);
+#else
+        p[i] = pairs(t->sgn, q, x);
+        if (t->sgn) p[i] = _mm256_madd_epi16(p[i], _mm256_set1_epi16(1));
+#endif
+    }
+    return end_block(t, b, sum_eight(!Q256_VNNI && !t->sgn, p), s, scale, acc);
+}
+
+/* Two blocks of each row: one tree of sums for both, a half of a register each. Eight products of
+ * q < 32 are within int16. */
+Q256_INLINE __m256 add_two_blocks(const q256_block *t, const uint8_t *const *b, const int8_t *a,
+                                  const int16_t *s, const float *scale, __m256 acc)
+{
+    __m256i a0 = q256_load(a), a1 = q256_load(a + 32), p[8], h[4], g[2];
+    __m256i lo = _mm256_permute2x128_si256(a0, a1, 0x20);
+    __m256i hi = _mm256_permute2x128_si256(a0, a1, 0x31);
+    const uint8_t *next[8];
+    Q256_UNROLL
+    for (int r = 0; r < 8; r++) {
+        q256_two v = t->two(b[r]);
+        p[r] = _mm256_add_epi16(pairs(false, v.lo, lo), pairs(false, v.hi, hi));
+        KEEP(p[r]);
+        next[r] = b[r] + t->block_bytes;
+    }
+    Q256_UNROLL
+    for (int i = 0; i < 4; i++)
+        h[i] = _mm256_madd_epi16(_mm256_add_epi16(_mm256_unpacklo_epi32(p[2 * i], p[2 * i + 1]),
+                                                  _mm256_unpackhi_epi32(p[2 * i], p[2 * i + 1])),
+                                 _mm256_set1_epi16(1));
+    Q256_UNROLL
+    for (int i = 0; i < 2; i++)
+        g[i] = _mm256_add_epi32(_mm256_unpacklo_epi64(h[2 * i], h[2 * i + 1]),
+                                _mm256_unpackhi_epi64(h[2 * i], h[2 * i + 1]));
+    acc = end_block(t, b, _mm256_permute2x128_si256(g[0], g[1], 0x20), s, scale, acc);
+    return end_block(t, next, _mm256_permute2x128_si256(g[0], g[1], 0x31), s + 2, scale + 1, acc);
 }
 
 /* Eight rows at a time, a lane each: the sums of one are a chain of fma that takes longer than
@@ -344,10 +452,17 @@ Q256_INLINE void rows_block(const q256_block *t, const void *w, size_t row_bytes
     for (uint32_t r = 0; r < apart; r++) {
         const uint8_t *b[8];
         __m256 acc = _mm256_setzero_ps();
+        size_t k = 0;
         for (uint32_t i = 0; i < 8; i++) b[i] = row_at(w, row_bytes, n_rows, r + i * apart);
-        for (size_t k = 0; k < n / 32; k++) {
-            __m256 u = u_blocks(t, b, q256_load(a + 32 * k), s + 2 * k);
-            acc = _mm256_fmadd_ps(_mm256_set1_ps(scale[k]), u, acc);
+        for (; t->two && k + 2 <= n / 32; k += 2) {
+            Q256_UNROLL
+            for (uint32_t i = 0; i < 8; i++) _mm_prefetch(b[i] + AHEAD, _MM_HINT_T0);
+            acc = add_two_blocks(t, b, a + 32 * k, s + 2 * k, scale + k, acc);
+            Q256_UNROLL
+            for (uint32_t i = 0; i < 8; i++) b[i] += 2 * t->block_bytes;
+        }
+        for (; k < n / 32; k++) {
+            acc = add_block(t, b, a + 32 * k, s + 2 * k, scale + k, acc);
             Q256_UNROLL
             for (uint32_t i = 0; i < 8; i++) b[i] += t->block_bytes;
         }
@@ -748,15 +863,15 @@ TILE(q8_0, false, 128, 1, true, false, false, Q256_VNNI)
     X(SL_IQ2_S, iq2_s, grid_half, 82, Q256_IQ2_ZERO, false, true, false, iq2_s, iq2_s) \
     X(SL_IQ3_XXS, iq3_xxs, grid, 98, Q256_IQ3_ZERO, false, false, false, iq3_xxs, iq3_xxs) \
     X(SL_IQ3_S, iq3_s, iq3_s, 110, Q256_IQ3_S_ZERO, false, false, false, iq3_s, iq3_s)
-/* X(id, name, tile, block_bytes, zero, mins, sgn, q, d) */
+/* X(id, name, tile, block_bytes, zero, mins, sgn, q, two, d) */
 #define BLOCKS(X) \
-    X(SL_Q4_0, q4_0, q4_0, 18, 8, false, false, q4_0, f16) \
-    X(SL_Q4_1, q4_1, q4_1, 20, 0, true, false, q4_1, f16) \
-    X(SL_Q5_0, q5_0, q5_0, 22, 16, false, false, q5_0, f16) \
-    X(SL_Q5_1, q5_1, q5_1, 24, 0, true, false, q5_1, f16) \
-    X(SL_Q8_0, q8_0, q8_0, 34, 0, false, true, q8_0, f16) \
-    X(SL_IQ4_NL, iq4_nl, q8_0, 18, 0, false, true, iq4_nl, f16) \
-    X(SL_MXFP4, mxfp4, mxfp4, 17, 12, false, false, mxfp4, e8m0)
+    X(SL_Q4_0, q4_0, q4_0, 18, 8, false, false, q4_0, q4_0, f16) \
+    X(SL_Q4_1, q4_1, q4_1, 20, 0, true, false, q4_1, q4_1, f16) \
+    X(SL_Q5_0, q5_0, q5_0, 22, 16, false, false, q5_0, q5_0, f16) \
+    X(SL_Q5_1, q5_1, q5_1, 24, 0, true, false, q5_1, q5_1, f16) \
+    X(SL_Q8_0, q8_0, q8_0, 34, 0, false, true, q8_0, none, f16) \
+    X(SL_IQ4_NL, iq4_nl, q8_0, 18, 0, false, true, iq4_nl, none, f16) \
+    X(SL_MXFP4, mxfp4, mxfp4, 17, 12, false, false, mxfp4, mxfp4, e8m0)
 
 #define FUNCTIONS(name, kind) \
     static void rows_##name(const void *w, size_t row_bytes, uint32_t n_rows, const void *x, size_t n, \
@@ -772,8 +887,8 @@ TILE(q8_0, false, 128, 1, true, false, false, Q256_VNNI)
     static const q256_super type_##name = { bytes, zero, mins, half, sgn, q256_q_##load, q256_scales_##sc }; \
     FUNCTIONS(name, super) \
     static size_t tile_bytes_##name(size_t n) { return TILE_HEAD + n / 256 * super_bytes(half); }
-#define BLOCK(id, name, tile, bytes, zero, mins, sgn, load, dd) \
-    static const q256_block type_##name = { bytes, zero, mins, sgn, q256_q_##load, q256_d_##dd, q256_m_f16 }; \
+#define BLOCK(id, name, tile, bytes, zero, mins, sgn, load, two, dd) \
+    static const q256_block type_##name = { bytes, zero, mins, sgn, q256_q_##load, q256_two_##two, q256_d_##dd, q256_m_f16 }; \
     FUNCTIONS(name, block) \
     static size_t tile_bytes_##name(size_t n) { return TILE_HEAD + n / 32 * block_bytes(mins); }
 SUPERS(SUPER)

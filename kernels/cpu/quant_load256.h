@@ -25,12 +25,16 @@ typedef struct q256_super {
     void (*scales)(const uint8_t *b, float *d, __m256i *sc, __m256i *mn);
 } q256_super;
 
+/* Two blocks of 32, one after the other: elements 0 .. 15 of each, and 16 .. 31. */
+typedef struct q256_two { __m256i lo, hi; } q256_two;
+
 /* A type of blocks of 32. */
 typedef struct q256_block {
     uint32_t block_bytes;
     int zero;
     bool mins, sgn;
     __m256i (*q)(const uint8_t *b);
+    q256_two (*two)(const uint8_t *b);          /* q below 32; NULL: not for this type */
     __m256 (*d)(const uint8_t *const *b);       /* of 8 blocks */
     __m256 (*dmin)(const uint8_t *const *b);    /* with mins */
 } q256_block;
@@ -105,18 +109,53 @@ Q256_INLINE __m256i q256_q_q8_0(const uint8_t *b) { return q256_load(b + 2); }
 Q256_INLINE __m256i q256_q_iq4_nl(const uint8_t *b) { return q256_levels(b + 2, q256_iq4); }
 Q256_INLINE __m256i q256_q_mxfp4(const uint8_t *b) { return q256_levels(b + 1, q256_e2m1); }
 
-/* Two chains: each insertion waits for the one before. */
+/* Types without it. */
+#define q256_two_none NULL
+
+/* Nibbles as q256_nibbles takes them, at p and at the same place of the next block. */
+Q256_INLINE q256_two q256_two_nibbles(const uint8_t *p, uint32_t block_bytes)
+{
+    __m256i v = _mm256_set_m128i(_mm_loadu_si128((const void *)(p + block_bytes)),
+                                 _mm_loadu_si128((const void *)p));
+    return (q256_two){ q256_and(v, 15), q256_and(_mm256_srli_epi16(v, 4), 15) };
+}
+
+/* With the fifth bits at h. */
+Q256_INLINE q256_two q256_two_fives(const uint8_t *p, const uint8_t *h, uint32_t block_bytes)
+{
+    uint32_t h0 = sl_load_u32(h), h1 = sl_load_u32(h + block_bytes);
+    q256_two v = q256_two_nibbles(p, block_bytes);
+    v.lo = _mm256_or_si256(v.lo, q256_and(q256_bits((h0 & 0xffff) | h1 << 16), 16));
+    v.hi = _mm256_or_si256(v.hi, q256_and(q256_bits(h0 >> 16 | (h1 & 0xffff0000)), 16));
+    return v;
+}
+
+Q256_INLINE q256_two q256_two_q4_0(const uint8_t *b) { return q256_two_nibbles(b + 2, 18); }
+Q256_INLINE q256_two q256_two_q4_1(const uint8_t *b) { return q256_two_nibbles(b + 4, 20); }
+Q256_INLINE q256_two q256_two_q5_0(const uint8_t *b) { return q256_two_fives(b + 6, b + 2, 22); }
+Q256_INLINE q256_two q256_two_q5_1(const uint8_t *b) { return q256_two_fives(b + 8, b + 4, 24); }
+Q256_INLINE q256_two q256_two_mxfp4(const uint8_t *b)
+{
+    __m256i t = _mm256_broadcastsi128_si256(_mm_loadu_si128((const void *)q256_e2m1));
+    q256_two v = q256_two_nibbles(b + 1, 17);
+    return (q256_two){ _mm256_shuffle_epi8(t, v.lo), _mm256_shuffle_epi8(t, v.hi) };
+}
+
+/* The dwords there of four blocks, which must have 16 bytes from there on. */
+Q256_INLINE __m128i q256_four_at(const uint8_t *const *b, int at)
+{
+    __m128i v[2];
+    for (int i = 0; i < 2; i++, b += 2)
+        v[i] = _mm_unpacklo_epi32(_mm_cvtsi32_si128((int)sl_load_u32(b[0] + at)),
+                                  _mm_loadu_si128((const void *)(b[1] + at)));
+    return _mm_unpacklo_epi64(v[0], v[1]);
+}
+
 Q256_INLINE __m256 q256_f16_at(const uint8_t *const *b, int at)
 {
-    __m128i v = _mm_cvtsi32_si128(sl_load_u16(b[0] + at));
-    __m128i h = _mm_cvtsi32_si128(sl_load_u16(b[4] + at));
-    v = _mm_insert_epi16(v, sl_load_u16(b[1] + at), 1);
-    h = _mm_insert_epi16(h, sl_load_u16(b[5] + at), 1);
-    v = _mm_insert_epi16(v, sl_load_u16(b[2] + at), 2);
-    h = _mm_insert_epi16(h, sl_load_u16(b[6] + at), 2);
-    v = _mm_insert_epi16(v, sl_load_u16(b[3] + at), 3);
-    h = _mm_insert_epi16(h, sl_load_u16(b[7] + at), 3);
-    return _mm256_cvtph_ps(_mm_unpacklo_epi64(v, h));
+    const __m128i low = _mm_set1_epi32(0xffff);
+    return _mm256_cvtph_ps(_mm_packus_epi32(_mm_and_si128(q256_four_at(b, at), low),
+                                            _mm_and_si128(q256_four_at(b + 4, at), low)));
 }
 
 Q256_INLINE __m256 q256_d_f16(const uint8_t *const *b) { return q256_f16_at(b, 0); }
@@ -125,17 +164,14 @@ Q256_INLINE __m256 q256_m_f16(const uint8_t *const *b)
     return _mm256_xor_ps(q256_f16_at(b, 2), _mm256_set1_ps(-0.0f));
 }
 
-/* 2^(byte - 128), for the levels are doubled: below 2 a denormal. */
+/* 2^(byte - 128), for the levels are doubled: (byte - 1) << 23, below 2 a denormal. */
 Q256_INLINE __m256 q256_d_e8m0(const uint8_t *const *b)
 {
-    uint32_t lo = b[0][0] | (uint32_t)b[1][0] << 8 | (uint32_t)b[2][0] << 16
-                  | (uint32_t)b[3][0] << 24;
-    uint32_t hi = b[4][0] | (uint32_t)b[5][0] << 8 | (uint32_t)b[6][0] << 16
-                  | (uint32_t)b[7][0] << 24;
-    __m256i n = _mm256_cvtepu8_epi32(_mm_cvtsi64_si128((long long)(lo | (uint64_t)hi << 32)));
-    __m256i one = _mm256_set1_epi32(1), v = _mm256_slli_epi32(_mm256_sub_epi32(n, one), 23);
-    __m256i small = _mm256_sllv_epi32(_mm256_set1_epi32(0x00200000), n);
-    return _mm256_castsi256_ps(_mm256_blendv_epi8(small, v, _mm256_cmpgt_epi32(n, one)));
+    __m256i n = _mm256_set_m128i(q256_four_at(b + 4, 0), q256_four_at(b, 0));
+    n = _mm256_and_si256(n, _mm256_set1_epi32(255));
+    __m256i v = _mm256_slli_epi32(_mm256_sub_epi32(n, _mm256_set1_epi32(1)), 23);
+    __m256i small = _mm256_slli_epi32(_mm256_add_epi32(n, _mm256_set1_epi32(1)), 21);
+    return _mm256_castsi256_ps(_mm256_max_epi32(v, small));
 }
 
 /* Super-blocks. 8 scales of 32 elements each, as dwords: twice as int16. */
