@@ -199,8 +199,8 @@ static uint32_t shared_values(const search *s, sl_plan_params p, knob k, sl_plan
         [KNOB_HEAD] = { 2, { SL_ON_CPU, SL_ON_DEVICE } },
         [KNOB_LANES] = { 2, { 1, 2 } },
         [KNOB_STAY] = { 4, { stay - stay / 4, stay / 2, stay / 4, 0 } },
-        [KNOB_SEND] = { 9, { 1, 2, 3, 8, 32, SL_MAX(2 * mean / 3, 1), mean, 3 * mean / 2,
-                             NEVER } },
+        [KNOB_SEND] = { 11, { 1, 2, 3, 8, 16, 32, 96, SL_MAX(2 * mean / 3, 1), mean,
+                              SL_MAX(3 * mean / 2, 1), NEVER } },
         [KNOB_SEND_ALL] = { 5, { SL_MAX(all / 2, 1), SL_MIN(2 * all, NEVER),
                                  SL_MIN(4 * all, NEVER), SL_MIN(8 * all, NEVER), NEVER } },
     };
@@ -372,17 +372,34 @@ static void fill_base(search *s)
  * are not found one after another. */
 static sl_status corners(search *s)
 {
-    const struct { uint32_t rows; bool all; } send[] = {
-        { 1, true }, { NEVER, true }, { 1, false }, { NEVER, false },
-        { rows_of_expert(s, &s->base), false },     /* a pass of the prompt is both sides' */
-    };
-    for (uint32_t i = 0; i < 2 * SL_LEN(send); i++) {
+    for (int i = 0; i < 8; i++) {
         sl_plan_params p = s->base;
         if (i & 1 && !fixed(s, KNOB_STAY)) p.n_stay = 0;
-        if (!fixed(s, KNOB_SEND)) p.send_rows = send[i / 2].rows;
-        if (!send[i / 2].all && !fixed(s, KNOB_SEND_ALL)) p.send_all_rows = NEVER;
+        if (!fixed(s, KNOB_SEND)) p.send_rows = i & 2 ? NEVER : 1;
+        if (i & 4 && !fixed(s, KNOB_SEND_ALL)) p.send_all_rows = NEVER;
         uint32_t at = bound(s, &p);
         if (at < MAX_SEEN && worth(s, &s->seen[at])) SL_TRY(simulate(s, at));
+    }
+    return SL_OK;
+}
+
+/* The best candidate's prompts as the work of both sides, which takes two knobs at once. */
+static sl_status share_prompts(search *s)
+{
+    sl_plan_params p = s->seen[s->best].params;
+    if (fixed(s, KNOB_SEND) || fixed(s, KNOB_SEND_ALL)) return SL_OK;
+    p.send_rows = rows_of_expert(s, &p);
+    p.send_all_rows = NEVER;
+    uint32_t at = bound(s, &p);
+    return at < MAX_SEEN && worth(s, &s->seen[at]) ? simulate(s, at) : SL_OK;
+}
+
+/* Until no knob helps. */
+static sl_status sweep(search *s)
+{
+    for (uint32_t i = 0, before = UINT32_MAX; i < SWEEPS && before != s->best; i++) {
+        before = s->best;
+        for (knob k = 0; k < N_KNOBS; k++) SL_TRY(turn(s, k));
     }
     return SL_OK;
 }
@@ -395,10 +412,10 @@ static sl_status run_search(search *s)
     bound(s, &s->base);
     SL_TRY(simulate(s, 0));
     if (s->base.accel.kind) SL_TRY(corners(s));
-    for (uint32_t i = 0, before = UINT32_MAX; i < SWEEPS && before != s->best; i++) {
-        before = s->best;
-        for (knob k = 0; k < N_KNOBS; k++) SL_TRY(turn(s, k));
-    }
+    SL_TRY(sweep(s));
+    uint32_t before = s->best;
+    if (s->base.accel.kind) SL_TRY(share_prompts(s));
+    if (s->best != before) SL_TRY(sweep(s));
     return simplify(s);
 }
 

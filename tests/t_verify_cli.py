@@ -97,6 +97,13 @@ def check_run(tmp, machine):
     check('calibrated' not in r.stdout and 'another prompt' not in r.stderr, 'cold: nothing is run before')
     check(len(lines(log)) == (8 if streams else 4), 'each run adds two lines')
 
+    r = sluice('verify', *quick, '--log', tmp + '/device.jsonl', '--json', '--device', 'emu:mem=20M,h2d=1G,cores=1')
+    check(r.returncode == 0, 'with an emulated device: ' + r.stderr)
+    device = json.loads(r.stdout)
+    check(device['device'].startswith('emu:') and 'device' in device['mode'] and 'device' not in last, 'which: ' + device['mode'])
+    check(set(device['quantities']) == {'prompt_tok_per_s', 'ttft_s', 'decode_tok_per_s'}, 'its memory is not in the plan')
+    check_quantities(device['quantities'], True, 2)
+
     for model in ('olmoe', 'qwen3'):    # without text; without experts too
         r = sluice('verify', *quick, '--log', log, '--json', '-m', os.path.join(ROOT, f'tests/golden/arch/{model}.gguf'))
         check(r.returncode == 0 and ('cold' in json.loads(r.stdout)['quantities']['ttft_s']) == (model == 'olmoe'),

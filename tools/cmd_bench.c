@@ -430,8 +430,8 @@ static int print_row(struct bench *b, const char *test, const struct result *r)
     snprintf(threads, sizeof threads, "%" PRIu32, plan->n_threads);
     snprintf(speed, sizeof speed, "%.2f ± %.2f", r->mean, r->stddev);
     snprintf(bound, sizeof bound, bounded ? "%.2f" : "unknown", r->bound);
-    snprintf(share, sizeof share, bounded ? "%.1f %%" : "", 100 * part);
-    snprintf(forecast, sizeof forecast, bounded ? "%.2f" : "", r->forecast);
+    snprintf(share, sizeof share, bounded ? "%.1f %%" : "-", 100 * part);
+    snprintf(forecast, sizeof forecast, bounded ? "%.2f" : "-", r->forecast);
     snprintf(hits, sizeof hits, "%.1f %%", 100 * r->hit_rate);
     snprintf(disk, sizeof disk, "%.2f GB/s", r->disk_bytes_s * 1e-9);
     snprintf(waits, sizeof waits, "%.0f %%", 100 * r->stall_share);

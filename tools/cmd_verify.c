@@ -181,7 +181,7 @@ static json_t *describe(const struct verify *v, const cli_session *s, const char
     char id[64];
     snprintf(id, sizeof id, "%s-%d-%" PRIu32, predicted_at, (int)getpid(), v->attempt);
     return json_pack("{s:i, s:s, s:s, s:s, s:s, s:s, s:I, s:s, s:s, s:s, s:s, s:I, s:I, s:I, s:I, "
-                     "s:I, s:I, s:s, s:I}",
+                     "s:I, s:I, s:s, s:I, s:s*}",
                      "sluice_validation", 1, "id", id, "predicted_at", predicted_at, "model",
                      sl_model_name(s->model), "arch", sl_model_arch(s->model), "quant",
                      quant_name(shape), "model_bytes", (json_int_t)shape->total_bytes, "cpu",
@@ -190,7 +190,8 @@ static json_t *describe(const struct verify *v, const cli_session *s, const char
                      (json_int_t)p->n_threads, "max_rows", (json_int_t)p->max_rows, "budget_bytes",
                      (json_int_t)s->budget_bytes, "n_prompt", (json_int_t)v->n_prompt, "n_gen",
                      (json_int_t)v->a->n_gen, "repeats", (json_int_t)v->a->repeats, "grade",
-                     sl_grade_name(v->forecast.grade), "attempt", (json_int_t)v->attempt);
+                     sl_grade_name(v->forecast.grade), "attempt", (json_int_t)v->attempt, "device",
+                     p->split.accel.kind ? v->engine.device : NULL);
 }
 
 /* Appends the line of this kind to the log; *ret_line (may be NULL) is the caller's then. */
@@ -254,8 +255,9 @@ static int probe(const struct verify *v, sl_machine *ret)
     double start_s = cli_now_s();
     cli_note("measuring this machine");
     if (sl_probe_identify(v->ctx, &id) != SL_OK) return cli_fail_ctx(v->ctx);
-    /* without -t the planner chooses */
-    uint32_t given = v->engine.n_threads, threads[] = { given ? given : 1, id.cores };
+    /* without -t the planner chooses, and an emulated device has cores of its own */
+    uint32_t given = v->engine.device ? 0 : v->engine.n_threads;
+    uint32_t threads[] = { given ? given : 1, id.cores };
     sl_probe_params p = { .types = v->types, .n_types = v->n_types, .threads = threads,
                           .n_threads = given || id.cores == 1 ? 1 : 2, .d_model = v->d_model,
                           .d_expert = v->d_expert, .seconds = PROBE_S,
@@ -290,8 +292,10 @@ static int predict(const struct verify *v, const sl_shape *shape, const sl_machi
     sl_misses misses;
     int code = cli_miss_model(v->ctx, shape, NULL, true, &miss);
     if (code != CLI_DONE) return code;
+    sl_machine m = *machine;
+    if (!cli_machine_card(v->ctx, &v->plan.split.accel, &m)) return CLI_FAILED;
     miss.traced = !v->n_expert;         /* nothing is routed: nothing is left to know */
-    sl_forecast_in in = { .machine = machine, .shape = shape, .plan = &v->plan, .miss = &miss,
+    sl_forecast_in in = { .machine = &m, .shape = shape, .plan = &v->plan, .miss = &miss,
                           .load = { v->n_prompt, v->a->n_gen } };
     if (sl_sim_run(v->ctx, &in, NULL, NULL, ret_cold) != SL_OK) return cli_fail_ctx(v->ctx);
     *ret = *ret_cold;
@@ -398,7 +402,8 @@ static int predict_first(struct verify *v, const cli_session *s)
         v->cells[q] = (validation_cell){ .there = of_streams ? streamed : true,
                                          .predicted = best[q], .cold = cold[q] };
     }
-    v->cells[VALIDATION_PEAK].there = v->has_peak;
+    /* an emulated device's memory is the process's too, and in no plan */
+    v->cells[VALIDATION_PEAK].there = v->has_peak && v->plan.split.accel.kind != SL_ACCEL_EMU;
     iso_now(now);
     json_decref(v->head);
     v->head = describe(v, s, now);
@@ -576,8 +581,6 @@ int cmd_verify(int argc, char **argv)
     if (v.engine.isa || v.engine.activations || v.engine.blas)
         return cli_usage_error(&spec, "--isa, --activations and --blas: measured are the kernels "
                                       "that run by default");
-    if (v.engine.device && strcmp(v.engine.device, "cpu") && strcmp(v.engine.device, "auto"))
-        return cli_usage_error(&spec, "--device: no forecast knows of accelerators yet");
     if (v.engine.trace && (a.trace || a.cold)) {
         cli_warn("--trace-routing has no effect: with --trace or --cold nothing is recorded");
         v.engine.trace = NULL;

@@ -9,6 +9,7 @@
  *     "model", "arch", "quant": "Q4_K", "model_bytes", "cpu", "isa", "probe": "measured",
  *     "mode", "threads", "max_rows", "budget_bytes", "n_prompt", "n_gen", "repeats",
  *     "grade": "calibrated",                       of `predicted`
+ *     "device": "emu:mem=512M",                    only where there is one, as --device named it
  *     "quantities": { "decode_tok_per_s":
  *       { "predicted": 41.2, "cold": 39.0, "measured": 40.1, "error": 0.027,
  *         "cold_error": -0.027, "spread": 0.03, "runs": [ 40.1, 39.5, 40.7 ] }, ... },
