@@ -46,8 +46,8 @@ typedef struct sl_probe_disk_params {
     bool brief;                 /* about 4 s and 4 x 4 points */
     /* One of the two: an existing file of 4 MiB at least, which is only read; or a folder for a
      * file of noise (1 GiB; quick: 256 MiB) that has no name and is gone afterwards. Of a file that
-     * exists a part as large is read (quick and brief: 256 MiB), once before anything is timed: a
-     * host may have in its own cache what was read before, which is most of what a model streams. */
+     * exists a part as large is read (brief, too: 256 MiB), once before anything is timed: a host
+     * may have in its own cache what was read before, which is most of what a model streams. */
     const char *file, *folder;
     void (*progress)(void *user, const char *what, double share);   /* may be NULL */
     void *user;

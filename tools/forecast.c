@@ -71,7 +71,7 @@ static int measure_quick(sl_ctx *ctx, const char *model, sl_machine *ret)
         ret->disk.n_curves = 0;
     }
     if (st == SL_OK && ret->disk.first_bytes_s > 0)
-        cli_note("%s was not read for a while: first reads come at %.2f GB/s, later ones are faster",
+        cli_note("%s was not read for a while: first reads come at %.2f GB/s, later ones faster",
                  model, ret->disk.first_bytes_s * 1e-9);
     if (st == SL_OK && path && sl_machine_save(ctx, ret, path) == SL_OK)
         cli_note("kept in %s", path);
