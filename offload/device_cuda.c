@@ -6,6 +6,7 @@
 #include "offload/cuda_host.h"
 
 #include <assert.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -339,6 +340,10 @@ sl_status sl_cuda_find(sl_ctx *ctx, sl_accel *a)
         return sl_fail(ctx, SL_E_ARG, "cuda:%u: %llu MiB of memory, the device itself takes %llu",
                        a->index, (unsigned long long)((a->mem_bytes ? a->mem_bytes : most) / MIB),
                        (unsigned long long)(own / MIB));
+    struct cudaDeviceProp is;
+    if (cudaGetDeviceProperties(&is, (int)a->index) == cudaSuccess)
+        snprintf(a->name, sizeof a->name, "%.63s", is.name);
+    else (void)cudaGetLastError();      /* a card without a name will do */
     if (!a->mem_bytes) a->mem_bytes = most;
     a->own_bytes = own;
     return SL_OK;

@@ -77,15 +77,10 @@ static double median(double *v, uint32_t n)
     return (v[(n - 1) / 2] + v[n / 2]) / 2;
 }
 
-/* Rounds over all points until the time is over, one at least. Memory that a device touches for the
- * first time would count as a cost of what touches it, so all of it is touched before. */
+/* Rounds over all points until the time is over, one at least. */
 static sl_status visit_all(struct curves *c, double seconds)
 {
     const double visit_s = 0.012;
-    double unused;
-    for (uint32_t at = 0; at < c->n_threads; at++)
-        SL_TRY(probe_engine_visit(c->e, &(probe_point){ .what = PROBE_CALL8, .at = at }, 0,
-                                  &unused));
     double begin = now_s(), round_s = 0;
     do {
         double start = now_s();

@@ -146,9 +146,9 @@ SL_API bool sl_device_has_blas(void);
  * and destroys it with sl_device_destroy. */
 SL_API SL_NODISCARD sl_status sl_device_create_cpu(sl_ctx *ctx, const sl_device_params *p,
                                                    sl_device **ret);
-/* Completes what is known of an accelerator before a plan is made: own_bytes, and mem_bytes where
- * that is 0 (all that is free on it, less a margin). Errors: SL_E_UNSUPPORTED (not built in, no
- * driver, no such card), SL_E_ARG. */
+/* Completes what is known of an accelerator before a plan is made: own_bytes, a card's name, and
+ * mem_bytes where that is 0 (all that is free on it, less a margin). Errors: SL_E_UNSUPPORTED (not
+ * built in, no driver, no such card), SL_E_ARG. */
 SL_API SL_NODISCARD sl_status sl_accel_find(sl_ctx *ctx, sl_accel *a);
 /* As sl_device_create_cpu; SL_E_DEVICE: it is there and does not start. p->pool is not used: an
  * emulated device has cores of its own. */

@@ -45,15 +45,15 @@ typedef struct sl_probe_disk_params {
     bool quick;                 /* about 2 s and 3 x 3 points instead of some 11 s and 7 x 7 */
     bool brief;                 /* about 4 s and 4 x 4 points */
     /* One of the two: an existing file of 4 MiB at least, which is only read; or a folder for a
-     * file of noise (1 GiB; quick: 256 MiB) that has no name and is gone afterwards. A host may
-     * have in its own cache what was just written or read: a model that was not read for a while
-     * tells most. */
+     * file of noise (1 GiB; quick: 256 MiB) that has no name and is gone afterwards. Of a file that
+     * exists a part as large is read (quick and brief: 256 MiB), once before anything is timed: a
+     * host may have in its own cache what was read before, which is most of what a model streams. */
     const char *file, *folder;
     void (*progress)(void *user, const char *what, double share);   /* may be NULL */
     void *user;
 } sl_probe_disk_params;
 
-/* Reads at random places of the file, past the page cache, through sl_store: medians of bytes/s by
+/* Reads at random places, past the page cache, through sl_store: medians of bytes/s by
  * size and number in flight, and of the latency of one; the CPU time of a request; and, for the
  * thread counts of m's costs, what is left of their speed and the disk's when both are busy. Fills
  * in m's disk, read_cpu_s and the costs' co-run shares, the rest is not touched. Takes 256 MiB of

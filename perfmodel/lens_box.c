@@ -540,7 +540,7 @@ sl_forecast sl_lens_latency(const sl_lens_box *box, sl_load load, uint32_t max_r
         if (kv_vram && kv_bytes > e.vram) break;
         struct seat seat = take_seat(&e, kv_bytes, kv_vram);
         struct token t = token_of(&e, &seat, load);
-        sl_forecast f = { .grade = grade_of(e.m, box->miss->traced),
+        sl_forecast f = { .grade = grade_of(e.m, box->gpu, box->miss->traced),
                           .prompt = prompt_phase(&e, &seat, load.n_prompt, max_rows),
                           .hit_rate = t.n_used > 0 ? 1 - t.n_disk / t.n_used : 1,
                           .disk_bytes_per_token = t.disk_bytes };

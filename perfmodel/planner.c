@@ -174,18 +174,33 @@ static uint32_t dense_values(const search *s, sl_plan_params p, sl_plan_params *
     return n;
 }
 
+/* Rows that an expert gets of a pass of the prompt: around that, some experts get more than they
+ * take to be worth sending and some get fewer, and both sides have work. */
+static uint32_t rows_of_expert(const search *s, const sl_plan_params *p)
+{
+    uint32_t n_expert = 1, n_used = 1;
+    for (uint32_t i = 0; i < s->shape->n_layer; i++) {
+        const sl_layer_shape *l = &s->shape->layers[i];
+        if (l->n_expert > n_expert) n_expert = l->n_expert, n_used = l->n_used;
+    }
+    uint64_t rows = SL_MIN(p->max_rows, s->p->load.n_prompt);
+    return (uint32_t)SL_MAX(rows * n_used / n_expert, 1);
+}
+
 /* Of the accelerator's knobs. */
 static uint32_t shared_values(const search *s, sl_plan_params p, knob k, sl_plan_params *v,
                               uint32_t n)
 {
     uint32_t stay = s->base_plan.split.n_stay, all = s->base.send_all_rows;
+    uint32_t mean = rows_of_expert(s, &p);
     const struct { uint32_t n, at[MAX_VALUES - 1]; } want[N_KNOBS] = {
         [KNOB_KV] = { 2, { SL_ON_CPU, SL_ON_DEVICE } },
         [KNOB_PROMPTS] = { 2, { SL_ON_CPU, SL_ON_DEVICE } },
         [KNOB_HEAD] = { 2, { SL_ON_CPU, SL_ON_DEVICE } },
         [KNOB_LANES] = { 2, { 1, 2 } },
         [KNOB_STAY] = { 4, { stay - stay / 4, stay / 2, stay / 4, 0 } },
-        [KNOB_SEND] = { 8, { 1, 2, 3, 8, 16, 32, 96, NEVER } },
+        [KNOB_SEND] = { 9, { 1, 2, 3, 8, 32, SL_MAX(2 * mean / 3, 1), mean, 3 * mean / 2,
+                             NEVER } },
         [KNOB_SEND_ALL] = { 5, { SL_MAX(all / 2, 1), SL_MIN(2 * all, NEVER),
                                  SL_MIN(4 * all, NEVER), SL_MIN(8 * all, NEVER), NEVER } },
     };
@@ -357,11 +372,15 @@ static void fill_base(search *s)
  * are not found one after another. */
 static sl_status corners(search *s)
 {
-    for (int i = 0; i < 8; i++) {
+    const struct { uint32_t rows; bool all; } send[] = {
+        { 1, true }, { NEVER, true }, { 1, false }, { NEVER, false },
+        { rows_of_expert(s, &s->base), false },     /* a pass of the prompt is both sides' */
+    };
+    for (uint32_t i = 0; i < 2 * SL_LEN(send); i++) {
         sl_plan_params p = s->base;
         if (i & 1 && !fixed(s, KNOB_STAY)) p.n_stay = 0;
-        if (!fixed(s, KNOB_SEND)) p.send_rows = i & 2 ? NEVER : 1;
-        if (i & 4 && !fixed(s, KNOB_SEND_ALL)) p.send_all_rows = NEVER;
+        if (!fixed(s, KNOB_SEND)) p.send_rows = send[i / 2].rows;
+        if (!send[i / 2].all && !fixed(s, KNOB_SEND_ALL)) p.send_all_rows = NEVER;
         uint32_t at = bound(s, &p);
         if (at < MAX_SEEN && worth(s, &s->seen[at])) SL_TRY(simulate(s, at));
     }
@@ -612,8 +631,8 @@ sl_status sl_planner_run(sl_ctx *ctx, const sl_machine *m, const sl_shape *shape
     search s = { .ctx = ctx, .machine = m, .shape = shape, .miss = miss, .p = p, .base = p->base };
     sl_machine_gpu g;
     if (p->base.accel.kind && !sl_forecast_gpu(m, &p->base.accel, &g))
-        return sl_fail(ctx, SL_E_ARG, "GPU %u: the machine's file describes %u",
-                       p->base.accel.index, m->n_gpus);
+        return sl_fail(ctx, SL_E_ARG, "GPU %u: the machine's file does not describe it",
+                       p->base.accel.index);
     s.base.resident |= s.base.accel.kind != SL_ACCEL_NONE;      /* no forecast of disk and device */
     if (!s.base.n_threads) s.base.n_threads = free_cores(m, &s.base.accel);
     if (!s.base.read_bytes) s.base.read_bytes = 512 << 10;

@@ -168,6 +168,14 @@ sl_status sl_planner_queue(sl_ctx *ctx, const sl_machine *m, const sl_shape *sha
                                                              - (double)p->base.process_bytes
                                                        : 0,
                         .kv_type = p->base.kv_type, .kv_block = SL_KV_BLOCK_ROWS };
+    sl_machine_gpu card;
+    if (p->base.accel.kind) {
+        if (!sl_forecast_gpu(m, &p->base.accel, &card)) 
+            return sl_fail(ctx, SL_E_ARG, "GPU %u: the machine's file does not describe it",
+                           p->base.accel.index);
+        box.gpu = &card;
+        box.vram_bytes = (double)p->base.accel.mem_bytes;
+    }
     s.mean = mean_positions(queue, p->base.n_ctx);
     c.bound = stage_1(&box, queue);
     SL_TRY(begin(&s, &c.bound));

@@ -126,7 +126,9 @@ static double disk_rate(sim *s, double size, double flying)
     struct rate *r = &s->disk.rates[(uint32_t)flying % RATES];
     if (r->size != size || r->flying != flying)
         *r = (struct rate){ size, flying, sl_machine_disk_s(s->m, size, flying) };
-    return r->bytes_s;
+    /* what fills the slots was not read before */
+    bool first = !s->settled && s->m->disk.first_bytes_s > 0;
+    return first ? fmin(r->bytes_s, s->m->disk.first_bytes_s) : r->bytes_s;
 }
 
 /* Starts what the depth allows, as every call of the store does; without the time that it takes
@@ -881,6 +883,9 @@ sl_status sl_sim_run(sl_ctx *ctx, const sl_forecast_in *in, sl_timeline *decode_
 {
     assert(in->load.n_prompt && in->plan->max_rows && in->miss);
     sim *s;
+    if (in->plan->split.accel.kind && in->plan->weights == SL_WEIGHTS_STREAMED)
+        return sl_fail(ctx, SL_E_UNSUPPORTED,
+                       "no forecast knows of experts on disk beside a device");
     SL_TRY(sim_create(ctx, in, &s));
     sl_forecast bound = sl_stage1(in), f = { .grade = bound.grade, .peak_bytes = bound.peak_bytes };
     prompt(s, prompt_pass, &f.prompt);

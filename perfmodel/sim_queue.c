@@ -194,9 +194,11 @@ sl_status sl_queue_simulate(sl_ctx *ctx, const sl_forecast_in *in, const sl_work
     double full = middle_s > 0 ? w.middle_tokens / middle_s : walked / walked_s;
     double rest_s = fmax(all - walked, 0) / full, more = 1 + rest_s / walked_s;
     double bound_s = w.bound_s + (rest_s > 0 ? rest_s * middle_bound_s / middle_s : 0);
+    sl_machine_gpu card;
+    bool has_card = sl_forecast_gpu(in->machine, &in->plan->split.accel, &card);
     sl_queue_forecast f = {
-        .grade = grade_of(in->machine, in->miss->traced), .seconds = more * walked_s,
-        .full_tok_per_s = full, .bound_tok_per_s = all / bound_s,
+        .grade = grade_of(in->machine, has_card ? &card : NULL, in->miss->traced),
+        .seconds = more * walked_s, .full_tok_per_s = full, .bound_tok_per_s = all / bound_s,
         .passes = more * (double)w.stats.passes, .preemptions = more * (double)w.stats.preemptions,
         .recomputed_rows = more * (double)w.stats.recomputed_rows,
         .pass_rows = (double)w.stats.rows / (double)w.stats.passes,

@@ -69,6 +69,7 @@ struct sim_split {
     uint32_t n_parts;
     double parts_rows;
     bool parts_all;
+    double together;            /* of their speed that cores of both sides keep beside each other */
     double (*stay_cdf)[SL_MAX_MISSED + 1];      /* [n_layer] as parts, one row */
     /* the pass */
     bool all;
@@ -216,12 +217,31 @@ static speeds speeds_of(const sim_split *x, holder link)
         v = (speeds){ slowed(cpu_share, by), slowed(device_share, by), by, by };
     }
     if (!e->emu) return v;
+    if (cpu && device) {
+        v.cpu = fmin(v.cpu, x->together);
+        v.device = fmin(v.device, x->together);
+    }
     /* copies are made by threads: each for as long as the memory takes, not the link */
     double copied = sl_machine_dram_s(e->m, 1) / 2;
     double cores = cpu * (double)e->threads + device * (double)SL_MAX(e->x->accel.n_cores, 1)
                  + up * e->gpu.h2d_bytes_s / copied + down * e->gpu.d2h_bytes_s / copied;
     double by = fmin(1, e->m->id.cores / fmax(cores, 1));
     return (speeds){ v.cpu * by, v.device * by, v.up * by, v.down * by };
+}
+
+/* An emulated device's cores and the CPU's threads multiply at once: what all of them reach, as it
+ * was measured, over what either side does alone, at the rows that an expert gets. */
+static double kept_together(const split_env *e, double rows)
+{
+    const sl_layer_shape *l = &e->shape->layers[e->shape->n_layer - 1];
+    uint32_t cores = SL_MAX(e->x->accel.n_cores, 1), all = cores + e->threads;
+    if (!e->emu || !l->n_expert || all > e->m->id.cores) return 1;
+    sl_type type = l->expert[0].type;
+    rows = fmax(rows * l->n_used / l->n_expert, 1);
+    double there = 1 / sl_machine_gemm_seconds(e->m, type, cores, 1, rows);
+    double here = 1 / sl_machine_gemm_seconds(e->m, type, e->threads, 1, rows);
+    double both = 1 / sl_machine_gemm_seconds(e->m, type, all, 1, rows);
+    return fmin(both / (there + here), 1);
 }
 
 static void free_item(sim_split *x, uint64_t i)
@@ -580,12 +600,12 @@ static void asked_experts(sim_split *x, lane *ln, const split_layer *p)
     for (double i = 0; i < calls; i++) {
         work w = { .s = 0 };
         work_add(&w, &t.stay, 1 / ceil(calls));
-        device(x, &w, 0, none, 0, 0);
+        device(x, &w, t.stay_runs / ceil(calls), none, 0, 0);
     }
     for (double i = 0; i < n; i++) {
         work w = { .s = 0 };
         work_add(&w, &t.sent, 1 / n);
-        device(x, &w, 0, none, first, first);
+        device(x, &w, t.sent_runs / n, none, first, first);
         first++;
     }
     if (!(t.n_cpu > 0)) return;
@@ -704,6 +724,7 @@ static void set_parts(sim_split *x, double rows)
     if (x->parts_rows == rows && x->parts_all == x->all) return;
     x->parts_rows = rows;
     x->parts_all = x->all;
+    x->together = kept_together(&x->e, rows);
     x->n_parts = 0;
     for (uint32_t i = 0; i < x->e.shape->n_layer; i++) {
         const sl_layer_shape *l = &x->e.shape->layers[i];

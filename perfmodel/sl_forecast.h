@@ -30,10 +30,11 @@ typedef enum sl_resource {
 } sl_resource;
 SL_API const char *sl_resource_name(sl_resource r);     /* "disk reads" */
 
-/* The accelerator of a plan in this machine's numbers: a described or probed card, or, for an
- * emulated one, what the machine's memory and so many of its cores give (as they were measured, or
- * derived) behind links of that speed. Copies of an emulated device are the host's own: each byte
- * is read and written, by one thread. False: the machine has no such card. */
+/* The accelerator of a plan in this machine's numbers: the card that the machine has of its name
+ * (of a nameless one: the machine's card of that number), or, for an emulated one, what the
+ * machine's memory and so many of its cores give (as they were measured, or derived) behind links
+ * of that speed. Copies of an emulated device are the host's own: each byte is read and written, by
+ * one thread, and two threads are woken. False: the machine has no such card. */
 SL_API bool sl_forecast_gpu(const sl_machine *m, const sl_accel *a, sl_machine_gpu *ret);
 
 /* One sequence: a prompt, then tokens drawn one after another. */
@@ -117,7 +118,8 @@ typedef struct sl_timeline {
  * file, other sequences. Not faster than sl_stage1 says; the same every time. More slots or a
  * faster disk cost nothing, but for a few per cent of a prompt, where more reads at once delay the
  * first. decode_pass, prompt_pass (may be NULL): one typical pass of each. Time: 61 layers of 256
- * experts in 15 ms. Errors: SL_E_NOMEM. */
+ * experts in 15 ms. Errors: SL_E_NOMEM, SL_E_UNSUPPORTED (an
+ * accelerator, and experts on disk: sl_stage1 does not know of both either, nor sl_queue.h). */
 SL_API SL_NODISCARD sl_status sl_sim_run(sl_ctx *ctx, const sl_forecast_in *in,
                                          sl_timeline *decode_pass, sl_timeline *prompt_pass,
                                          sl_forecast *ret);

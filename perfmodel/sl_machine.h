@@ -58,6 +58,10 @@ typedef struct sl_machine_disk {
     uint32_t n_curves;          /* bytes ascending; 0: not measured */
     char where[256];            /* the file or folder that was read */
     double latency_s;           /* median of one read of 4 KiB with nothing else in flight */
+    /* of places that nobody had read for a while, where a cache below this machine makes later
+     * reads faster: bytes/s. True of a file right behind the probe only, so not kept. 0: the curves
+     * hold for them too */
+    double first_bytes_s;
     sl_machine_curve curve[SL_MACHINE_CURVES];
 } sl_machine_disk;
 

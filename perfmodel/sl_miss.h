@@ -34,6 +34,11 @@ typedef struct sl_miss_model {
  * average (the source stands in miss.c). */
 SL_API sl_miss_model sl_miss_default(uint32_t n_expert, uint32_t n_used);
 
+/* Gives a default the different experts of rows that follow each other in one text (miss.c has the
+ * source); without it, and where rows are of many texts, routing counts as even. A trace's model
+ * stays as it is. */
+SL_API void sl_miss_one_text(sl_miss_model *m, uint32_t n_expert, uint32_t n_used);
+
 /* Share of uses that hit when `share` of the experts have slots: monotone, 0 at 0 and 1 at 1. */
 SL_API double sl_miss_hit(const sl_miss_model *m, double share);
 /* ret_p[i]: probability that i of the n_used experts of a turn are missing, 0 to n_used (more than

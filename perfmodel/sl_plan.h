@@ -14,6 +14,7 @@ typedef enum sl_accel_kind { SL_ACCEL_NONE, SL_ACCEL_EMU, SL_ACCEL_CUDA } sl_acc
 typedef struct sl_accel {
     sl_accel_kind kind;
     uint32_t index;         /* cuda: which card */
+    char name[64];          /* cuda: what its driver calls it; empty: nobody asked */
     uint32_t n_cores;       /* emu: of the machine's cores, those that compute for it */
     uint64_t mem_bytes;     /* what all of it may come to on the device */
     uint64_t own_bytes;     /* of these, what the device takes for itself: context, workspaces */

@@ -79,7 +79,8 @@ typedef struct sl_queue_choice {
  * takes the queue least. Begins with what stage 1 finds best and goes on to neighbours as long as
  * stage 2 gains 1 %. p->base: as above, but its n_seq (0: searched), kv_positions (0: searched) and
  * max_rows (p->fix_rows); its n_ctx holds every prompt. p->load and p->keep are not used.
- * Errors: those of sl_plan_make for one sequence, SL_E_UNSUPPORTED as above, SL_E_NOMEM. */
+ * Errors: those of sl_plan_make for one sequence, SL_E_ARG and SL_E_UNSUPPORTED as above,
+ * SL_E_NOMEM. */
 SL_API SL_NODISCARD sl_status sl_planner_queue(sl_ctx *ctx, const sl_machine *m,
                                                const sl_shape *shape, const sl_miss_model *miss,
                                                const sl_planner_params *p, const sl_workload *queue,

@@ -102,7 +102,9 @@ split_turn split_turn_of(const split_layer *p, double n_stay)
     double others = p->n_experts - n_stay;
     t.n_cpu = others * p->few;
     t.n_sent = others - t.n_cpu;
+    t.stay_runs = n_stay * p->rows * p->of->n_used / p->n_experts;
     t.cpu_runs = t.n_cpu * p->cpu_rows;
+    t.sent_runs = fmax(p->rows * p->of->n_used - t.stay_runs - t.cpu_runs, 0);
     work_add(&t.stay, &p->on_device, t.n_stay);
     work_add(&t.sent, &p->sent, t.n_sent);
     work_add(&t.cpu, &p->on_cpu, t.n_cpu);
@@ -230,6 +232,14 @@ static double cpu_experts(const split_env *e, const split_layer *p, const split_
     return s + fixed + elems + t->cpu.s;
 }
 
+/* What the device does to each element of so many rows times experts. */
+static double run_elems(const split_env *e, double runs, double times, split_sum *to)
+{
+    double s = runs * e->shape->d_model * e->gpu.elem_s;
+    to->busy_s[SL_RES_GPU] += times * s;
+    return s;
+}
+
 /* One lane's experts that were asked for: the chain's seconds, by the numbers that stay. */
 static double asked(const split_env *e, const split_layer *p, double times, split_sum *to)
 {
@@ -245,9 +255,10 @@ static double asked(const split_env *e, const split_layer *p, double times, spli
         double n = times * prob[i];
         device(&t.stay, n, to);
         device(&t.sent, n, to);
+        double there = t.stay.s + t.sent.s + run_elems(e, t.stay_runs + t.sent_runs, n, to);
         double sent = t.n_sent > 0 ? up(e, t.n_sent * (double)l->expert_bytes, n, to) : 0;
         double here = cpu_experts(e, p, &t, n, to);
-        s += prob[i] * fmax(fmax(t.stay.s + t.sent.s, sent), here);
+        s += prob[i] * fmax(fmax(there, sent), here);
     }
     return s;
 }
@@ -274,7 +285,7 @@ static double layer_chain(const split_env *e, const split_layer *p, const sl_ste
     device(&t.stay, n, to);
     up(e, (l->n_expert - (double)SL_MIN(e->x->n_stay, l->n_expert)) * (double)l->expert_bytes,
        times, to);
-    return s + t.stay.s;
+    return s + t.stay.s + run_elems(e, p->rows * l->n_used, n, to);
 }
 
 /* Every lane's tokens are looked up in RAM and sent. */
@@ -449,7 +460,7 @@ sl_forecast split_stage1(const sl_forecast_in *in)
     sum_passes(&e, 0, load.n_prompt - rest, rows, true, !rest, &prompt);
     sum_passes(&e, load.n_prompt - rest, rest, rest, true, 1, &prompt);
     sum_passes(&e, load.n_prompt, load.n_gen, 1, false, load.n_gen, &decode);
-    sl_forecast f = { .grade = grade_of(in->machine, in->miss->traced), .hit_rate = 1,
+    sl_forecast f = { .grade = grade_of(in->machine, &e.gpu, in->miss->traced), .hit_rate = 1,
                       .prompt = phase_of(&prompt, load.n_prompt),
                       .decode = phase_of(&decode, load.n_gen),
                       .peak_bytes = in->plan->need_bytes };

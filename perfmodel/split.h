@@ -50,7 +50,7 @@ void split_layer_set(const split_env *e, const sl_layer_shape *l, double rows, b
 typedef struct split_turn {
     double n_stay, n_sent, n_cpu;
     work stay, sent, cpu;       /* of all of them */
-    double cpu_runs;            /* rows times experts that the CPU computes */
+    double stay_runs, sent_runs, cpu_runs;      /* rows times experts, of each */
 } split_turn;
 split_turn split_turn_of(const split_layer *p, double n_stay);
 /* Of n_used different ones among n_expert, i are among the n_stay that stay: ret_p[i]. */

@@ -337,7 +337,7 @@ sl_forecast sl_stage1(const sl_forecast_in *in)
         e.disk.disk_keeps = e.cost.corun_disk;
     }
     if (!sl_machine_disk_best(m, &some_bytes, &some_depth, &e.disk_best)) e.disk_best = 0;
-    sl_forecast f = { .grade = grade_of(m, in->misses || in->miss->traced),
+    sl_forecast f = { .grade = grade_of(m, NULL, in->misses || in->miss->traced),
                       .peak_bytes = in->plan->need_bytes };
     prompt(&e, &f);
     decode(&e, &f);

@@ -142,9 +142,9 @@ void busiest(const double busy_s[SL_N_RESOURCES], sl_resource *ret_first, sl_res
     *ret_next = (sl_resource)next;
 }
 
-sl_grade grade_of(const sl_machine *m, bool traced)
+sl_grade grade_of(const sl_machine *m, const sl_machine_gpu *card, bool traced)
 {
-    if (m->source == SL_MACHINE_DATASHEET) return SL_GRADE_DATASHEET;
+    if (m->source == SL_MACHINE_DATASHEET || (card && !card->n_gemms)) return SL_GRADE_DATASHEET;
     if (m->source == SL_MACHINE_QUICK) return SL_GRADE_QUICK;
     return traced ? SL_GRADE_CALIBRATED : SL_GRADE_COLD;
 }

@@ -29,7 +29,9 @@ work work_product_gpu(const sl_machine_gpu *g, const sl_part *parts, uint32_t n,
 enum { QUANTILES = 16 };
 void rows_of_experts(double n_expert, double chosen, double pairs, double ret[QUANTILES]);
 
-sl_grade grade_of(const sl_machine *m, bool traced);
+/* card: of a plan that has one, else NULL. Where nobody measured its products it is from a data
+ * sheet. */
+sl_grade grade_of(const sl_machine *m, const sl_machine_gpu *card, bool traced);
 
 /* The busiest resource and the one behind it. */
 void busiest(const double busy_s[SL_N_RESOURCES], sl_resource *ret_first, sl_resource *ret_next);

@@ -84,8 +84,8 @@ sl_status board_pump(board *b);
 /* Without `all`: experts that the layer's router named, ascending, and which do not stay. */
 void board_ask(board *b, uint32_t layer, const uint32_t *ids, uint32_t n);
 
-/* Instead, where experts come from disk: one of the layer whose router answered last, from its slot.
- * Behind the last of them board_ask without any. */
+/* Instead, where experts come from disk: one of the layer whose router answered last, from its
+ * slot. Behind the last of them board_ask without any. */
 sl_status board_send(board *b, uint32_t layer, uint32_t expert, sl_expert_data from);
 /* The driver waits until all that was sent is there: slots may be used anew. */
 sl_status board_sync(board *b);

@@ -156,8 +156,8 @@ static const sl_layer *host_layer(const struct turn *t)
     return &t->e->loaded.layers[t->l->index];
 }
 
-/* The i-th expert of those that the CPU computes where they lie, n->part. Outputs stand in the order
- * of the runs: they have the same place on both sides. */
+/* The i-th expert of those that the CPU computes where they lie, n->part. Outputs stand in the
+ * order of the runs: they have the same place on both sides. */
 static void leave_to_cpu(struct turn *t, const sl_expert_run *r, sl_expert_data d, uint32_t i)
 {
     lane *n = t->n;

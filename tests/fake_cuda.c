@@ -341,6 +341,13 @@ cudaError_t cudaDeviceGetAttribute(int *value, enum cudaDeviceAttr attr, int ind
     return result(cudaSuccess);
 }
 
+cudaError_t cudaGetDeviceProperties(struct cudaDeviceProp *ret, int index)
+{
+    if (index >= fake_cuda.n_cards) return result(cudaErrorInvalidValue);
+    snprintf(ret->name, sizeof ret->name, "Fake card %d", index);
+    return result(cudaSuccess);
+}
+
 cudaError_t cudaMemGetInfo(size_t *ret_left, size_t *all)
 {
     *all = fake_cuda.mem_bytes;

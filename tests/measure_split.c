@@ -1,7 +1,8 @@
 /* tests/measure_split.c - how well the parts of a pass overlap on an emulated accelerator:
  *     measure_split MODEL.gguf [MEM_MIB [LINK_GB_S [SEQUENCES [PASSES [LANES [SEND_ROWS
  *         [SEND_ALL_ROWS [STAY [RAM_MIB]]]]]]]]]
- * LANES to STAY as in sl_split; 0 is the plan's own choice. With RAM_MIB experts may come from disk.
+ * LANES to STAY as in sl_split; 0 is the plan's own choice. With RAM_MIB experts may come from
+ * disk.
  * Sequences decode together, one row each a pass. For each pass: its time; how long the link up was
  * busy, each core, and what the time is of the longest of them; what came from disk, and how long
  * the driver waited for it. One core computes for the device;

@@ -725,6 +725,25 @@ class Bench(unittest.TestCase):
         large = self.rows("-p", "32", "-n", "0", "-r", "1")[0]
         self.assertLess(small["bound_tok_per_s"], large["bound_tok_per_s"] / 2)
 
+    def test_device(self):
+        """The plan that `run` makes for it; beside each test the least time of that plan, what binds it, the forecast."""
+        args = ("--device", "emu:mem=20M,h2d=1G,cores=1", "-p", "24,9", "-n", "6", "-t", "1", "-r", "1")
+        rows = self.rows(*args)
+        self.assertEqual([r["test"] for r in rows], ["pp24", "pp9", "tg6"])
+        for r in rows:
+            self.assertEqual(set(r), {"model", "test", "threads", "tok_per_s", "stddev", "bound_tok_per_s", "share",
+                                      "limited_by", "forecast_tok_per_s"})
+            self.assertAlmostEqual(r["share"], r["tok_per_s"] / r["bound_tok_per_s"], places=5)
+            self.assertGreater(r["forecast_tok_per_s"], 0)
+            self.assertLessEqual(r["forecast_tok_per_s"], r["bound_tok_per_s"] * 1.0001)
+        self.assertIn("bandwidth", rows[2]["limited_by"])       # of the machine's 1e9 bytes/s
+        out, err = self.bench(*args, "--vram", "16M")
+        lines = out.splitlines()
+        self.assertEqual([c.strip() for c in lines[0].strip("|").split("|")][7:],
+                         ["bound", "share", "limited by", "forecast"])
+        self.assertIn(" + emu |", lines[2])
+        self.assertIn(" of 16.0 MiB", err)
+
     @unittest.skipIf(os.environ.get("SLUICE_SANITIZED"), "a sanitizer's own memory is most of the budget")
     def test_streamed(self):
         """In a budget a little above the floor experts are streamed, and rows say how that went."""

@@ -264,6 +264,22 @@ static void properties(void)
            sum[0] / CASES, most[0], sum[1] / CASES, most[1]);
 }
 
+/* A forecast is no better than what is known of the card. */
+static void grades(void)
+{
+    sl_machine m = simple_machine();
+    sl_plan plan = simple_plan(4);
+    sl_forecast b, f = run(&m, &plan, (sl_load){ 8, 10 }, &b);
+    T_CHECK(f.grade == SL_GRADE_COLD && b.grade == SL_GRADE_COLD, "measured: %d", f.grade);
+    m.gpu[0].n_gemms = 0;
+    f = run(&m, &plan, (sl_load){ 8, 10 }, &b);
+    T_CHECK(f.grade == SL_GRADE_DATASHEET && b.grade == SL_GRADE_DATASHEET, "nobody measured: %d",
+            f.grade);
+    plan.split.accel.kind = SL_ACCEL_EMU;
+    f = run(&m, &plan, (sl_load){ 8, 10 }, &b);
+    T_CHECK(f.grade == SL_GRADE_COLD, "emulated with what was measured: %d", f.grade);
+}
+
 /* Files of requests, pass by pass. */
 static void queues(void)
 {
@@ -303,6 +319,7 @@ int main(void)
     lanes_by_hand();
     properties();
     queues();
+    grades();
     sl_ctx_destroy(&ctx);
     return t_end();
 }

@@ -1,6 +1,7 @@
 /* tests/t_machine_file.c - which machine a command works with: a file, a shipped name, the kept one
  * if it is of this hardware and of this format. */
 #include "offload/sl_probe.h"
+#include "perfmodel/sl_forecast.h"
 #include "tests/t.h"
 #include "tools/machine_file.h"
 
@@ -49,6 +50,39 @@ static void check_kept(void)
     free(path);
 }
 
+static sl_accel card(uint32_t index, const char *name)
+{
+    sl_accel a = { .kind = SL_ACCEL_CUDA, .index = index };
+    snprintf(a.name, sizeof a.name, "%s", name);
+    return a;
+}
+
+/* Cards that a machine's file does not describe are found by name among the described machines. */
+static void check_cards(void)
+{
+    sl_machine m;
+    sl_machine_gpu g;
+    sl_accel a = card(0, "NVIDIA GeForce RTX 4070"), none = { .kind = SL_ACCEL_NONE };
+    T_NEED(cli_machine_load(ctx, "desktop-64gb", &m) == CLI_DONE && !m.n_gpus, "a machine");
+    T_CHECK(!sl_forecast_gpu(&m, &a, &g), "a machine without cards");
+    T_CHECK(cli_machine_card(ctx, &none, &m) && !m.n_gpus, "no accelerator");
+    T_CHECK(cli_machine_card(ctx, &a, &m) && m.n_gpus == 1, "a described card");
+    T_CHECK(sl_forecast_gpu(&m, &a, &g) && g.vram_bytes == 12884901888 && !g.n_gemms,
+            "its numbers");
+    a = card(3, "NVIDIA GeForce RTX 5090");
+    T_CHECK(cli_machine_card(ctx, &a, &m) && m.n_gpus == 2 && cli_machine_card(ctx, &a, &m)
+            && m.n_gpus == 2, "another one, whatever its number, once: %u", m.n_gpus);
+    T_CHECK(sl_machine_check(ctx, &m) == SL_OK, "%s", sl_error(ctx));
+    T_CHECK(sl_forecast_gpu(&m, &a, &g) && !strcmp(g.name, a.name), "by its name: %s", g.name);
+    a = card(1, "");
+    T_CHECK(sl_forecast_gpu(&m, &a, &g) && !strcmp(g.name, "NVIDIA GeForce RTX 5090"),
+            "a nameless one by its number");
+    a = card(0, "NVIDIA Nothing 1");
+    T_CHECK(!cli_machine_card(ctx, &a, &m) && m.n_gpus == 2, "nobody described it");
+    a = card(2, "");
+    T_CHECK(!cli_machine_card(ctx, &a, &m), "nor one without a name");
+}
+
 int main(void)
 {
     t_begin();
@@ -56,6 +90,7 @@ int main(void)
     T_NEED(ctx, "context");
     check_named();
     check_kept();
+    check_cards();
     sl_ctx_destroy(&ctx);
     return t_end();
 }

@@ -23,7 +23,33 @@ static void defaults(void)
     hit = sl_miss_hit(&m, 0.5);
     T_CHECK(hit >= 0.5 && hit < 0.6, "8 of 8, half: %.3f", hit);
     m = sl_miss_default(0, 0);
-    T_CHECK(isfinite(sl_miss_hit(&m, 0.5)), "no experts");
+    sl_miss_one_text(&m, 0, 0);
+    T_CHECK(isfinite(sl_miss_hit(&m, 0.5)) && !m.n_distinct, "no experts");
+}
+
+/* Against dx/dn = (exp(-0.4 x) - q) / (1 - q), x = 1 at one row, in small steps. */
+static void one_text(void)
+{
+    const uint32_t n_expert = 64, n_used = 8;
+    const double q = exp(-0.4 * 8), step = 1e-4;
+    sl_miss_model m = sl_miss_default(n_expert, n_used);
+    sl_miss_one_text(&m, n_expert, n_used);
+    double x = 1, rows = 1;
+    for (uint32_t i = 0; i < m.n_distinct && m.distinct[i].rows <= 16; i++) {
+        for (; rows < m.distinct[i].rows; rows += step) x += step * (exp(-0.4 * x) - q) / (1 - q);
+        near(sl_miss_distinct(&m, n_expert, n_used, m.distinct[i].rows), n_used * x, 0.01,
+             "rows of one text");
+    }
+    near(sl_miss_distinct(&m, n_expert, n_used, 16), 38, 0.5, "16 rows, 8 of 64");
+    near(sl_miss_distinct(&m, n_expert, n_used, 4096), 64, 1e-6, "a long one uses all");
+    m = sl_miss_default(128, 4);
+    sl_miss_one_text(&m, 128, 4);
+    double counted = sl_miss_distinct(&m, 128, 4, 512);
+    T_CHECK(counted > 72 && counted < 105, "512 rows, 4 of 128: %.1f, counted were 72 to 95",
+            counted);
+    sl_miss_model traced = { .traced = true };
+    sl_miss_one_text(&traced, 64, 8);
+    T_CHECK(!traced.n_distinct, "a trace's stays");
 }
 
 /* Any points, even those of a trace that is short: falling, doubled, beyond 1. */
@@ -116,6 +142,7 @@ int main(void)
 {
     t_begin();
     defaults();
+    one_text();
     by_hand();
     for (int i = 0; i < 300; i++) {
         sl_miss_model m = any_model();

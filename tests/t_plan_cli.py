@@ -247,6 +247,36 @@ def check_saved(tmp):
     check(r.returncode == 0 and 'warning' in r.stderr and 'Another CPU' in r.stderr, 'forced: ' + r.stderr)
 
 
+def check_device(tmp):
+    """With an accelerator: `run` says before and behind it what `plan` says, runs that plan, and so does `batch`."""
+    cache, device = tmp + '/cache', 'emu:mem=20M,h2d=1G,cores=1'
+    p = plan('-p', '3', '-n', '16', '-t', '1', '--device', device, cache=cache)
+    f, where = p['forecast'], p['placement']['device']
+    check(f' --device {device}' in p['command'], 'the command: ' + p['command'])
+    r = sluice('run', '-p', 'ROMEO:', '-n', '16', '--seed', '1', '-t', '1', '--json', '--ignore-eos', '--device', device,
+               cache=cache)
+    check(r.returncode == 0, 'run with a device: ' + r.stderr)
+    out = json.loads(r.stdout)
+    check(out['n_prompt'] == 3 and out['forecast_grade'] == f['grade'] == 'quick', f'a forecast: {out}')
+    for k in ('prompt_tok_per_s', 'decode_tok_per_s', 'ttft_s'):
+        check(abs(out['predicted_' + k] / f[k] - 1) < 1e-6, f'{k}: run {out["predicted_" + k]}, plan {f[k]}')
+    line = next((s for s in r.stderr.splitlines() if 'device:' in s), '')
+    check(f'{where["experts_a_layer"]} experts of each' in line and f'{where["dense_layers"]} of ' in line,
+          f'the plan that runs: {line}, {where}')
+    lines = [s for s in r.stderr.splitlines() if 'forecast' in s]
+    check(len(lines) == 2 and 'limited by' in lines[0] and lines[1].count(' %') == 2, 'first and last: ' + r.stderr)
+    plain = sluice('run', '-p', 'ROMEO:', '-n', '16', '--seed', '1', '--json', '--ignore-eos', '--device', 'cpu', cache=cache)
+    check(json.loads(plain.stdout)['text'] == out['text'], 'the same text without it')
+    with open(tmp + '/in.jsonl', 'w', encoding='utf-8') as into:
+        for i in range(6):
+            print(json.dumps({'custom_id': f'r{i}', 'prompt': 'ROMEO:' * (i + 1), 'max_tokens': 8}), file=into)
+    r = sluice('batch', '-i', tmp + '/in.jsonl', '-o', tmp + '/out.jsonl', '--json', '--device', device, cache=cache)
+    check(r.returncode == 0, 'batch with a device: ' + r.stderr)
+    out = json.loads(r.stdout)
+    check(out['answered'] == 6 and 0 < out['predicted_tok_per_s'] <= out['bound_tok_per_s'], f'its forecast: {out}')
+    check('error' in r.stderr.splitlines()[-2], 'its error: ' + r.stderr)
+
+
 def check_other_sources(tmp):
     """config.json of an architecture that the engine does not know, and a model without experts."""
     config = {'model_type': 'newmoe', 'architectures': ['NewMoeForCausalLM'], 'hidden_size': 2048,
@@ -279,6 +309,7 @@ with tempfile.TemporaryDirectory() as tmp:
     check_all()
     check_llama_cpp()
     check_saved(tmp)
+    check_device(tmp)
     check_other_sources(tmp)
 print(f'{n_checks} checks, {len(failed)} failed')
 raise SystemExit(bool(failed))

@@ -142,6 +142,16 @@ static void check_rates(const char *folder)
     }
     sl_probe_disk_close(&r);
     sl_probe_disk_close(&r);
+    sl_machine m = { .n_costs = 0 };
+    sl_probe_disk_params p = { .quick = true, .file = path };
+    if (st == SL_OK) st = sl_probe_disk(ctx, &p, &m);
+    double best = 0;
+    for (uint32_t i = 0; st == SL_OK && i < m.disk.n_curves; i++)
+        for (uint32_t k = 0; k < m.disk.curve[i].n; k++)
+            best = fmax(best, m.disk.curve[i].at[k].bytes_s);
+    T_CHECK(st != SL_OK || (m.disk.n_curves == 3 && m.disk.first_bytes_s >= 0
+                            && m.disk.first_bytes_s < best),
+            "first read at %g bytes/s, then %g", m.disk.first_bytes_s, best);
     remove(path);
 }
 

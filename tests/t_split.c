@@ -105,8 +105,8 @@ static bool run(const char *path, const share *s, float *ret)
     sl_plan_params p = params_of(s);
     const char *what = s ? s->name : "the CPU alone";
     T_NEED(sl_model_open(ctx, path, &m) == SL_OK, "%s", sl_error(ctx));
-    bool streamed = s && s->ram > 0, can = !streamed || limit_ram(ctx, sl_model_shape(m), s->ram, &p);
-    if (!can) {
+    bool streamed = s && s->ram > 0;
+    if (streamed && !limit_ram(ctx, sl_model_shape(m), s->ram, &p)) {
         sl_model_close(&m);
         sl_ctx_destroy(&ctx);
         complaint[0] = 0;

@@ -11,6 +11,7 @@
 #include "offload/sl_device.h"
 #include "tools/batch_file.h"
 #include "tools/batch_prefix.h"
+#include "tools/machine_file.h"
 #include "tools/queue_text.h"
 #include "tools/session.h"
 
@@ -199,12 +200,16 @@ static int forecast(struct batch *b, const sl_machine *m, const struct lengths *
     const sl_shape *shape = sl_model_shape(b->s.model);
     sl_miss_model miss;
     sl_workload queue = { l->at, l->n, l->n };
-    int code = cli_miss_model(b->s.ctx, shape, NULL, &miss);
+    int code = cli_miss_model(b->s.ctx, shape, NULL, false, &miss);
     if (code != CLI_DONE) return code;
     q->base.n_seq = b->a->parallel;
     q->base.kv_positions = b->a->kv_positions;
-    if (sl_planner_queue(b->s.ctx, m, shape, &miss, q, &queue, &b->choice) != SL_OK)
-        return cli_fail_ctx(b->s.ctx);
+    sl_status st = sl_planner_queue(b->s.ctx, m, shape, &miss, q, &queue, &b->choice);
+    if (st == SL_E_UNSUPPORTED && q->base.accel.kind) {
+        cli_note("no forecast: none knows of experts on disk beside a device");
+        return fit(b, &q->base, l);
+    }
+    if (st != SL_OK) return cli_fail_ctx(b->s.ctx);
     b->has_forecast = b->choice.plan.weights != SL_WEIGHTS_STREAMED || m->disk.n_curves;
     /* what is shared comes for nothing, and counts */
     double computed = 0;
@@ -228,6 +233,7 @@ static int choose(struct batch *b, const cli_engine_args *e, const cli_group *g)
     int code = cli_planner_params(e, g, b->s.ctx, shape, m, cli_available_bytes(), 1, &q);
     if (code == CLI_DONE) code = cli_take_device(e, g, b->s.ctx, &q.base);
     if (code != CLI_DONE) return code;
+    if (m && !cli_machine_card(b->s.ctx, &q.base.accel, &machine)) m = NULL;
     uint32_t most = shape->n_ctx_train ? shape->n_ctx_train : 4096;
     bool given = cli_given(g, "--ctx-size");
     if (!given || !q.base.n_ctx) q.base.n_ctx = most;

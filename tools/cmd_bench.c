@@ -11,6 +11,7 @@
 #include "kernels/sl_kernels.h"
 #include "perfmodel/sl_bound.h"
 #include "tools/bench.h"
+#include "tools/device_flag.h"
 #include "tools/machine_file.h"
 #include "tools/session.h"
 
@@ -56,7 +57,8 @@ static const cli_option options[] = {
 #undef AT
 
 /* Of the engine's: threads are a list here, contexts as long as the tests need. */
-static const char *const engine_options[] = { "-m", "-b", "--ram", "--isa", "--blas", "-v" };
+static const char *const engine_options[] = { "-m",    "-b",     "--ram", "--device", "--vram",
+                                              "--isa", "--blas", "-v" };
 
 static const char *const about =
     "Speed of a model: ppN reads a prompt of N random tokens, tgN draws N tokens one by one. `t/s` is\n"
@@ -68,6 +70,9 @@ static const char *const about =
     "spoke, and what cores and disk leave each other; that of ppN what has to be read at all. ppN begins with nothing in RAM but the dense weights\n"
     "(`cold`); tgN goes on behind some tokens of its own (`warm N`), drawn at temperature 1 with one seed:\n"
     "hits depend on the text, and a model draws its own.\n"
+    "With --device the plan is the one that `sluice run` makes for the longest tests, `bound` the least\n"
+    "time of that plan: no link, device or CPU is done before all its work is, and `limited by` is who is\n"
+    "busiest then; `forecast` is what the simulation expects.\n"
     "--kernels measures single kernels with working sets of eight times the last cache.";
 
 struct list { uint32_t v[MAX_LIST], n; };
@@ -88,10 +93,18 @@ static bool parse_list(const char *text, uint32_t min, uint32_t max, struct list
     }
 }
 
+static uint32_t largest(const struct list *l)
+{
+    uint32_t most = 0;
+    for (uint32_t i = 0; i < l->n; i++) most = SL_MAX(most, l->v[i]);
+    return most;
+}
+
 struct bench {
     const struct args *a;
     cli_session s;
     sl_machine machine;
+    bool described;             /* machine describes the device too */
     sl_rates rates;
     sl_step *steps;
     uint32_t n_steps, n_moe;
@@ -113,6 +126,9 @@ struct result {
     double hit_rate, disk_bytes_per_token, disk_bytes_s, stall_share, probed_bytes_s;
     sl_disk_use use;            /* with what cores and disk leave each other */
     double ttft_s;              /* prompts only */
+    /* with a device; bound is 0 where nobody described it, and there is no forecast */
+    double forecast;
+    const char *limit;
 };
 
 /* Steps until n tokens more were drawn, or until the sequence is idle. */
@@ -181,6 +197,33 @@ static double mean_experts(const struct bench *b, const sl_engine_stats *first,
     return b->n_moe ? (double)(last->expert_runs - first->expert_runs) / passes / b->n_moe : 0;
 }
 
+static bool has_device(const struct bench *b)
+{
+    return sl_engine_plan(b->s.engine)->split.accel.kind != SL_ACCEL_NONE;
+}
+
+/* What stage 1 and stage 2 say of the test under the plan that runs. */
+static int expect_device(struct bench *b, bool gen, uint32_t n, struct result *ret)
+{
+    sl_forecast_in in = { .machine = &b->machine, .shape = sl_model_shape(b->s.model),
+                          .plan = sl_engine_plan(b->s.engine),
+                          .load = gen ? (sl_load){ 1, n } : (sl_load){ n, 0 } };
+    sl_miss_model miss;
+    sl_forecast f;
+    if (!b->described) return CLI_DONE;
+    /* random tokens are no text */
+    int code = cli_miss_model(b->s.ctx, in.shape, NULL, false, &miss);
+    in.miss = &miss;
+    if (code != CLI_DONE) return code;
+    sl_forecast bound = sl_stage1(&in);
+    if (sl_sim_run(b->s.ctx, &in, NULL, NULL, &f) != SL_OK) return cli_fail_ctx(b->s.ctx);
+    const sl_phase *least = gen ? &bound.decode : &bound.prompt;
+    ret->bound = least->tok_per_s;
+    ret->limit = sl_resource_name(least->binding);
+    ret->forecast = gen ? f.decode.tok_per_s : f.prompt.tok_per_s;
+    return CLI_DONE;
+}
+
 /* A warm-up and the repeats of one test. gen: n tokens are drawn, otherwise read. */
 static int measure(struct bench *b, const char *test, bool gen, uint32_t n, struct result *ret)
 {
@@ -201,6 +244,7 @@ static int measure(struct bench *b, const char *test, bool gen, uint32_t n, stru
     sl_engine_get_stats(b->s.engine, &last);
     *ret = (struct result){ .mean = 0 };
     summarise(&runs, ret);
+    if (has_device(b)) return expect_device(b, gen, n, ret);
     const sl_shape *shape = sl_model_shape(b->s.model);
     ret->bound =
         gen ? sl_bound_decode(shape, b->steps, b->n_steps, n, &b->rates)
@@ -372,16 +416,22 @@ static int print_row(struct bench *b, const char *test, const struct result *r)
     const sl_shape *shape = sl_model_shape(b->s.model);
     const sl_plan *plan = sl_engine_plan(b->s.engine);
     char name[64], size[24], params[24], backend[40], threads[16], speed[64], bound[24], share[24];
-    char hits[16], disk[24], waits[16];
-    double part = r->mean / r->bound, p = (double)shape->n_params;
+    char hits[16], disk[24], waits[16], forecast[24];
+    bool device = has_device(b), bounded = r->bound > 0;
+    double part = bounded ? r->mean / r->bound : 0, p = (double)shape->n_params;
     md_text(sl_model_name(b->s.model), name, sizeof name);
     cli_bytes(shape->total_bytes, size);
     snprintf(params, sizeof params, p < 1e9 ? "%.2f M" : "%.2f B", p < 1e9 ? p * 1e-6 : p * 1e-9);
-    snprintf(backend, sizeof backend, "cpu %s", b->isa);
+    int len = snprintf(backend, sizeof backend, "cpu %s", b->isa);
+    const sl_accel *a = &plan->split.accel;
+    if (device && a->kind == SL_ACCEL_EMU) strcpy(backend + len, " + emu");
+    else if (device)
+        snprintf(backend + len, sizeof backend - (size_t)len, " + cuda:%" PRIu32, a->index);
     snprintf(threads, sizeof threads, "%" PRIu32, plan->n_threads);
     snprintf(speed, sizeof speed, "%.2f ± %.2f", r->mean, r->stddev);
-    snprintf(bound, sizeof bound, "%.2f", r->bound);
-    snprintf(share, sizeof share, "%.1f %%", 100 * part);
+    snprintf(bound, sizeof bound, bounded ? "%.2f" : "unknown", r->bound);
+    snprintf(share, sizeof share, bounded ? "%.1f %%" : "", 100 * part);
+    snprintf(forecast, sizeof forecast, bounded ? "%.2f" : "", r->forecast);
     snprintf(hits, sizeof hits, "%.1f %%", 100 * r->hit_rate);
     snprintf(disk, sizeof disk, "%.2f GB/s", r->disk_bytes_s * 1e-9);
     snprintf(waits, sizeof waits, "%.0f %%", 100 * r->stall_share);
@@ -430,14 +480,26 @@ static int print_row(struct bench *b, const char *test, const struct result *r)
           .text = bound,
           .number = r->bound,
           .is_number = true,
-          .in_json = true },
+          .in_json = bounded },
         { .title = "share",
           .key = "share",
           .width = 8,
           .text = share,
           .number = part,
           .is_number = true,
-          .in_json = true },
+          .in_json = bounded },
+        { .title = device ? "limited by" : NULL,
+          .key = device ? "limited_by" : NULL,
+          .width = -20,
+          .text = r->limit ? r->limit : "",
+          .in_json = bounded },
+        { .title = device ? "forecast" : NULL,
+          .key = device ? "forecast_tok_per_s" : NULL,
+          .width = 10,
+          .text = forecast,
+          .number = r->forecast,
+          .is_number = true,
+          .in_json = bounded },
         { .title = "cache", .key = "cache", .width = -8, .text = r->cache, .in_json = true },
         { .title = "hits", .key = "hit_rate", .width = 7, .text = hits, .number = r->hit_rate,
           .is_number = true, .in_json = true },
@@ -483,6 +545,22 @@ static int run_tests(struct bench *b, const struct list *prompts, const struct l
     return CLI_DONE;
 }
 
+/* What the device's bounds stand on. */
+static void note_device(struct bench *b)
+{
+    const sl_plan *plan = sl_engine_plan(b->s.engine);
+    const sl_accel *a = &plan->split.accel;
+    sl_machine_gpu g;
+    b->described = plan->weights != SL_WEIGHTS_STREAMED     /* disk and device: nobody knows */
+                && cli_machine_card(b->s.ctx, a, &b->machine)
+                && sl_forecast_gpu(&b->machine, a, &g);
+    if (b->described)
+        cli_note("bounds (%s): %s, its memory %.1f GB/s, link %.1f up and %.1f GB/s down; DRAM "
+                 "%.1f GB/s", g.n_gemms ? sl_machine_source_name(b->machine.source) : "datasheet",
+                 g.name, g.vram_bytes_s * 1e-9, g.h2d_bytes_s * 1e-9, g.d2h_bytes_s * 1e-9,
+                 b->rates.bytes_s * 1e-9);
+}
+
 /* The limits for the threads and instructions of the engine that was opened. */
 static void set_rates(struct bench *b, unsigned mask)
 {
@@ -496,6 +574,10 @@ static void set_rates(struct bench *b, unsigned mask)
     b->rates = (sl_rates){ .bytes_s = sl_machine_dram_s(m, threads),
                            .int_ops_s = factor * sl_machine_peak_s(m, peak, threads),
                            .flops_s = sl_machine_peak_s(m, bench_float_peak(mask), threads) };
+    if (has_device(b)) {
+        note_device(b);
+        return;
+    }
     cli_note("bounds (%s): DRAM %.1f GB/s, int8 %.0f GMAC/s, FP32 %.0f GFLOP/s with %" PRIu32
              " thread%s",
              sl_machine_source_name(m->source), b->rates.bytes_s * 1e-9, b->rates.int_ops_s * 1e-9,
@@ -549,6 +631,14 @@ static int prepare_streamed(struct bench *b, const struct list *gens)
     return code;
 }
 
+/* --device names one; whether it is there is found out when the session starts. */
+static bool wants_device(const cli_engine_args *e)
+{
+    char why[160];
+    sl_accel a;
+    return cli_parse_device(e->device, &a, why) && a.kind != SL_ACCEL_NONE;
+}
+
 static int bench_threads(struct bench *b, uint32_t threads, unsigned mask, uint32_t n_ctx,
                          const struct list *prompts, const struct list *gens)
 {
@@ -558,7 +648,13 @@ static int bench_threads(struct bench *b, uint32_t threads, unsigned mask, uint3
     e->n_ctx = n_ctx;
     e->n_threads = threads;
     e->no_text = true;
-    int code = cli_session_open(e, &b->group, 1, &b->s);
+    /* On the CPU the flags are the plan; what a device gets is the planner's choice. */
+    bool device = wants_device(e);
+    sl_load load = { SL_MAX(b->max_prompt, 1), largest(gens) };
+    if (device) e->machine = &b->machine;
+    int code = cli_session_model(e, &b->s);
+    if (code == CLI_DONE)
+        code = cli_session_start(e, &b->group, 1, device ? &load : NULL, &b->s);
     if (code == CLI_DONE) code = prepare(b);
     if (code == CLI_DONE) {
         set_rates(b, mask);
@@ -574,13 +670,6 @@ static int bench_threads(struct bench *b, uint32_t threads, unsigned mask, uint3
     free(b->path);
     b->path = NULL;
     return code;
-}
-
-static uint32_t largest(const struct list *l)
-{
-    uint32_t most = 0;
-    for (uint32_t i = 0; i < l->n; i++) most = SL_MAX(most, l->v[i]);
-    return most;
 }
 
 static int bench_model(const struct args *a, const struct list *prompts, const struct list *gens,
@@ -641,7 +730,7 @@ int cmd_bench(int argc, char **argv)
             a.n_threads);
     if (a.kernels) {
         static const char *const tests[] = { "-p", "-n", "-t", "--machine", "--warmup" };
-        static const char *const engine[] = { "-m", "-b", "--ram", "--blas" };
+        static const char *const engine[] = { "-m", "-b", "--ram", "--device", "--blas" };
         for (size_t i = 0; i < SL_LEN(tests); i++)
             if (cli_given(&groups[0], tests[i]))
                 cli_warn("%s has no effect with --kernels", tests[i]);

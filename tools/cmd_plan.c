@@ -6,6 +6,7 @@
 
 #include "perfmodel/sl_lens.h"
 #include "runtime/base/sl_json.h"
+#include "tools/machine_file.h"
 #include "tools/plan_text.h"
 #include "tools/session.h"
 
@@ -39,14 +40,14 @@ static const char *const about =
 
 /* The options that decide something, as they were given. */
 static char *command_line(int argc, char **argv, const char *model, const sl_source *src,
-                          bool batch)
+                          bool batch, bool device)
 {
     static const char *const plain =
         "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_./+=@%-";
     static const char *const keep[] = { "-c", "--ctx-size", "-t", "--threads", "-b", "--batch-size",
                                         "-ctk", "--cache-type-k", "-ctv", "--cache-type-v", "--ram",
                                         "--policy", "--lookahead", "--read-depth", "--read-size",
-                                        "-np", "--parallel" };
+                                        "-np", "--parallel", "--device", "--vram" };
     char *line = NULL;
     size_t n = 0;
     FILE *out = open_memstream(&line, &n);
@@ -56,7 +57,7 @@ static char *command_line(int argc, char **argv, const char *model, const sl_sou
     fprintf(out, "sluice %s", batch ? "batch" : "run");
     if (model) fprintf(out, " -m %s%s%s", quote, file, quote);
     for (int i = 1; i < argc; i++)
-        for (size_t k = 0; k < SL_LEN(keep); k++) {
+        for (size_t k = 0; k < SL_LEN(keep) - !device; k++) {   /* --vram needs one */
             size_t len = strlen(keep[k]);
             if (!strcmp(argv[i], keep[k]) && i + 1 < argc)
                 fprintf(out, " %s %s", argv[i], argv[i + 1]);
@@ -125,11 +126,13 @@ static int plan_queue(const struct args *a, const cli_asked *asked, const cli_gr
 }
 
 /* The one that was asked for, if one was; threads are the planner's choice. */
-static int take_device(const cli_engine_args *e, const cli_group *g, sl_ctx *ctx, sl_plan_params *p)
+static int take_device(const cli_engine_args *e, const cli_group *g, sl_ctx *ctx, sl_machine *m,
+                       sl_plan_params *p)
 {
     uint32_t threads = p->n_threads;
     int code = cli_given(g, "--device") ? cli_take_device(e, g, ctx, p) : CLI_DONE;
     p->n_threads = threads;
+    if (code == CLI_DONE && !cli_machine_card(ctx, &p->accel, m)) code = CLI_FAILED;
     return code;
 }
 
@@ -168,9 +171,10 @@ static int plan(const struct args *a, const cli_asked *asked, const cli_engine_a
                     .load = { asked->n_prompt, asked->n_gen }, .choice = &choice };
     const char *file = src->kind == SL_SOURCE_GGUF ? src->path : NULL;
     int code = cli_machine_for_plan(ctx, asked->machine, file, &m, &v.here);
-    if (code == CLI_DONE) code = cli_miss_model(ctx, src->shape, asked->trace, &miss);
+    if (code == CLI_DONE)
+        code = cli_miss_model(ctx, src->shape, asked->trace, !a->n_requests, &miss);
     if (code == CLI_DONE) code = cli_asked_params(asked, e, g, ctx, src->shape, &m, v.here, &q);
-    if (code == CLI_DONE) code = take_device(e, g, ctx, &q.base);
+    if (code == CLI_DONE) code = take_device(e, g, ctx, &m, &q.base);
     if (code != CLI_DONE) return code;
     if (a->n_requests) return plan_queue(a, asked, g, ctx, &miss, &q, &v);
     if (sl_planner_run(ctx, &m, src->shape, &miss, &q, !a->llama_cpp, &choice) != SL_OK)
@@ -219,7 +223,8 @@ int cmd_plan(int argc, char **argv)
     char *path = ctx ? cli_model_path(engine.model) : NULL;
     code = path ? CLI_DONE : CLI_FAILED;
     if (path && sl_source_open(ctx, path, asked.quant, &src) != SL_OK) code = cli_fail_ctx(ctx);
-    if (src && !(command = command_line(argc, argv, engine.model, src, a.n_requests > 0)))
+    if (src && !(command = command_line(argc, argv, engine.model, src, a.n_requests > 0,
+                                        engine.device != NULL)))
         code = cli_fail("out of memory");
     if (code == CLI_DONE) code = plan(&a, &asked, &engine, &groups[2], ctx, src, command);
     sl_source_close(&src);

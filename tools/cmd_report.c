@@ -110,7 +110,7 @@ static int gather(struct report *r)
     if (st != SL_OK) return cli_fail_ctx(r->ctx);
     int code = machine(r);
     if (code == CLI_DONE)
-        code = cli_miss_model(r->ctx, r->source->shape, r->asked->trace, &r->miss);
+        code = cli_miss_model(r->ctx, r->source->shape, r->asked->trace, true, &r->miss);
     if (code == CLI_DONE) code = plan(r);
     if (code == CLI_DONE) code = load_log(r);
     return code;

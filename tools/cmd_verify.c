@@ -267,6 +267,7 @@ static int probe(const struct verify *v, sl_machine *ret)
     st = sl_probe_disk(v->ctx, &dp, ret);
     if (isatty(2)) fprintf(stderr, "\r%50s\r", "");
     if (st != SL_OK) cli_warn("the disk is not measured: %s", sl_error(v->ctx));
+    ret->disk.first_bytes_s = 0;        /* by then a trace was recorded, or another run was made */
     if (cli_interrupted()) return CLI_INTERRUPTED;
     if (v->engine.verbose) cli_note("measured in %.1f s", cli_now_s() - start_s);
     return CLI_DONE;
@@ -287,7 +288,7 @@ static int predict(const struct verify *v, const sl_shape *shape, const sl_machi
 {
     sl_miss_model miss;
     sl_misses misses;
-    int code = cli_miss_model(v->ctx, shape, NULL, &miss);
+    int code = cli_miss_model(v->ctx, shape, NULL, true, &miss);
     if (code != CLI_DONE) return code;
     miss.traced = !v->n_expert;         /* nothing is routed: nothing is left to know */
     sl_forecast_in in = { .machine = machine, .shape = shape, .plan = &v->plan, .miss = &miss,

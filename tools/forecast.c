@@ -70,6 +70,9 @@ static int measure_quick(sl_ctx *ctx, const char *model, sl_machine *ret)
         cli_warn("the disk is not measured: %s", sl_error(ctx));
         ret->disk.n_curves = 0;
     }
+    if (st == SL_OK && ret->disk.first_bytes_s > 0)
+        cli_note("%s was not read for a while: first reads come at %.2f GB/s, later ones are faster",
+                 model, ret->disk.first_bytes_s * 1e-9);
     if (st == SL_OK && path && sl_machine_save(ctx, ret, path) == SL_OK)
         cli_note("kept in %s", path);
     free(folder);
@@ -84,7 +87,11 @@ int cli_machine_for_plan(sl_ctx *ctx, const char *name, const char *model, sl_ma
     char why[200];
     *ret_here = true;
     if (!name && cli_machine_kept(ctx, ret)) return CLI_DONE;
-    if (!name) return measure_quick(ctx, model, ret);
+    if (!name) {
+        int measured = measure_quick(ctx, model, ret);
+        ret->disk.first_bytes_s = 0;    /* of this minute: a plan is for any */
+        return measured;
+    }
     if (sl_probe_identify(ctx, &now) != SL_OK) return cli_fail_ctx(ctx);
     int code = cli_machine_load(ctx, name, ret);
     if (code == CLI_DONE) *ret_here = sl_machine_same(&ret->id, &now, why);
@@ -98,7 +105,8 @@ bool cli_machine_for_run(sl_ctx *ctx, const char *model, uint64_t weights_bytes,
     return weights_bytes >= small && measure_quick(ctx, model, ret) == CLI_DONE;
 }
 
-int cli_miss_model(sl_ctx *ctx, const sl_shape *shape, const char *trace, sl_miss_model *ret)
+int cli_miss_model(sl_ctx *ctx, const sl_shape *shape, const char *trace, bool one_text,
+                   sl_miss_model *ret)
 {
     uint32_t n_expert = 0, n_used = 0;
     for (uint32_t l = 0; l < shape->n_layer; l++)
@@ -107,6 +115,7 @@ int cli_miss_model(sl_ctx *ctx, const sl_shape *shape, const char *trace, sl_mis
             n_used = shape->layers[l].n_used;
         }
     *ret = sl_miss_default(n_expert, n_used);
+    if (one_text) sl_miss_one_text(ret, n_expert, n_used);
     if (!trace) return CLI_DONE;
     sl_trace *t;
     if (sl_trace_load(ctx, trace, &t) != SL_OK) return cli_fail_ctx(ctx);

@@ -34,9 +34,10 @@ int cli_machine_for_plan(sl_ctx *ctx, const char *name, const char *model, sl_ma
  * no forecast. */
 bool cli_machine_for_run(sl_ctx *ctx, const char *model, uint64_t weights_bytes, sl_machine *ret);
 
-/* How the model routes: from a routing trace, or typical where trace is NULL. CLI_DONE, or another
- * code after one line. */
-int cli_miss_model(sl_ctx *ctx, const sl_shape *shape, const char *trace, sl_miss_model *ret);
+/* How the model routes: from a routing trace, or typical where trace is NULL: of one text at a time,
+ * or of many together. CLI_DONE, or another code after one line. */
+int cli_miss_model(sl_ctx *ctx, const sl_shape *shape, const char *trace, bool one_text,
+                   sl_miss_model *ret);
 
 /* ---- text ---- */
 

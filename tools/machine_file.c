@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include "offload/sl_probe.h"
+#include "perfmodel/sl_forecast.h"
 
 /* malloc'ed; NULL: no place, or no memory. */
 static char *kept_path(void)
@@ -51,13 +52,23 @@ static int is_machine(const struct dirent *e)
     return n > sizeof ending - 1 && !strcmp(e->d_name + n - (sizeof ending - 1), ending);
 }
 
-/* "one of desktop-64gb, ...", as much of it as there is room for */
-static const char *shipped_names(char *buf, size_t size)
+/* Files of the described machines, sorted; *ret_n of them. NULL: none, or no memory. */
+static struct dirent **shipped(int *ret_n)
 {
     char *folder = cli_shipped("machines");
     struct dirent **e = NULL;
     int n = folder ? scandir(folder, &e, is_machine, alphasort) : 0;
+    *ret_n = SL_MAX(n, 0);
+    free(folder);
+    return e;
+}
+
+/* "one of desktop-64gb, ...", as much of it as there is room for */
+static const char *shipped_names(char *buf, size_t size)
+{
     size_t at = 0;
+    int n;
+    struct dirent **e = shipped(&n);
     snprintf(buf, size, "a file (no described machines are installed)");
     for (int i = 0; i < n; i++) {
         int len = (int)strlen(e[i]->d_name) - (int)(sizeof ending - 1);
@@ -67,7 +78,6 @@ static const char *shipped_names(char *buf, size_t size)
         free(e[i]);
     }
     free(e);
-    free(folder);
     return buf;
 }
 
@@ -95,6 +105,37 @@ int cli_machine_load(sl_ctx *ctx, const char *name, sl_machine *ret)
     sl_status st = sl_machine_load(ctx, path, ret);
     free(path);
     return st == SL_OK ? CLI_DONE : cli_fail_ctx(ctx);
+}
+
+/* That card into m, if the described machine has it. */
+static bool take_card(sl_ctx *ctx, const char *file, const sl_accel *a, sl_machine *m)
+{
+    char *rest = NULL, *path = asprintf(&rest, "machines/%s", file) > 0 ? cli_shipped(rest) : NULL;
+    sl_machine other;
+    sl_machine_gpu card;
+    bool found = path && sl_machine_load(ctx, path, &other) == SL_OK
+              && sl_forecast_gpu(&other, a, &card);
+    if (found) m->gpu[m->n_gpus++] = card;
+    free(rest);
+    free(path);
+    return found;
+}
+
+bool cli_machine_card(sl_ctx *ctx, const sl_accel *a, sl_machine *m)
+{
+    sl_machine_gpu card;
+    if (!a->kind || sl_forecast_gpu(m, a, &card)) return true;
+    int n = 0;
+    bool found = false;
+    struct dirent **e = a->name[0] && m->n_gpus < SL_MACHINE_GPUS ? shipped(&n) : NULL;
+    for (int i = 0; i < n; i++) {
+        found = found || take_card(ctx, e[i]->d_name, a, m);
+        free(e[i]);
+    }
+    free(e);
+    if (found) return true;
+    cli_note("no forecast: nobody described the card %s", a->name);
+    return false;
 }
 
 static int given(sl_ctx *ctx, const char *name, const sl_machine_id *now, sl_machine *ret,

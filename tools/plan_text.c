@@ -354,14 +354,16 @@ static json_t *placement_json(const plan_view *v)
 {
     const sl_plan *p = &v->choice->plan;
     static const char *const places[] = { "resident", "mapped", "streamed" };
-    return json_pack("{s:s, s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I}", "mode",
+    json_t *device = p->split.accel.kind ? plan_device_json(p) : NULL;
+    return json_pack("{s:s, s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:o*}", "mode",
                      p->mode, "weights", places[p->weights], "budget_bytes",
                      (json_int_t)p->ram_bytes, "need_bytes", (json_int_t)p->need_bytes,
                      "dense_bytes", (json_int_t)p->dense_bytes, "dense_layers", (json_int_t)p->n_dense_layers,
                      "experts_bytes", (json_int_t)p->slots_bytes, "experts_in_ram",
                      (json_int_t)slots(p), "experts", (json_int_t)all_experts(v->src->shape),
                      "kv_bytes", (json_int_t)p->kv_bytes, "scratch_bytes",
-                     (json_int_t)p->scratch_bytes, "load_bytes", (json_int_t)start_bytes(v));
+                     (json_int_t)p->scratch_bytes, "load_bytes", (json_int_t)start_bytes(v),
+                     "device", device);
 }
 
 static json_t *gains_json(const sl_choice *c)

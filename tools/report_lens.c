@@ -3,11 +3,14 @@
 #include "perfmodel/sl_lens.h"
 #include "tools/report_data.h"
 
-static sl_lens_box box_of(const report_in *in, const sl_machine_gpu *gpu)
+/* many (the caller's) is how rows of many texts are routed. */
+static sl_lens_box box_of(const report_in *in, const sl_machine_gpu *gpu, sl_miss_model *many)
 {
     const sl_choice *c = in->choice;
+    *many = *in->miss;
+    if (!many->traced) many->n_distinct = 0;
     return (sl_lens_box){
-        .machine = in->machine, .gpu = gpu, .shape = in->shape, .miss = in->miss,
+        .machine = in->machine, .gpu = gpu, .shape = in->shape, .miss = many,
         .threads = c->plan.n_threads, .ram_bytes = (double)c->params.ram_bytes,
         .kv_type = c->params.kv_type, .kv_block = SL_KV_BLOCK_ROWS,
     };
@@ -21,7 +24,8 @@ static json_t *point(double x, double tok_per_s, sl_resource binding)
 
 static json_t *batch_curve(const report_in *in, const char *name, const sl_machine_gpu *gpu)
 {
-    sl_lens_box box = box_of(in, gpu);
+    sl_miss_model many;
+    sl_lens_box box = box_of(in, gpu, &many);
     json_t *points = json_array();
     /* of a few sequences the experts' reuse decides, which is not in these formulas */
     for (uint32_t n = 16; n <= 4096; n *= 2) {
@@ -49,7 +53,8 @@ json_t *report_vram(const report_in *in)
 {
     const sl_machine *m = in->machine;
     if (!m->n_gpus || !in->load.n_gen) return json_null();
-    sl_lens_box box = box_of(in, &m->gpu[0]);
+    sl_miss_model many;
+    sl_lens_box box = box_of(in, &m->gpu[0], &many);
     json_t *points = json_array();
     for (double gib = 2; gib <= 96; gib *= 1.41421356) {
         box.vram_bytes = gib * (1 << 30);

@@ -32,7 +32,7 @@ enum {
     ROWS = 16,          /* of a tile */
     COLS = 4,           /* activation rows at once */
     MANY = 64,          /* activation rows whose sums are kept, while the tile's groups go by */
-    AHEAD = 8192        /* bytes that the prefetch of `rows` runs ahead at least */
+    AHEAD = 512         /* bytes that the prefetch of `rows` runs ahead in each row */
 };
 
 Q256_INLINE int sum8(__m256i v)
@@ -117,28 +117,14 @@ Q256_INLINE __m256i add_madd(__m256i sum, __m256i p, __m256i sc)
 #endif
 }
 
-/* A prefetch: bytes in the order of their addresses, whatever the order of use, from the rows after
- * the ones in work on; unrolled, that is slower. That of `rows` stops at the last row: another
- * thread may have what follows. */
-typedef struct ahead { const char *next, *end; } ahead;
-
-Q256_INLINE void fetch(ahead *f, size_t bytes)
+/* Rows that are in work together are a `step`-th of all rows apart: as many streams, which the CPU's
+ * prefetchers read ahead of, each on its own; one stream is slower, whatever is fetched by hand.
+ * Rows beyond the last are the last one again: their results are dropped. */
+Q256_INLINE uint32_t rows_apart(uint32_t n_rows, uint32_t step)
 {
-    if (f->next >= f->end) return;
-    _Pragma("GCC unroll 1") for (size_t i = 0; i < bytes; i += 64)
-        _mm_prefetch(f->next + i, _MM_HINT_T0);
-    f->next += bytes;
+    return (n_rows + step - 1) / step;
 }
 
-/* step: rows in work at once. */
-Q256_INLINE ahead fetch_first(const void *w, size_t row_bytes, uint32_t n_rows, uint32_t step)
-{
-    ahead f = { w, (const char *)w + n_rows * row_bytes };
-    fetch(&f, SL_MIN(SL_MAX(step * row_bytes, (size_t)AHEAD), n_rows * row_bytes));
-    return f;
-}
-
-/* Rows beyond the last are the last one again: their results are dropped. */
 Q256_INLINE const uint8_t *row_at(const void *w, size_t row_bytes, uint32_t n_rows, uint32_t r)
 {
     return (const uint8_t *)w + SL_MIN(r, n_rows - 1) * row_bytes;
@@ -267,26 +253,33 @@ Q256_INLINE __m128 add_super(const q256_super *t, const uint8_t *const *b, const
     return _mm_fmadd_ps(_mm_set1_ps(scale), u, acc);
 }
 
+/* Into the first-level cache: what the CPU fetches by itself it leaves in the second. */
+Q256_INLINE void fetch_block(const uint8_t *b, uint32_t bytes)
+{
+    for (uint32_t i = 0; i < bytes; i += 64) _mm_prefetch(b + AHEAD + i, _MM_HINT_T0);
+}
+
 Q256_INLINE void rows_super(const q256_super *t, const void *w, size_t row_bytes, uint32_t n_rows,
                             const void *x, size_t n, float *ret)
 {
     const int8_t *a = x;
     const float *scale = (const float *)(const void *)(a + sl_qx_scales(n));
     const int16_t *s = (const int16_t *)(const void *)(a + sl_qx_sums(256, n));
-    ahead f = fetch_first(w, row_bytes, n_rows, 4);
+    const uint32_t apart = rows_apart(n_rows, 4);
     float got[4];
-    for (uint32_t r = 0; r < n_rows; r += 4) {
+    for (uint32_t r = 0; r < apart; r++) {
         const uint8_t *b[4];
         __m128 acc = _mm_setzero_ps();
-        for (uint32_t i = 0; i < 4; i++) b[i] = row_at(w, row_bytes, n_rows, r + i);
+        for (uint32_t i = 0; i < 4; i++) b[i] = row_at(w, row_bytes, n_rows, r + i * apart);
         for (size_t k = 0; k < n / 256; k++) {
-            fetch(&f, 4 * t->block_bytes);
+            Q256_UNROLL
+            for (uint32_t i = 0; i < 4; i++) fetch_block(b[i], t->block_bytes);
             acc = add_super(t, b, a + 256 * k, s + 16 * k, scale[k], acc);
             Q256_UNROLL
             for (uint32_t i = 0; i < 4; i++) b[i] += t->block_bytes;
         }
         _mm_storeu_ps(got, acc);
-        for (uint32_t i = 0; i < 4 && r + i < n_rows; i++) ret[r + i] = got[i];
+        for (uint32_t i = 0; i < 4 && r + i * apart < n_rows; i++) ret[r + i * apart] = got[i];
     }
 }
 
@@ -346,21 +339,20 @@ Q256_INLINE void rows_block(const q256_block *t, const void *w, size_t row_bytes
     const int8_t *a = x;
     const float *scale = (const float *)(const void *)(a + sl_qx_scales(n));
     const int16_t *s = (const int16_t *)(const void *)(a + sl_qx_sums(32, n));
+    const uint32_t apart = rows_apart(n_rows, 8);
     float got[8];
-    ahead f = fetch_first(w, row_bytes, n_rows, 8);
-    for (uint32_t r = 0; r < n_rows; r += 8) {
+    for (uint32_t r = 0; r < apart; r++) {
         const uint8_t *b[8];
         __m256 acc = _mm256_setzero_ps();
-        for (uint32_t i = 0; i < 8; i++) b[i] = row_at(w, row_bytes, n_rows, r + i);
+        for (uint32_t i = 0; i < 8; i++) b[i] = row_at(w, row_bytes, n_rows, r + i * apart);
         for (size_t k = 0; k < n / 32; k++) {
-            fetch(&f, 8 * t->block_bytes);
             __m256 u = u_blocks(t, b, q256_load(a + 32 * k), s + 2 * k);
             acc = _mm256_fmadd_ps(_mm256_set1_ps(scale[k]), u, acc);
             Q256_UNROLL
             for (uint32_t i = 0; i < 8; i++) b[i] += t->block_bytes;
         }
         _mm256_storeu_ps(got, acc);
-        for (uint32_t i = 0; i < 8 && r + i < n_rows; i++) ret[r + i] = got[i];
+        for (uint32_t i = 0; i < 8 && r + i * apart < n_rows; i++) ret[r + i * apart] = got[i];
     }
 }
 
@@ -383,8 +375,18 @@ typedef struct block_tile {
     __m256 dmin[];              /* [2] with mins */
 } block_tile;
 
-/* A tile starts with the rows behind its own, which the next one is most likely of: they are
- * fetched while this one is multiplied. */
+/* A prefetch: bytes in the order of their addresses. A tile starts with the rows behind its own,
+ * which the next one is most likely of: they are fetched while this one is multiplied. */
+typedef struct ahead { const char *next, *end; } ahead;
+
+Q256_INLINE void fetch(ahead *f, size_t bytes)
+{
+    if (f->next >= f->end) return;
+    _Pragma("GCC unroll 1") for (size_t i = 0; i < bytes; i += 64)
+        _mm_prefetch(f->next + i, _MM_HINT_T0);
+    f->next += bytes;
+}
+
 enum { TILE_HEAD = 64 };
 _Static_assert(sizeof(ahead) <= TILE_HEAD, "the head of a tile");
 

@@ -20,6 +20,8 @@ enum { cudaStreamNonBlocking = 1, cudaEventDisableTiming = 2, cudaHostRegisterDe
 cudaError_t cudaGetDeviceCount(int *n);
 cudaError_t cudaSetDevice(int index);
 cudaError_t cudaDeviceGetAttribute(int *value, enum cudaDeviceAttr attr, int index);
+struct cudaDeviceProp { char name[256]; };
+cudaError_t cudaGetDeviceProperties(struct cudaDeviceProp *ret, int index);
 cudaError_t cudaMemGetInfo(size_t *left, size_t *all);
 cudaError_t cudaMalloc(void **p, size_t bytes);
 cudaError_t cudaFree(void *p);
