@@ -55,6 +55,12 @@ SL_API void sl_stream_destroy(sl_stream **s);   /* *s may be NULL, and is NULL a
 SL_API SL_NODISCARD sl_status sl_stream_fill(sl_ctx *ctx, sl_stream *s, sl_progress_fn progress,
                                              void *user);
 
+/* Experts of a layer from `first` on, in slots: for who copies them elsewhere before the first
+ * layer begins. As many as fit, n at most; they hold until the next call. Errors: SL_E_IO. */
+SL_API SL_NODISCARD sl_status sl_stream_load(sl_ctx *ctx, sl_stream *s, uint32_t layer,
+                                             uint32_t first, uint32_t n, sl_expert_data *ret_data,
+                                             uint32_t *ret_n);
+
 /* Where an expert lies, of a stream that has a place for each (SL_WEIGHTS_RESIDENT): its slices are
  * in one slot, in this order. */
 SL_API sl_expert_data sl_stream_place(const sl_stream *s, uint32_t layer, uint32_t expert);

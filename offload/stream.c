@@ -724,6 +724,33 @@ sl_status sl_stream_fill(sl_ctx *ctx, sl_stream *s, sl_progress_fn progress, voi
     return s->error[0] ? sl_fail(ctx, SL_E_IO, "%s", s->error) : SL_OK;
 }
 
+/* Nothing else is on its way, and the cache knows of none of them. */
+sl_status sl_stream_load(sl_ctx *ctx, sl_stream *s, uint32_t layer, uint32_t first, uint32_t n,
+                         sl_expert_data *ret_data, uint32_t *ret_n)
+{
+    sl_read_done done[REAP];
+    uint32_t class = s->layer_class[layer], open = 0;
+    n = SL_MIN(n, s->plan.cls[class].n_slots);
+    assert(s->cache && first + n <= s->layer_experts[layer]);
+    s->error[0] = 0;
+    for (uint32_t i = 0; i < n; i++) {
+        uint32_t key = key_of(s, layer, first + i);
+        queue_expert(s, key, slot_base(s, class, i), false);
+        s->experts[key] = (struct expert){ .state = OUT };
+        ret_data[i] = s->data[key];
+    }
+    open = s->n_reads;
+    SL_TRY(send_reads(ctx, s));
+    while (open) {
+        uint32_t got = sl_store_reap(s->store, done, REAP, 1);
+        for (uint32_t i = 0; i < got; i++)
+            if (done[i].status != SL_OK) keep_error(s, done[i].error);
+        open -= got;
+    }
+    *ret_n = n;
+    return s->error[0] ? sl_fail(ctx, SL_E_IO, "%s", s->error) : SL_OK;
+}
+
 sl_expert_data sl_stream_place(const sl_stream *s, uint32_t layer, uint32_t expert)
 {
     assert(s->plan.weights == SL_WEIGHTS_RESIDENT && expert < s->layer_experts[layer]);

@@ -215,9 +215,11 @@ static uint64_t place_streamed(const sl_shape *s, const sl_plan_params *p, uint6
 {
     uint64_t room = budget - SL_MIN(fixed, budget), need;
     uint32_t least = SL_MAX(most_used(s), MIN_SLOTS);
-    if (!most_layers(s, room, least, p->max_dense_layers, plan, &need)) {
+    /* with an accelerator that is a wish for its own memory, and copies run from RAM */
+    uint32_t most = p->accel.kind ? UINT32_MAX : p->max_dense_layers;
+    if (!most_layers(s, room, least, most, plan, &need)) {
         least = MIN_SLOTS;
-        if (!most_layers(s, room, least, p->max_dense_layers, plan, &need)) {
+        if (!most_layers(s, room, least, most, plan, &need)) {
             set_dense(s, plan);
             return fixed + need;
         }
@@ -374,6 +376,9 @@ sl_status sl_plan_make(sl_ctx *ctx, const sl_shape *s, const sl_plan_params *p, 
         if (rows / 2 >= MIN_ROWS) continue;
         return refuse(ctx, p, plan, floor);
     }
+    if (p->resident && plan.weights == SL_WEIGHTS_STREAMED)
+        return sl_fail(ctx, SL_E_UNSUPPORTED, "%llu MiB of weights do not fit RAM of %llu MiB",
+                       mib(s->total_bytes), (unsigned long long)p->ram_bytes >> 20);
     if (p->accel.kind) SL_TRY(plan_split(ctx, s, p, &plan));
     *ret = plan;
     return SL_OK;

@@ -138,6 +138,7 @@ static void size_lanes(const sl_shape *s, const sl_plan *plan, sl_split *x)
         x->lane_rows = SL_MIN(plan->max_rows,
                               SL_MAX((plan->max_rows + 1) / 2, x->send_all_rows));
     uint32_t stored = SL_MIN(x->lane_rows, SL_MAX(x->send_all_rows, 1) - 1);
+    if (plan->weights == SL_WEIGHTS_STREAMED) stored = plan->stored_rows;
     x->stored_runs = stored * (most_used(s) + 1);
     if (x->prompts == SL_ON_DEVICE)
         x->prompt_positions = blocks(SL_MAX(plan->n_ctx, x->lane_rows)) * SL_KV_BLOCK_ROWS;
@@ -151,10 +152,12 @@ static void size_lanes(const sl_shape *s, const sl_plan *plan, sl_split *x)
 
 sl_status plan_split(sl_ctx *ctx, const sl_shape *s, const sl_plan_params *p, sl_plan *plan)
 {
-    if (plan->weights != SL_WEIGHTS_RESIDENT)
+    bool streamed = plan->weights == SL_WEIGHTS_STREAMED;
+    if (plan->n_dense_layers < s->n_layer)
         return sl_fail(ctx, SL_E_UNSUPPORTED,
-                       "with an accelerator all weights must fit RAM: %llu MiB of %llu",
-                       (unsigned long long)s->total_bytes >> 20,
+                       "with an accelerator all weights but experts must fit RAM: those are %llu "
+                       "MiB, and the budget is %llu",
+                       (unsigned long long)s->dense_bytes >> 20,
                        (unsigned long long)p->ram_bytes >> 20);
     uint64_t mem = p->accel.mem_bytes;
     uint64_t head = sl_shape_room(s->head_bytes ? s->head_bytes : s->embed_bytes);
@@ -165,7 +168,9 @@ sl_status plan_split(sl_ctx *ctx, const sl_shape *s, const sl_plan_params *p, sl
     x.head_stays = x.head == SL_ON_DEVICE && head <= mem / 2;
     x.kv_bytes = x.kv == SL_ON_DEVICE ? plan->kv_bytes : 0;
     x.send_rows = p->send_rows == SL_PLAN_AUTO ? SEND_ROWS : p->send_rows;
-    x.send_all_rows = p->send_all_rows == SL_PLAN_AUTO ? all_rows(s) : p->send_all_rows;
+    x.send_all_rows = streamed ? SL_PLAN_NEVER
+                    : p->send_all_rows == SL_PLAN_AUTO ? all_rows(s)
+                                                       : p->send_all_rows;
     bool two = p->n_lanes != 1 && plan->max_rows >= 2 && x.send_all_rows <= plan->max_rows
             && x.kv == SL_ON_CPU;
     for (uint32_t lanes = two ? 2 : 1; ; lanes--) {
@@ -184,8 +189,9 @@ sl_status plan_split(sl_ctx *ctx, const sl_shape *s, const sl_plan_params *p, sl
                        + try.scratch_bytes + try.accel.own_bytes;
         assert(try.need_bytes <= mem);
         plan->split = try;
-        plan->mode = try.ring_bytes ? "weights in RAM, sent to the device as it needs them"
-                                    : "all weights on the device";
+        plan->mode = !try.ring_bytes ? "all weights on the device"
+                   : streamed ? "experts streamed from disk, sent to the device as it needs them"
+                              : "weights in RAM, sent to the device as it needs them";
         return SL_OK;
     }
 }

@@ -650,6 +650,7 @@ sl_status sl_planner_run(sl_ctx *ctx, const sl_machine *m, const sl_shape *shape
     if (p->base.accel.kind && !sl_forecast_gpu(m, &p->base.accel, &g))
         return sl_fail(ctx, SL_E_ARG, "GPU %u: the machine's file does not describe it",
                        p->base.accel.index);
+    s.base.resident |= s.base.accel.kind != SL_ACCEL_NONE;      /* no forecast of disk and device */
     if (!s.base.n_threads) s.base.n_threads = free_cores(m, &s.base.accel);
     if (!s.base.read_bytes) s.base.read_bytes = 512 << 10;
     if (!s.base.read_depth) s.base.read_depth = MAX_DEPTH;

@@ -38,6 +38,7 @@ static sl_plan_params params(const search *s, point at)
 {
     sl_plan_params p = s->p->base;
     p.n_seq = at.n_seq;
+    p.resident |= p.accel.kind != SL_ACCEL_NONE;        /* no forecast of disk and device */
     if (!p.kv_positions)
         p.kv_positions = (uint64_t)(rooms[at.room] * at.n_seq * s->mean);
     if (!s->p->fix_rows) p.max_rows = at.max_rows;

@@ -883,6 +883,9 @@ sl_status sl_sim_run(sl_ctx *ctx, const sl_forecast_in *in, sl_timeline *decode_
 {
     assert(in->load.n_prompt && in->plan->max_rows && in->miss);
     sim *s;
+    if (in->plan->split.accel.kind && in->plan->weights == SL_WEIGHTS_STREAMED)
+        return sl_fail(ctx, SL_E_UNSUPPORTED,
+                       "no forecast knows of experts on disk beside a device");
     SL_TRY(sim_create(ctx, in, &s));
     sl_forecast bound = sl_stage1(in), f = { .grade = bound.grade, .peak_bytes = bound.peak_bytes };
     prompt(s, prompt_pass, &f.prompt);

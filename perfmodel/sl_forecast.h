@@ -118,7 +118,9 @@ typedef struct sl_timeline {
  * file, other sequences. Not faster than sl_stage1 says; the same every time. More slots or a
  * faster disk cost nothing, but for a few per cent of a prompt, where more reads at once delay the
  * first. decode_pass, prompt_pass (may be NULL): one typical pass of each. Time: 61 layers of 256
- * experts in 15 ms. Errors: SL_E_NOMEM. */
+ * experts in 15 ms. Errors: SL_E_NOMEM,
+ * SL_E_UNSUPPORTED (an accelerator, and experts on disk: sl_stage1 and sl_queue.h do not know of
+ * both either). */
 SL_API SL_NODISCARD sl_status sl_sim_run(sl_ctx *ctx, const sl_forecast_in *in,
                                          sl_timeline *decode_pass, sl_timeline *prompt_pass,
                                          sl_forecast *ret);

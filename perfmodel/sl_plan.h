@@ -37,13 +37,14 @@ typedef struct sl_plan_params {
     uint64_t ram_bytes;     /* budget; 0: no limit given */
     /* the budget is a promise: what the page cache holds for us counts too */
     bool ram_hard;
+    bool resident;          /* all weights in RAM, or there is no plan */
     /* of the budget, for what the plan does not see: code, tables, stacks */
     uint64_t process_bytes;
     uint32_t policy;        /* which experts keep their slots: sl_policy (offload/sl_ecache.h) */
     bool no_ahead;          /* experts are read only when a router asked for them */
     uint32_t read_depth, read_bytes;    /* of the disk's requests; 0: the store's defaults */
-    /* of streamed models: at most so many leading layers keep their dense weights in RAM; default
-     * UINT32_MAX: as many as fit */
+    /* of streamed models: at most so many leading layers keep their dense weights in RAM; with an
+     * accelerator, whatever the model: on it. Default UINT32_MAX: as many as fit */
     uint32_t max_dense_layers;
     /* instructions kernels may use: sl_cpu_from_isa's; default ~0u: all there are */
     uint32_t cpu_mask;
@@ -58,6 +59,7 @@ typedef struct sl_plan_params {
 } sl_plan_params;
 
 #define SL_PLAN_AUTO UINT32_MAX
+#define SL_PLAN_NEVER (UINT32_MAX - 1)
 
 #define SL_KV_BLOCK_ROWS 32u    /* positions of a KV block; divides the attention key block of 64 */
 
@@ -104,7 +106,7 @@ typedef struct sl_split {
     /* Routed experts: [0, n_stay) of each layer stay on the device. Of the others, one that gets at
      * least send_rows rows of a lane is sent up and computed there; with fewer the CPU computes it
      * where it lies (Fiddler's rule). A pass of at least send_all_rows rows sends up all of them,
-     * before its routers have spoken. */
+     * before its routers have spoken; SL_PLAN_NEVER where they come from disk. */
     uint32_t n_stay, send_rows, send_all_rows;
     uint64_t ring_bytes;    /* what is sent up passes through; of at most piece_bytes a copy */
     uint64_t piece_bytes;
@@ -165,7 +167,8 @@ SL_API sl_plan_params sl_plan_defaults(void);
  * the floor: keys and values, scratch, embedding and head, two sections and two slots of each
  * class; the message prints it and what would lower it; or an accelerator's memory is below its
  * own: vectors, scratch, and a ring for one layer). A pass gets fewer rows before that is said.
- * SL_E_UNSUPPORTED: an accelerator, and weights that do not fit RAM. */
+ * SL_E_UNSUPPORTED: an accelerator, and more weights beside the experts than fit RAM; p->resident,
+ * and not all weights fit. */
 SL_API SL_NODISCARD sl_status sl_plan_make(sl_ctx *ctx, const sl_shape *shape,
                                            const sl_plan_params *p, sl_plan *ret);
 

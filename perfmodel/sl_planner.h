@@ -45,7 +45,8 @@ typedef struct sl_choice {
 } sl_choice;
 
 /* gains: also plan the machine with more of each. Errors: those of sl_plan_make for base (a budget
- * below the floor), SL_E_ARG (an accelerator that the machine does not have), SL_E_NOMEM. */
+ * below the floor), SL_E_ARG (an accelerator that the machine does not have), SL_E_UNSUPPORTED (an
+ * accelerator, and not all weights fit RAM: nothing here knows of both), SL_E_NOMEM. */
 SL_API SL_NODISCARD sl_status sl_planner_run(sl_ctx *ctx, const sl_machine *m,
                                              const sl_shape *shape, const sl_miss_model *miss,
                                              const sl_planner_params *p, bool gains,
@@ -78,7 +79,8 @@ typedef struct sl_queue_choice {
  * takes the queue least. Begins with what stage 1 finds best and goes on to neighbours as long as
  * stage 2 gains 1 %. p->base: as above, but its n_seq (0: searched), kv_positions (0: searched) and
  * max_rows (p->fix_rows); its n_ctx holds every prompt. p->load and p->keep are not used.
- * Errors: those of sl_plan_make for one sequence, SL_E_ARG as above, SL_E_NOMEM. */
+ * Errors: those of sl_plan_make for one sequence, SL_E_ARG and SL_E_UNSUPPORTED as above,
+ * SL_E_NOMEM. */
 SL_API SL_NODISCARD sl_status sl_planner_queue(sl_ctx *ctx, const sl_machine *m,
                                                const sl_shape *shape, const sl_miss_model *miss,
                                                const sl_planner_params *p, const sl_workload *queue,

@@ -1,6 +1,6 @@
 /* perfmodel/split.h - what a pass takes where CPU and accelerator share it: the work of each lane
- * on either side, for stage 1 and for the simulation. Private to perfmodel/. Plans with a split
- * keep all weights in RAM. */
+ * on either side, for stage 1 and for the simulation. Private to perfmodel/. Only of plans
+ * that keep all weights in RAM. */
 #ifndef SPLIT_H
 #define SPLIT_H
 

@@ -11,6 +11,7 @@
 #define NONE UINT32_MAX
 #define GROUPS_A_RING 8u        /* experts are grouped so that the ring holds so many groups */
 #define MAX_GROUP 16u
+#define LOAD_AT_ONCE 16u        /* experts that stay, on their way from disk */
 
 static uint64_t round_up(uint64_t n)
 {
@@ -43,30 +44,32 @@ static sl_status send_parts(board *b, const board_item *it, char *to)
     return SL_OK;
 }
 
-/* An expert's three slices go in one piece, with what lies between them. */
-static uint64_t expert_span(const board *b, uint32_t layer, uint32_t x, const char **ret)
+static const sl_expert_slices *slices_of(const board *b, uint32_t layer, uint32_t x)
 {
-    const sl_expert_slices *s = &b->m->experts[(size_t)layer * b->m->hp.n_expert + x];
-    sl_expert_data d = sl_stream_place(b->host->stream, layer, x);
-    *ret = d.gate;
-    assert((const char *)d.gate < (const char *)d.up && (const char *)d.up < (const char *)d.down);
-    return (uint64_t)((const char *)d.down - (const char *)d.gate) + s->down.bytes;
+    return &b->m->experts[(size_t)layer * b->m->hp.n_expert + x];
 }
 
-static sl_status send_expert(board *b, uint32_t layer, uint32_t x, char *slot)
-{
-    const char *from;
-    uint64_t bytes = expert_span(b, layer, x, &from), in_page = (uintptr_t)from % ALIGN;
-    assert(in_page + bytes <= b->slot_bytes[layer]);
-    return send_bytes(b, slot + in_page, from, bytes);
-}
-
+/* As in a slot in RAM (offload/sl_stream.h). */
 static sl_expert_data expert_at(const board *b, uint32_t layer, uint32_t x, const char *slot)
 {
-    sl_expert_data d = sl_stream_place(b->host->stream, layer, x);
-    const char *gate = slot + (uintptr_t)d.gate % ALIGN;
-    return (sl_expert_data){ gate, gate + ((const char *)d.up - (const char *)d.gate),
-                             gate + ((const char *)d.down - (const char *)d.gate) };
+    const sl_expert_slices *s = slices_of(b, layer, x);
+    const char *up = slot + sl_store_room(s->gate), *down = up + sl_store_room(s->up);
+    return (sl_expert_data){ slot + sl_store_lead(s->gate), up + sl_store_lead(s->up),
+                             down + sl_store_lead(s->down) };
+}
+
+/* An expert's three slices go in one piece, with what lies between them. */
+static sl_status send_expert(board *b, uint32_t layer, uint32_t x, const void *from, char *slot)
+{
+    sl_expert_data to = expert_at(b, layer, x, slot);
+    const char *gate = to.gate, *end = (const char *)to.down + slices_of(b, layer, x)->down.bytes;
+    assert(end <= slot + b->slot_bytes[layer]);
+    return send_bytes(b, slot + (gate - slot), from, (uint64_t)(end - gate));
+}
+
+static const void *place_of(const board *b, uint32_t layer, uint32_t x)
+{
+    return sl_stream_place(b->host->stream, layer, x).gate;
 }
 
 /* ---- the device's own layers ---- */
@@ -154,12 +157,14 @@ static sl_status launch(board *b, board_flight f, bool *ret_sent)
     b->head = at + f.bytes;
     char *to = b->ring + at;
     if (f.item == NONE) {
-        SL_TRY(send_expert(b, f.layer, f.expert, to));
+        SL_TRY(send_expert(b, f.layer, f.expert, f.from, to));
     } else {
         const board_item *it = &b->items[f.item];
         if (it->kind != ITEM_EXPERTS) SL_TRY(send_parts(b, it, to));
         for (uint32_t x = 0; it->kind == ITEM_EXPERTS && x < it->n; x++)
-            SL_TRY(send_expert(b, it->layer, it->first + x, to + x * b->slot_bytes[it->layer]));
+            SL_TRY(send_expert(b, it->layer, it->first + x,
+                               place_of(b, it->layer, it->first + x),
+                               to + x * b->slot_bytes[it->layer]));
     }
     SL_TRY(b->dev->ops->record(b->dev, SL_Q_WEIGHTS, &f.sent));
     *flight(b, b->n_flights++) = f;
@@ -167,14 +172,20 @@ static sl_status launch(board *b, board_flight f, bool *ret_sent)
     return SL_OK;
 }
 
+static sl_status launch_expert(board *b, uint32_t layer, uint32_t x, const void *from,
+                               bool *ret_sent)
+{
+    return launch(b, (board_flight){ .item = NONE, .layer = layer, .expert = x, .from = from,
+                                     .bytes = b->slot_bytes[layer] }, ret_sent);
+}
+
 /* The next item, or expert that was asked for. *ret_sent: there was one, and room for it. */
 static sl_status send_next(board *b, bool *ret_sent)
 {
     *ret_sent = false;
     if (b->asked_at < b->n_asked) {
-        SL_TRY(launch(b, (board_flight){ .item = NONE, .layer = b->asked_layer,
-                                         .expert = b->asked[b->asked_at],
-                                         .bytes = b->slot_bytes[b->asked_layer] }, ret_sent));
+        uint32_t x = b->asked[b->asked_at];
+        SL_TRY(launch_expert(b, b->asked_layer, x, place_of(b, b->asked_layer, x), ret_sent));
         b->asked_at += *ret_sent;
         return SL_OK;
     }
@@ -240,13 +251,32 @@ static board_flight *find_flight(const board *b, uint32_t item, uint32_t layer, 
     return NULL;
 }
 
+static sl_status too_small(board *b, uint32_t layer)
+{
+    return sl_fail(b->ctx, SL_E_DEVICE, "layer %u: a ring of %llu bytes is too small", layer,
+                   (unsigned long long)b->split->ring_bytes);
+}
+
+sl_status board_send(board *b, uint32_t layer, uint32_t expert, sl_expert_data from)
+{
+    bool sent;
+    assert(!b->all && b->asked_at == b->n_asked);
+    SL_TRY(launch_expert(b, layer, expert, from.gate, &sent));
+    return sent ? SL_OK : too_small(b, layer);
+}
+
+sl_status board_sync(board *b)
+{
+    sl_event ev;
+    SL_TRY(b->dev->ops->record(b->dev, SL_Q_WEIGHTS, &ev));
+    return b->dev->ops->sync(b->dev, ev);
+}
+
 static sl_status use(board *b, uint32_t item, uint32_t layer, uint32_t expert, board_flight **ret)
 {
     bool sent = true;
     while (!(*ret = find_flight(b, item, layer, expert)) && sent) SL_TRY(send_next(b, &sent));
-    if (!*ret)
-        return sl_fail(b->ctx, SL_E_DEVICE, "layer %u: a ring of %llu bytes is too small", layer,
-                       (unsigned long long)b->split->ring_bytes);
+    if (!*ret) return too_small(b, layer);
     return b->dev->ops->wait(b->dev, SL_Q_COMPUTE, (*ret)->sent);
 }
 
@@ -375,6 +405,27 @@ static void push_groups(board *b, uint32_t layer)
     b->n_groups[layer] = b->n_items - b->first_group[layer];
 }
 
+/* From where they lie; or, where experts are streamed, some at a time through their slots. */
+static sl_status send_staying(board *b, uint32_t layer, char *to)
+{
+    uint32_t n = SL_MIN(b->split->n_stay, b->m->shape.layers[layer].n_expert), got = 0;
+    sl_expert_data data[LOAD_AT_ONCE];
+    if (!b->streamed) {
+        for (uint32_t x = 0; x < n; x++)
+            SL_TRY(send_expert(b, layer, x, place_of(b, layer, x), to + x * b->slot_bytes[layer]));
+        return SL_OK;
+    }
+    for (uint32_t at = 0; at < n; at += got) {
+        SL_TRY(sl_stream_load(b->ctx, b->host->stream, layer, at, SL_MIN(n - at, LOAD_AT_ONCE),
+                              data, &got));
+        for (uint32_t i = 0; i < got; i++)
+            SL_TRY(send_expert(b, layer, at + i, data[i].gate,
+                               to + (at + i) * b->slot_bytes[layer]));
+        SL_TRY(board_sync(b));
+    }
+    return SL_OK;
+}
+
 /* What is sent in each pass becomes items; what stays is sent now. */
 static sl_status place(board *b)
 {
@@ -390,8 +441,7 @@ static sl_status place(board *b)
             point(b, &parts[i], b->dense + at);
         }
         b->stay_at[l] = stay;
-        for (uint32_t x = 0; x < SL_MIN(b->split->n_stay, b->m->shape.layers[l].n_expert); x++)
-            SL_TRY(send_expert(b, l, x, b->stay + stay + x * b->slot_bytes[l]));
+        SL_TRY(send_staying(b, l, b->stay + stay));
         stay += SL_MIN(b->split->n_stay, b->m->shape.layers[l].n_expert) * b->slot_bytes[l];
     }
     if (b->split->head == SL_ON_CPU) return SL_OK;
@@ -466,16 +516,14 @@ static sl_status take_tables(board *b)
 
 sl_status board_init(sl_ctx *ctx, sl_device *dev, weights *host, const sl_plan *plan, board *b)
 {
-    sl_event ev;
     *b = (board){ .ctx = ctx, .dev = dev, .m = host->m, .host = host, .split = &plan->split,
-                  .n_lanes = 1 };
+                  .streamed = plan->weights == SL_WEIGHTS_STREAMED, .n_lanes = 1 };
     SL_TRY(take_tables(b));
     SL_TRY(take_all(b));
     SL_TRY(send_bytes(b, b->floats, (const char *)host->floats, host->floats_bytes));
     point_floats(b);
     SL_TRY(place(b));
-    SL_TRY(dev->ops->record(dev, SL_Q_WEIGHTS, &ev));
-    SL_TRY(dev->ops->sync(dev, ev));
+    SL_TRY(board_sync(b));
     b->sent_bytes = 0;
     return SL_OK;
 }

@@ -3,7 +3,7 @@
  * Weights are sent in the order in which a pass uses them, in items: the matrices of a layer in
  * front of its experts, experts, the matrices behind them (dense FFN, shared expert), the head. A
  * pass either sends all experts, then items of the next layers and of the next pass are on their
- * way as soon as there is room; or those that are asked for.
+ * way as soon as there is room; or those that are asked for, which may come from disk.
  *
  * Invariants, checked with asserts:
  *   B1  items in the ring lie in the order in which they were sent, and none is written over before
@@ -36,6 +36,7 @@ typedef struct board_item {
 typedef struct board_flight {
     uint32_t item;              /* UINT32_MAX: an expert that was asked for */
     uint32_t layer, expert;
+    const void *from;           /* of an expert */
     uint64_t at, bytes;
     uint32_t lanes_left;        /* that will use it; 0: its room may be taken behind `used` */
     sl_event sent, used;
@@ -47,6 +48,7 @@ typedef struct board {
     const sl_model *m;
     weights *host;
     const sl_split *split;
+    bool streamed;              /* experts come from disk, when a router asks for them */
     sl_layer *layers;           /* [n_layer] pointers into the device */
     ends ends;
     char *floats, *dense, *stay, *ring;     /* device memory */
@@ -81,6 +83,12 @@ sl_status board_begin(board *b, bool all, uint32_t n_lanes);
 sl_status board_pump(board *b);
 /* Without `all`: experts that the layer's router named, ascending, and which do not stay. */
 void board_ask(board *b, uint32_t layer, const uint32_t *ids, uint32_t n);
+
+/* Instead, where experts come from disk: one of the layer whose router answered last, from its
+ * slot. Behind the last of them board_ask without any. */
+sl_status board_send(board *b, uint32_t layer, uint32_t expert, sl_expert_data from);
+/* The driver waits until all that was sent is there: slots may be used anew. */
+sl_status board_sync(board *b);
 
 /* The compute queue waits for the layer's matrices in front of its experts, or behind them, or for
  * the head; their pointers are in b->layers and b->ends then. */

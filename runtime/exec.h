@@ -12,6 +12,14 @@ uint32_t exec_group(lane *n, const sl_layer *l);
 sl_ffn exec_expert_ffn(const sl_layer *l, uint32_t x);
 /* The run that takes every row: the dense FFN, or the shared expert. Returns how many: 0 or 1. */
 uint32_t exec_all_rows(const lane *n, const sl_layer *l, sl_expert_run *ret);
+/* What sl_stream_ready gives out next, in n->ready and n->data: `runs` are those that it was begun
+ * for. Sequences of one that could not be read fail, and its run has no rows any more. */
+uint32_t exec_landed(sl_engine *e, lane *n, sl_expert_run *runs);
+/* Reads ahead what the layer behind l will want: in passes of many rows, when this layer's router
+ * has named so many experts, and again as slots become free; or by a guess, of few rows, whose h is
+ * in RAM. */
+void exec_read_on(sl_engine *e, lane *n, const sl_layer *l, uint32_t n_now);
+sl_status exec_guess(sl_engine *e, lane *n, const sl_layer *l);
 /* Calls e->trace. */
 void exec_report(const sl_engine *e, const lane *n, const sl_layer *l);
 /* The sequences of these rows of the lane cannot go on; the others are not affected, since no row

@@ -75,17 +75,19 @@ static const sl_layer *layer_ahead(const sl_engine *e, const sl_layer *l)
 
 /* A pass of many rows asks for nearly all experts of each layer: they are read on, in order, as
  * slots become free. n_now: what it asked for in this layer. */
-static void read_on(sl_engine *e, lane *n, const sl_layer *l, uint32_t n_now)
+void exec_read_on(sl_engine *e, lane *n, const sl_layer *l, uint32_t n_now)
 {
     const sl_layer *next = layer_ahead(e, l);
+    uint32_t n_likely = 0;
     if (!next || 4 * n_now < 3 * l->routing.n_expert) return;
-    for (uint32_t x = 0; x < next->routing.n_expert; x++) n->likely[x] = x;
-    sl_stream_ahead(e->loaded.stream, next->index, n->likely, next->routing.n_expert, true);
+    for (uint32_t x = e->plan.split.n_stay; x < next->routing.n_expert; x++)
+        n->likely[n_likely++] = x;
+    sl_stream_ahead(e->loaded.stream, next->index, n->likely, n_likely, true);
 }
 
 /* Few rows: the next layer's router is asked already, of this layer's hidden states, which the
  * steps between change little. */
-static sl_status guess(sl_engine *e, lane *n, const sl_layer *l)
+sl_status exec_guess(sl_engine *e, lane *n, const sl_layer *l)
 {
     const sl_layer *next = layer_ahead(e, l);
     uint32_t rows = n->host.n_rows, n_likely = 0;
@@ -98,6 +100,7 @@ static sl_status guess(sl_engine *e, lane *n, const sl_layer *l)
     for (uint32_t j = 0; j < k; j++)
         for (uint32_t r = 0; r < rows; r++) {
             uint32_t id = n->guess[r * k + j], at = 0;
+            if (id < e->plan.split.n_stay) continue;
             while (at < n_likely && n->likely[at] != id) at++;
             if (at == n_likely) n->likely[n_likely++] = id;
         }
@@ -105,20 +108,32 @@ static sl_status guess(sl_engine *e, lane *n, const sl_layer *l)
     return SL_OK;
 }
 
-/* Data for `got` runs that sl_stream_ready named. */
-static void give_data(sl_engine *e, lane *n, uint32_t got)
+uint32_t exec_landed(sl_engine *e, lane *n, sl_expert_run *runs)
 {
+    uint32_t got = sl_stream_ready(e->loaded.stream, n->ready, n->data);
+    for (uint32_t i = 0; i < got; i++) {
+        sl_expert_run *r = &runs[n->ready[i]];
+        if (n->data[i].gate) continue;
+        exec_fail(e, n, r->rows, r->n_rows, sl_stream_error(e->loaded.stream));
+        r->n_rows = 0;
+    }
+    return got;
+}
+
+/* Waits for what lands next, and gives its runs their data. */
+static uint32_t wait_for_data(sl_engine *e, lane *n)
+{
+    uint32_t got = exec_landed(e, n, n->runs);
     for (uint32_t i = 0; i < got; i++) {
         sl_expert_run *r = &n->runs[n->ready[i]];
         r->ffn.gate.data = n->data[i].gate;
         r->ffn.up.data = n->data[i].up;
         r->ffn.down.data = n->data[i].down;
-        if (n->data[i].gate) continue;
-        exec_fail(e, n, r->rows, r->n_rows, sl_stream_error(e->loaded.stream));
-        r->n_rows = 0;              /* adds nothing */
-        r->part = SL_RUN_ADD;
+        if (r->n_rows) continue;
+        r->part = SL_RUN_ADD;       /* adds nothing */
         r->out = n->host.y;
     }
+    return got;
 }
 
 static void computed(sl_engine *e, lane *n, uint32_t got)
@@ -136,8 +151,7 @@ static sl_status run_as_they_land(sl_engine *e, lane *n, const sl_layer *l, uint
     uint32_t left = n_routed, extra = n_runs - n_routed;
     float *out = n->out;
     for (unsigned mark = SL_EXPERTS_FIRST; ; mark = 0) {
-        uint32_t got = sl_stream_ready(e->loaded.stream, n->ready, n->data), n_part = 0;
-        give_data(e, n, got);
+        uint32_t got = wait_for_data(e, n), n_part = 0;
         left -= got;
         if (!left) {
             sl_status st = e->cpu->ops->experts(e->cpu, l, n->runs, n_runs,
@@ -165,18 +179,17 @@ static sl_status run_in_order(sl_engine *e, lane *n, const sl_layer *l, uint32_t
                               uint32_t n_runs)
 {
     for (uint32_t at = 0; at < n_routed; ) {
-        read_on(e, n, l, n_routed);
-        uint32_t got = sl_stream_ready(e->loaded.stream, n->ready, n->data);
+        exec_read_on(e, n, l, n_routed);
+        uint32_t got = wait_for_data(e, n);
         bool last = at + got == n_routed;
         assert(n->ready[0] == at && n->ready[got - 1] == at + got - 1);
-        give_data(e, n, got);
         unsigned mark = (at ? 0 : SL_EXPERTS_FIRST) | (last ? SL_EXPERTS_LAST : 0);
         SL_TRY(e->cpu->ops->experts(e->cpu, l, n->runs + at, last ? n_runs - at : got, mark,
                                     &n->host));
         computed(e, n, got);
         at += got;
     }
-    read_on(e, n, l, n_routed);
+    exec_read_on(e, n, l, n_routed);
     return SL_OK;
 }
 
@@ -203,7 +216,7 @@ sl_status exec_experts(sl_engine *e, lane *n, const sl_step *step, const sl_laye
                               .n_rows = n->host.n_rows, .n_used = l->routing.n_used,
                               .in_order = in_order };
         sl_stream_begin(e->loaded.stream, &ask);
-        if (!in_order) SL_TRY(guess(e, n, l));
+        if (!in_order) SL_TRY(exec_guess(e, n, l));
         e->stats.expert_runs += n_runs;
         e->stats.bytes_touched += n_runs * step->expert_bytes;
     }

@@ -1,9 +1,11 @@
 /* tests/measure_split.c - how well the parts of a pass overlap on an emulated accelerator:
  *     measure_split MODEL.gguf [MEM_MIB [LINK_GB_S [SEQUENCES [PASSES [LANES [SEND_ROWS
- *         [SEND_ALL_ROWS [STAY]]]]]]]]
- * The last four as in sl_split; 0 is the plan's own choice.
+ *         [SEND_ALL_ROWS [STAY [RAM_MIB]]]]]]]]]
+ * LANES to STAY as in sl_split; 0 is the plan's own choice. With RAM_MIB experts may come from
+ * disk.
  * Sequences decode together, one row each a pass. For each pass: its time; how long the link up was
- * busy, each core, and what the time is of the longest of them. One core computes for the device;
+ * busy, each core, and what the time is of the longest of them; what came from disk, and how long
+ * the driver waited for it. One core computes for the device;
  * the other one attends, drives and makes the copies, which a GPU's own engines would. */
 #include "offload/device_emu.h"
 #include "runtime/engine.h"
@@ -21,7 +23,7 @@ static double clock_s(clockid_t id)
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
-struct times { double wall, link, link_bytes, device, host, copies; };
+struct times { double wall, link, link_bytes, device, host, copies, read_bytes, stall; };
 
 static struct times now(sl_engine *e)
 {
@@ -33,6 +35,10 @@ static struct times now(sl_engine *e)
     for (int q = 0; q < SL_N_QUEUES; q++)
         if (q != SL_Q_COMPUTE) t.copies += b.queue_cpu_s[q];
     t.host = clock_s(CLOCK_PROCESS_CPUTIME_ID) - t.device;
+    sl_engine_stats s;
+    sl_engine_get_stats(e, &s);
+    t.read_bytes = (double)(s.read_bytes + s.ahead_bytes - s.ahead_used_bytes);
+    t.stall = s.stall_s;
     return t;
 }
 
@@ -44,6 +50,9 @@ static void print_pass(const struct times *a, const struct times *b, double rate
            "%.3f, of it copies %.3f   time / longest %.3f\n",
            rows, wall, link, 100 * (b->link_bytes - a->link_bytes) / wall / rate, rate / 1e9,
            device, host, b->copies - a->copies, wall / longest);
+    if (b->read_bytes > a->read_bytes)
+        printf("           from disk %.2f GB, %.3f s of waiting\n",
+               (b->read_bytes - a->read_bytes) / 1e9, b->stall - a->stall);
 }
 
 /* Time of the pass in which the link was idle, and the device's core, by what was next on it. */
@@ -87,6 +96,7 @@ int main(int argc, char **argv)
         double wish = number(argc, argv, 6 + i, 0);
         if (wish > 0) *wishes[i] = (uint32_t)wish;
     }
+    p.ram_bytes = (uint64_t)number(argc, argv, 10, 0) << 20;
     p.accel = (sl_accel){ .kind = SL_ACCEL_EMU, .n_cores = 1, .up_bytes_s = rate,
                           .mem_bytes = (uint64_t)number(argc, argv, 2, 512) << 20,
                           .down_bytes_s = rate, .link_s = 10e-6 };

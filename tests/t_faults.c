@@ -1,7 +1,8 @@
 /* tests/t_faults.c - a disk that fails while several sequences are decoded from streamed weights:
  * those whose weights could not be read end with one line that names the slice, the others' logits
  * are those of a run without faults, and everything works afterwards. The model is a tiny one of
- * random weights. Also a file that shrinks, and one that is replaced, while it is read. */
+ * random weights. Also a file that shrinks, and one that is replaced, while it is read; and faults
+ * while an emulated accelerator shares the work. */
 #include "runtime/engine.h"
 
 #include "tests/t_run.h"
@@ -31,6 +32,7 @@ typedef struct fixture {
 } fixture;
 
 static char path[256];
+static bool with_device;
 static int32_t prompts[N_SEQ][PROMPT];
 static uint64_t want[N_SEQ][N_CTX];     /* hashes of the logits at each position */
 
@@ -70,6 +72,12 @@ static void open_engine(fixture *f, uint32_t threads, double budget)
     p.max_rows = N_SEQ;     /* of so few rows the embedding is read as they come */
     p.n_threads = threads;
     p.ram_hard = true;
+    if (with_device) {
+        p.accel = (sl_accel){ .kind = SL_ACCEL_EMU, .n_cores = 1, .mem_bytes = 96 << 20 };
+        p.n_stay = t_below(3);
+        p.send_rows = 1 + t_below(3);
+        p.max_rows = N_SEQ * PROMPT;    /* so many that outputs do not wait for their turn */
+    }
     T_NEED(sl_plan_make(ctx, shape, &p, &plan) == SL_OK, "%s", sl_error(ctx));
     uint64_t lo = 0, hi = plan.need_bytes, all = hi;
     while (budget > 0 && hi - lo > 1) {
@@ -80,7 +88,10 @@ static void open_engine(fixture *f, uint32_t threads, double budget)
     p.ram_bytes = budget > 0 ? hi + (uint64_t)((double)(all - hi) * (budget - 0.01)) : 0;
     t_run_engine(&f->run, &p);
     T_CHECK((f->run.plan.weights == SL_WEIGHTS_STREAMED) == (budget > 0)
-            && (f->run.plan.embed_rows_bytes > 0) == (budget > 0), "mode %s", f->run.plan.mode);
+            && (with_device || (f->run.plan.embed_rows_bytes > 0) == (budget > 0)), "mode %s",
+            f->run.plan.mode);
+    T_CHECK(!with_device || f->run.plan.max_rows > f->run.plan.stored_rows, "%u rows",
+            f->run.plan.max_rows);
 }
 
 static void submit(fixture *f, uint32_t i, uint32_t which)
@@ -289,6 +300,12 @@ int main(void)
         check_kind(kinds[k].kind, kinds[k].name, 150, SELDOM, 0.3);
         check_kind(kinds[k].kind, kinds[k].name, 12, OFTEN, 0.01);
     }
+    with_device = true;
+    check_kind(SL_FAULT_EIO, "EIO, a device", 150, SELDOM / 3, 0.3);
+    check_kind(SL_FAULT_EIO, "EIO, a device", 12, OFTEN / 3, 0.01);
+    check_kind(SL_FAULT_AGAIN, "EAGAIN, a device", 12, OFTEN / 3, 0.1);
+    check_kind(SL_FAULT_DELAY, "delay, a device", 12, OFTEN / 3, 0.1);
+    with_device = false;
     check_dense();
     check_shrunk();
     check_replaced();

@@ -383,6 +383,28 @@ static void split_counts_by_hand(void **state)
     assert_int_equal(x->ring_bytes, 0);
 }
 
+/* 3 of 4 experts have a slot: room of one less, the outputs of 16 rows that wait and what followed
+ * what more. */
+static void split_streams_by_hand(void **state)
+{
+    sl_plan_params p = shared();
+    sl_plan plan;
+    const sl_split *x = &plan.split;
+    assert_int_equal(sl_plan_make(*state, &shape, &p, &plan), SL_OK);
+    p.ram_bytes = plan.need_bytes - 3 * 8192 + 16 * 3 * (8 + 2) * 4 + 4 * 4 * 4;
+    p.n_lanes = 2;
+    assert_int_equal(sl_plan_make(*state, &shape, &p, &plan), SL_OK);
+    assert_int_equal(plan.weights, SL_WEIGHTS_STREAMED);
+    assert_int_equal(plan.cls[0].n_slots, 3);
+    assert_int_equal(plan.n_dense_layers, 2);   /* the wish is for the device's memory */
+    assert_int_equal(x->n_dense_layers, 1);
+    assert_int_equal(plan.need_bytes, p.ram_bytes);
+    assert_int_equal(x->send_all_rows, SL_PLAN_NEVER);
+    assert_int_equal(x->n_lanes, 1);
+    assert_int_equal(x->stored_runs, 16 * (2 + 1));
+    assert_int_equal(x->scratch_bytes, 32 * 24 + 4096 + 16 * 3 * 8 * 4);
+}
+
 static void split_refuses(void **state)
 {
     sl_plan_params p = shared();
@@ -393,8 +415,10 @@ static void split_refuses(void **state)
     assert_int_equal(plan.n_ctx, 77);
     p.accel.mem_bytes = 16 << 20;
     assert_int_equal(sl_plan_make(*state, &shape, &p, &plan), SL_OK);
-    p.ram_bytes = plan.need_bytes - 1;          /* experts would have to come from disk */
+    p.ram_bytes = plan.need_bytes - 1;
+    p.resident = true;
     assert_int_equal(sl_plan_make(*state, &shape, &p, &plan), SL_E_UNSUPPORTED);
+    assert_non_null(strstr(sl_error(*state), "do not fit RAM"));
 }
 
 static void pipe_crosses_the_link(void **state)
@@ -435,7 +459,8 @@ int main(void)
         cmocka_unit_test(slots_come_in_classes),
         cmocka_unit_test(embedding_stays_on_disk),
         cmocka_unit_test(pipe_is_in_order), cmocka_unit_test(pipe_costs),
-        cmocka_unit_test(split_counts_by_hand), cmocka_unit_test(split_refuses),
+        cmocka_unit_test(split_counts_by_hand), cmocka_unit_test(split_streams_by_hand),
+        cmocka_unit_test(split_refuses),
         cmocka_unit_test(pipe_crosses_the_link),
     };
     return cmocka_run_group_tests(tests, make_ctx, drop_ctx);

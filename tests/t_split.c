@@ -1,20 +1,25 @@
 /* tests/t_split.c - the work shared with an emulated accelerator: logits have the bits of the cpu
  * device alone, for every architecture, whatever stays on the device, is sent in every pass or when
  * asked for, or is left to the CPU, in one lane or two, with keys and values and attention on
- * either side, several sequences and prompts in chunks, some of which decode. The device checks
- * every access on the way. */
+ * either side, several sequences and prompts in chunks, some of which decode; with all weights in
+ * RAM, and with budgets in which experts come from disk. The device checks every access on the way,
+ * and the accounts stay within the budget. */
 #include "runtime/sluice.h"
 #include "tests/t_tiny.h"
 
 #include <dirent.h>
 
-enum { SEQS = 5, PROMPT = 26, DRAWN = 7, LENGTH = PROMPT + DRAWN, MIB = 1 << 20 };
+enum {
+    SEQS = 5, PROMPT = 26, DRAWN = 7, LENGTH = PROMPT + DRAWN, MIB = 1 << 20,
+    PROCESS = 14 * MIB          /* tables, and what small blocks are rounded up to */
+};
 
 /* How the work is shared. */
 typedef struct share {
     const char *name;
     uint32_t lanes, kv, prompts, head, stay, send_rows, send_all_rows, dense_layers, max_rows;
     bool few;                   /* on few of the models */
+    double ram;                 /* 0: for all; of the way there from the least that will do */
 } share;
 
 enum { CPU = SL_ON_CPU, DEV = SL_ON_DEVICE };
@@ -22,15 +27,20 @@ enum { CPU = SL_ON_CPU, DEV = SL_ON_DEVICE };
 #define ALL SL_PLAN_AUTO       /* what fits */
 
 static const share shares[] = {
-    { "all sent, two lanes", 2, CPU, CPU, CPU, 0, 1, 1, 0, 24, false },
-    { "all sent, two lanes, prompts there", 2, CPU, DEV, DEV, 0, 1, 1, 0, 24, false },
-    { "all sent, two lanes of a row at least", 2, CPU, DEV, DEV, 1, 1, 2, 1, 3, true },
-    { "all sent, one lane", 1, CPU, CPU, DEV, 0, 1, 1, 0, 7, true },
-    { "sent when asked for", 1, DEV, DEV, DEV, 1, 1, NEVER, 0, 24, false },
-    { "some left to the CPU", 1, CPU, DEV, DEV, 1, 2, 20, 1, 24, false },
-    { "all left to the CPU", 1, CPU, CPU, CPU, 0, NEVER, NEVER, 0, 5, true },
-    { "all on the device", 1, DEV, DEV, DEV, ALL, 1, 20, ALL, 16, false },
+    { "all sent, two lanes", 2, CPU, CPU, CPU, 0, 1, 1, 0, 24, false, 0 },
+    { "all sent, two lanes, prompts there", 2, CPU, DEV, DEV, 0, 1, 1, 0, 24, false, 0 },
+    { "all sent, two lanes of a row at least", 2, CPU, DEV, DEV, 1, 1, 2, 1, 3, true, 0 },
+    { "all sent, one lane", 1, CPU, CPU, DEV, 0, 1, 1, 0, 7, true, 0 },
+    { "sent when asked for", 1, DEV, DEV, DEV, 1, 1, NEVER, 0, 24, false, 0 },
+    { "some left to the CPU", 1, CPU, DEV, DEV, 1, 2, 20, 1, 24, false, 0 },
+    { "all left to the CPU", 1, CPU, CPU, CPU, 0, NEVER, NEVER, 0, 5, true, 0 },
+    { "all on the device", 1, DEV, DEV, DEV, ALL, 1, 20, ALL, 16, false, 0 },
+    { "from disk, all sent", 2, CPU, CPU, CPU, 0, 1, 1, 0, 64, false, 0.01 },
+    { "from disk, some left to the CPU", 1, CPU, DEV, DEV, 1, 2, 20, 1, 24, false, 0.3 },
+    { "from disk, all left to the CPU", 1, DEV, DEV, DEV, 1, NEVER, NEVER, 0, 5, true, 0.1 },
+    { "from disk, what does not stay", 2, CPU, DEV, DEV, 2, SL_PLAN_AUTO, 1, 1, 9, true, 0.6 },
 };
+static uint32_t n_from_disk;    /* runs */
 
 static char complaint[300];
 
@@ -61,9 +71,28 @@ static sl_plan_params params_of(const share *s)
     return p;
 }
 
+/* A budget between what all weights take and the least that a plan takes. False: there is none,
+ * since the model has no experts, or hardly any. */
+static bool limit_ram(sl_ctx *ctx, const sl_shape *shape, double way, sl_plan_params *p)
+{
+    sl_plan plan;
+    p->ram_hard = true;
+    p->process_bytes = PROCESS;
+    T_NEED(sl_plan_make(ctx, shape, p, &plan) == SL_OK, "%s", sl_error(ctx));
+    uint64_t lo = 0, hi = plan.need_bytes, all = hi;
+    while (hi - lo > 1) {
+        p->ram_bytes = (lo + hi) / 2;
+        if (sl_plan_make(ctx, shape, p, &plan) == SL_OK) hi = p->ram_bytes;
+        else lo = p->ram_bytes;
+    }
+    p->ram_bytes = hi + (uint64_t)((double)(all - hi) * way);
+    T_NEED(sl_plan_make(ctx, shape, p, &plan) == SL_OK, "%s", sl_error(ctx));
+    return plan.weights == SL_WEIGHTS_STREAMED;
+}
+
 /* Sequences of different lengths and chunks, some of which still read their prompt when others
- * draw; the logits of all their tokens. */
-static void run(const char *path, const share *s, float *ret)
+ * draw; the logits of all their tokens. False: the model cannot be run so. */
+static bool run(const char *path, const share *s, float *ret)
 {
     sl_ctx *ctx = sl_ctx_create(keep_complaint, NULL);
     sl_model *m = NULL;
@@ -76,8 +105,18 @@ static void run(const char *path, const share *s, float *ret)
     sl_plan_params p = params_of(s);
     const char *what = s ? s->name : "the CPU alone";
     T_NEED(sl_model_open(ctx, path, &m) == SL_OK, "%s", sl_error(ctx));
+    bool streamed = s && s->ram > 0;
+    if (streamed && !limit_ram(ctx, sl_model_shape(m), s->ram, &p)) {
+        sl_model_close(&m);
+        sl_ctx_destroy(&ctx);
+        complaint[0] = 0;
+        return false;
+    }
     T_NEED(sl_plan_make(ctx, sl_model_shape(m), &p, &plan) == SL_OK, "%s: %s", what, sl_error(ctx));
-    if (s) T_CHECK(plan.split.n_lanes == s->lanes, "%s: %u lanes", what, plan.split.n_lanes);
+    complaint[0] = 0;           /* of plans that were tried */
+    if (s)
+        T_CHECK(plan.split.n_lanes == (streamed ? 1 : s->lanes), "%s: %u lanes", what,
+                plan.split.n_lanes);
     T_NEED(sl_engine_open(ctx, m, &plan, &e) == SL_OK, "%s, %s: %s", path, what, sl_error(ctx));
     uint32_t n_vocab = sl_model_shape(m)->n_vocab;
     t_begin();
@@ -103,13 +142,19 @@ static void run(const char *path, const share *s, float *ret)
     bool sends = s && plan.split.ring_bytes;
     T_CHECK(sends == (stats.sent_bytes > 0), "%s: %llu bytes sent", what,
             (unsigned long long)stats.sent_bytes);
+    T_CHECK(streamed == (stats.misses > 0) && streamed == (plan.weights == SL_WEIGHTS_STREAMED),
+            "%s: %llu misses, %s", what, (unsigned long long)stats.misses, plan.mode);
+    n_from_disk += streamed;
     sl_engine_close(&e);
     sl_model_close(&m);
     sl_mem_get(ctx, &mem);
     T_CHECK(!mem.total, "%s: %llu bytes left behind", what, (unsigned long long)mem.total);
+    T_CHECK(!streamed || mem.total_peak <= p.ram_bytes, "%s: %llu bytes of %llu", what,
+            (unsigned long long)mem.total_peak, (unsigned long long)p.ram_bytes);
     T_CHECK(!complaint[0], "%s: %s", what, complaint);
     complaint[0] = 0;
     sl_ctx_destroy(&ctx);
+    return true;
 }
 
 static uint32_t vocab_of(const char *path)
@@ -135,7 +180,7 @@ static void check_model(const char *path, const char *name, bool all)
         uint32_t bad = 0;
         if (s->few && !all) continue;
         memset(got, 0, floats * sizeof *got);
-        run(path, s, got);
+        if (!run(path, s, got)) continue;
         for (uint32_t r = 0; r < SEQS * LENGTH; r++)
             bad += memcmp(want + (size_t)r * n_vocab, got + (size_t)r * n_vocab,
                           n_vocab * sizeof *want) != 0;
@@ -182,5 +227,6 @@ int main(int argc, char **argv)
         free(names[i]);
     }
     free(names);
+    T_CHECK(n_from_disk > 3, "%u runs had experts on disk", n_from_disk);
     return t_end();
 }

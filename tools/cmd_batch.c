@@ -204,8 +204,12 @@ static int forecast(struct batch *b, const sl_machine *m, const struct lengths *
     if (code != CLI_DONE) return code;
     q->base.n_seq = b->a->parallel;
     q->base.kv_positions = b->a->kv_positions;
-    if (sl_planner_queue(b->s.ctx, m, shape, &miss, q, &queue, &b->choice) != SL_OK)
-        return cli_fail_ctx(b->s.ctx);
+    sl_status st = sl_planner_queue(b->s.ctx, m, shape, &miss, q, &queue, &b->choice);
+    if (st == SL_E_UNSUPPORTED && q->base.accel.kind) {
+        cli_note("no forecast: none knows of experts on disk beside a device");
+        return fit(b, &q->base, l);
+    }
+    if (st != SL_OK) return cli_fail_ctx(b->s.ctx);
     b->has_forecast = b->choice.plan.weights != SL_WEIGHTS_STREAMED || m->disk.n_curves;
     /* what is shared comes for nothing, and counts */
     double computed = 0;

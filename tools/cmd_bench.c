@@ -548,9 +548,11 @@ static int run_tests(struct bench *b, const struct list *prompts, const struct l
 /* What the device's bounds stand on. */
 static void note_device(struct bench *b)
 {
-    const sl_accel *a = &sl_engine_plan(b->s.engine)->split.accel;
+    const sl_plan *plan = sl_engine_plan(b->s.engine);
+    const sl_accel *a = &plan->split.accel;
     sl_machine_gpu g;
-    b->described = cli_machine_card(b->s.ctx, a, &b->machine)
+    b->described = plan->weights != SL_WEIGHTS_STREAMED     /* disk and device: nobody knows */
+                && cli_machine_card(b->s.ctx, a, &b->machine)
                 && sl_forecast_gpu(&b->machine, a, &g);
     if (b->described)
         cli_note("bounds (%s): %s, its memory %.1f GB/s, link %.1f up and %.1f GB/s down; DRAM "

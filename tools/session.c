@@ -417,13 +417,20 @@ static int make_plan(const cli_engine_args *a, const cli_group *g, uint32_t n_se
         q.load = *load;
         code = cli_miss_model(s->ctx, shape, NULL, n_seq == 1, &miss);
         if (code != CLI_DONE) return code;
-        if (sl_planner_run(s->ctx, &m, shape, &miss, &q, false, &c) != SL_OK)
-            return cli_fail_ctx(s->ctx);
+        sl_status st = sl_planner_run(s->ctx, &m, shape, &miss, &q, false, &c);
+        if (st == SL_E_UNSUPPORTED && q.base.accel.kind) {
+            if (!a->no_banner)
+                cli_note("no forecast: none knows of experts on disk beside a device");
+            c = (sl_choice){ .n_tried = 0 };
+            st = sl_plan_make(s->ctx, shape, &q.base, &c.plan);
+        } else if (st == SL_OK) {
+            s->has_forecast = c.plan.weights != SL_WEIGHTS_STREAMED || m.disk.n_curves;
+            if (!s->has_forecast && !a->no_banner)
+                cli_note("no forecast: the disk was not measured: `sluice probe` does it");
+        }
+        if (st != SL_OK) return cli_fail_ctx(s->ctx);
         *ret_plan = c.plan;
         s->forecast = c.forecast;
-        s->has_forecast = c.plan.weights != SL_WEIGHTS_STREAMED || m.disk.n_curves;
-        if (!s->has_forecast && !a->no_banner)
-            cli_note("no forecast: the disk was not measured: `sluice probe` does it");
     } else if (sl_plan_make(s->ctx, shape, &q.base, ret_plan) != SL_OK) return cli_fail_ctx(s->ctx);
     if (!a->no_banner) warn_of_plan(g, shape, ret_plan);
     return CLI_DONE;
