@@ -435,7 +435,7 @@ static int print_row(struct bench *b, const char *test, const struct result *r)
     snprintf(hits, sizeof hits, "%.1f %%", 100 * r->hit_rate);
     snprintf(disk, sizeof disk, "%.2f GB/s", r->disk_bytes_s * 1e-9);
     snprintf(waits, sizeof waits, "%.0f %%", 100 * r->stall_share);
-    enum { N_STREAMED = 11 };   /* the last cells */
+    enum { N_STREAMED = 13 };   /* the last cells */
     const bench_cell cells[] = {
         { .title = "model",
           .key = "model",

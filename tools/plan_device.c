@@ -54,7 +54,7 @@ void plan_print_work(const sl_shape *s, const sl_plan *p)
              x->send_rows);
     if (x->send_rows > 1)
         printf("An expert that does not stay is the CPU's%s%s.\n", x->send_rows < NEVER ? rows : "",
-               x->send_rows < NEVER ? ", else sent when a router asks for it" : "");
+               x->send_rows < NEVER ? ", else sent when a router asks" : "");
     else puts("An expert that does not stay is sent when a router asks for it.");
     if (x->send_all_rows < NEVER && x->send_all_rows <= p->max_rows)
         printf("Passes of %" PRIu32 " tokens or more send all of them.\n", x->send_all_rows);
