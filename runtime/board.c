@@ -405,14 +405,16 @@ static void push_groups(board *b, uint32_t layer)
     b->n_groups[layer] = b->n_items - b->first_group[layer];
 }
 
-/* From where they lie; or, where experts are streamed, some at a time through their slots. */
-static sl_status send_staying(board *b, uint32_t layer, char *to)
+/* From where they lie; or, where experts are streamed, some at a time through their slots. `stay`:
+ * where in the device's memory for these. */
+static sl_status send_staying(board *b, uint32_t layer, uint64_t stay)
 {
+    uint64_t slot = b->slot_bytes[layer];
     uint32_t n = SL_MIN(b->split->n_stay, b->m->shape.layers[layer].n_expert), got = 0;
     sl_expert_data data[LOAD_AT_ONCE];
     if (!b->streamed) {
         for (uint32_t x = 0; x < n; x++)
-            SL_TRY(send_expert(b, layer, x, place_of(b, layer, x), to + x * b->slot_bytes[layer]));
+            SL_TRY(send_expert(b, layer, x, place_of(b, layer, x), b->stay + stay + x * slot));
         return SL_OK;
     }
     for (uint32_t at = 0; at < n; at += got) {
@@ -420,7 +422,7 @@ static sl_status send_staying(board *b, uint32_t layer, char *to)
                               data, &got));
         for (uint32_t i = 0; i < got; i++)
             SL_TRY(send_expert(b, layer, at + i, data[i].gate,
-                               to + (at + i) * b->slot_bytes[layer]));
+                               b->stay + stay + (at + i) * slot));
         SL_TRY(board_sync(b));
     }
     return SL_OK;
@@ -441,7 +443,7 @@ static sl_status place(board *b)
             point(b, &parts[i], b->dense + at);
         }
         b->stay_at[l] = stay;
-        SL_TRY(send_staying(b, l, b->stay + stay));
+        SL_TRY(send_staying(b, l, stay));
         stay += SL_MIN(b->split->n_stay, b->m->shape.layers[l].n_expert) * b->slot_bytes[l];
     }
     if (b->split->head == SL_ON_CPU) return SL_OK;
