@@ -7,8 +7,9 @@
 #include "runtime/model.h"
 
 /* While weights are streamed a pass waits for the disk again and again, some ms at a time: neither
- * the driver nor the workers sleep so soon. Waking up cost a layer 0.2 to 0.3 ms. */
-#define STREAM_AWAKE_S 5e-3
+ * the driver nor the workers sleep at once, since waking up costs a layer 0.2 to 0.3 ms. But not
+ * for long: below a virtual disk a host copies on the very cores that they would keep busy. */
+#define STREAM_AWAKE_S 2e-4
 
 typedef struct weights {
     sl_ctx *ctx;
