@@ -103,13 +103,16 @@ void rows_of_experts(double n_expert, double chosen, double pairs, double ret[QU
             else hi = (lo + hi) / 2;
         }
     }
-    double log_p = r > 0 ? -r * log1p(mu / r) : -mu, all = -expm1(log_p), sum = 0, in_bin = 0;
+    double log_p = r > 0 ? -r * log1p(mu / r) : -mu, all = -expm1(log_p), now = 0;
+    double sum = 0, in_bin = 0;
     uint32_t bin = 0;
     for (int q = 0; q < QUANTILES; q++) ret[q] = 0;
     double most = mu + 12 * sqrt(mu + (r > 0 ? mu * mu / r : 0)) + 8;
     for (double k = 1; k < most && k < 1e6 && bin < QUANTILES; k++) {
-        log_p += r > 0 ? log((k - 1 + r) / k * mu / (mu + r)) : log(mu / k);
-        double p = exp(log_p) / all;
+        double step = r > 0 ? (k - 1 + r) / k * mu / (mu + r) : mu / k;
+        if (now > 0) now *= step;
+        else if ((log_p += log(step)) > -40) now = exp(log_p) / all;    /* less is nothing */
+        double p = now;
         while (p > 0 && bin < QUANTILES) {
             double take = fmin(p, 1.0 / QUANTILES - in_bin);
             ret[bin] += take * QUANTILES * k;
