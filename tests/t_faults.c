@@ -13,7 +13,7 @@
 enum {
     N_SEQ = 4, PROMPT = 7, PREDICT = 12, N_CTX = PROMPT + PREDICT,
     N_VOCAB = 500,
-    SELDOM = 300, OFTEN = 700   /* faults of each kind */
+    SELDOM = 150, OFTEN = 850   /* faults of each kind; a fifth of them under sanitizers */
 };
 
 struct faults {
@@ -182,7 +182,8 @@ static void check_kind(sl_store_fault_kind kind, const char *name, uint32_t in, 
     f.faults.kind = kind;
     f.faults.in = in;
     sl_store_set_faults(f.run.e->loaded.store, &f.seam);
-    while (f.faults.given < n) {
+    /* Where faults are seldom some sequence gets to its end, or the alarm ends all. */
+    while (f.faults.given < n || (in > 100 && !f.n_done)) {
         uint32_t i = t_below(N_SEQ);
         if (!f.seq[i]) submit(&f, i, t_below(N_SEQ));
         step(&f, false);
@@ -191,7 +192,6 @@ static void check_kind(sl_store_fault_kind kind, const char *name, uint32_t in, 
            name, in, sl_engine_plan(f.run.e)->n_dense_layers, f.run.m->hp.n_layer,
            sl_engine_plan(f.run.e)->cls[0].n_slots, f.n_done, f.n_failed);
     T_CHECK(fatal ? f.n_failed > 0 : !f.n_failed, "%s: %u failed", name, f.n_failed);
-    T_CHECK(in < 100 || f.n_done, "%s: none done", name);
     all_is_well(&f);
     t_run_close(&f.run);
 }
@@ -287,6 +287,7 @@ int main(void)
         { SL_FAULT_SHORT, "short" }, { SL_FAULT_DELAY, "delay" },
     };
     fixture f;
+    uint32_t part = getenv("SLUICE_SANITIZED") ? 5 : 1;
     alarm(280);     /* a hang fails */
     t_begin();
     const char *folder = getenv("SLUICE_BUILD_DIR");    /* rather a disk than /tmp */
@@ -297,14 +298,14 @@ int main(void)
     t_run_close(&f.run);
     for (size_t k = 0; k < SL_LEN(kinds); k++) {
         /* seldom, so that sequences get to their end; and often */
-        check_kind(kinds[k].kind, kinds[k].name, 150, SELDOM, 0.3);
-        check_kind(kinds[k].kind, kinds[k].name, 12, OFTEN, 0.01);
+        check_kind(kinds[k].kind, kinds[k].name, 300, SELDOM / part, 0.3);
+        check_kind(kinds[k].kind, kinds[k].name, 12, OFTEN / part, 0.01);
     }
     with_device = true;
-    check_kind(SL_FAULT_EIO, "EIO, a device", 150, SELDOM / 3, 0.3);
-    check_kind(SL_FAULT_EIO, "EIO, a device", 12, OFTEN / 3, 0.01);
-    check_kind(SL_FAULT_AGAIN, "EAGAIN, a device", 12, OFTEN / 3, 0.1);
-    check_kind(SL_FAULT_DELAY, "delay, a device", 12, OFTEN / 3, 0.1);
+    check_kind(SL_FAULT_EIO, "EIO, a device", 300, SELDOM / 3 / part, 0.3);
+    check_kind(SL_FAULT_EIO, "EIO, a device", 12, OFTEN / 3 / part, 0.01);
+    check_kind(SL_FAULT_AGAIN, "EAGAIN, a device", 12, OFTEN / 3 / part, 0.1);
+    check_kind(SL_FAULT_DELAY, "delay, a device", 12, OFTEN / 3 / part, 0.1);
     with_device = false;
     check_dense();
     check_shrunk();
