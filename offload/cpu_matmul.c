@@ -39,8 +39,11 @@ void cpu_run_rows(cpu_device *d, sl_task_fn fn, void *arg, uint32_t n_rows)
 uint32_t cpu_chunk(const cpu_device *d, uint64_t rows, uint64_t work, uint32_t unit)
 {
     const uint64_t min_work = 32768;    /* about 2 us; waking a thread costs about as much */
+    /* A few ms, as a time slice: for so long others wait at the end for a thread that is late. */
+    const uint64_t max_work = (uint64_t)1 << 28;
     uint64_t tasks = d->n_threads == 1 ? 1 : 4 * (uint64_t)d->n_threads;
     uint64_t chunk = (rows + tasks - 1) / tasks;
+    if (d->n_threads > 1) chunk = SL_MIN(chunk, SL_MAX(max_work / SL_MAX(work, 1), 1));
     chunk = SL_MAX(chunk, min_work / SL_MAX(work, 1));
     chunk = (chunk + unit - 1) / unit * unit;
     return (uint32_t)SL_MIN(SL_MAX(chunk, (uint64_t)unit), (uint64_t)1 << 30);

@@ -228,6 +228,9 @@ static void check_type(sl_type type)
     check_product(type, 33024, 9, 1, FILL_RANDOM, 0);
     check_product(type, 7936, 13, 1, FILL_WILD, 7);
     if (group == 32) check_product(type, 2880, 21, 1, FILL_RANDOM, 7);
+    /* an eighth of the rows near a multiple of 4 KiB: Q4_0 and Q8_0, MXFP4 */
+    check_product(type, 2048, 259, 1, FILL_RANDOM, 7);
+    check_product(type, 2048, 155, 1, FILL_RANDOM, 7);
 }
 
 static void check_isa_names(void)

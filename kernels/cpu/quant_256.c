@@ -439,15 +439,14 @@ Q256_INLINE __m256 add_two_blocks(const q256_block *t, const uint8_t *const *b, 
     return end_block(t, next, _mm256_permute2x128_si256(g[0], g[1], 0x31), s + 2, scale + 1, acc);
 }
 
-/* Eight rows at a time, a lane each: the sums of one are a chain of fma that takes longer than
- * memory. */
-Q256_INLINE void rows_block(const q256_block *t, const void *w, size_t row_bytes, uint32_t n_rows,
-                            const void *x, size_t n, float *ret)
+/* Rows [0, 8 * apart), eight at a time, a lane each: the sums of one are a chain of fma that takes
+ * longer than memory. */
+Q256_INLINE void band_block(const q256_block *t, const void *w, size_t row_bytes, uint32_t n_rows,
+                            uint32_t apart, const void *x, size_t n, float *ret)
 {
     const int8_t *a = x;
     const float *scale = (const float *)(const void *)(a + sl_qx_scales(n));
     const int16_t *s = (const int16_t *)(const void *)(a + sl_qx_sums(32, n));
-    const uint32_t apart = rows_apart(n_rows, 8);
     float got[8];
     for (uint32_t r = 0; r < apart; r++) {
         const uint8_t *b[8];
@@ -468,6 +467,23 @@ Q256_INLINE void rows_block(const q256_block *t, const void *w, size_t row_bytes
         }
         _mm256_storeu_ps(got, acc);
         for (uint32_t i = 0; i < 8 && r + i * apart < n_rows; i++) ret[r + i * apart] = got[i];
+    }
+}
+
+/* In bands of eight streams. Lines a multiple of 4 KiB apart share a set of the first-level cache,
+ * which holds eight of them and is to hold the activations too: a band near such a distance takes
+ * some rows fewer. */
+Q256_INLINE void rows_block(const q256_block *t, const void *w, size_t row_bytes, uint32_t n_rows,
+                            const void *x, size_t n, float *ret)
+{
+    const size_t page = 4096, near = 512;
+    const uint8_t *b = w;
+    for (uint32_t apart; n_rows; n_rows -= SL_MIN(8 * apart, n_rows)) {
+        apart = SL_MAX(n_rows / 8, 1u);
+        while (apart > 16 && (apart * row_bytes + near) % page < 2 * near) apart--;
+        band_block(t, b, row_bytes, n_rows, apart, x, n, ret);
+        b += 8 * apart * row_bytes;
+        ret += 8 * apart;
     }
 }
 

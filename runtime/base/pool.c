@@ -15,7 +15,7 @@
  * got. When it was crowded, a worker (for the driver, the first that comes by) gives up its core
  * for its NUMA node, where the kernel finds free ones, and rests while the others do its work:
  * longer each time, until all is calm again. Short visits by others cost less than a rest, and do
- * not count.
+ * not count; nor do runs of many milliseconds, in which half a core is worth more than none.
  */
 #include "runtime/base/sl_pool.h"
 
@@ -38,6 +38,7 @@
 #define LOOK_NS 20000000    /* between two looks */
 #define CROWDED_N 3         /* preemptions between two looks: time slices are about 3 ms */
 #define CROWDED_SHARE 0.75  /* and less than this of the core's time */
+#define LONG_RUN_NS 4000000 /* a run in which a thread that lost its core costs less than its rest */
 #define REST_MIN_NS 10000000u
 #define REST_MAX_NS 160000000u
 #define LINE 64
@@ -50,6 +51,7 @@
 struct looks {
     uint64_t at_ns, cpu_ns;
     long n_preempted;
+    uint32_t n_runs;        /* since then */
 };
 
 struct worker {
@@ -157,16 +159,19 @@ static uint64_t ns_of(struct timeval t)
     return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_usec * 1000u;
 }
 
-/* Whether the calling thread has been crowded since its last look, if that is some time ago. */
+/* Whether the calling thread, behind a run, has been crowded since its last look, if that is some
+ * time ago and runs are short. */
 static bool is_crowded(struct looks *l)
 {
     struct rusage u;
+    l->n_runs++;
     uint64_t now = now_ns(), past = now - l->at_ns;
     if (past < LOOK_NS || getrusage(RUSAGE_THREAD, &u) != 0) return false;
     uint64_t cpu = ns_of(u.ru_utime) + ns_of(u.ru_stime);
-    bool ret = past < 2 * LOOK_NS && u.ru_nivcsw - l->n_preempted >= CROWDED_N
+    bool ret = past < 2 * LOOK_NS && past < (uint64_t)l->n_runs * LONG_RUN_NS
+            && u.ru_nivcsw - l->n_preempted >= CROWDED_N
             && (double)(cpu - l->cpu_ns) < CROWDED_SHARE * (double)past;
-    *l = (struct looks){ now, cpu, u.ru_nivcsw };
+    *l = (struct looks){ now, cpu, u.ru_nivcsw, 0 };
     return ret;
 }
 
