@@ -635,7 +635,7 @@ class Eval(unittest.TestCase):
             path = os.path.join(d, "rows")
             p = subprocess.Popen([SLUICE, "eval", "-f", TEXT, "--logits", path], stdout=subprocess.PIPE,
                                  stderr=subprocess.PIPE)
-            while not os.path.exists(path + ".part") or not os.path.getsize(path + ".part"):
+            while not any(os.path.getsize(os.path.join(d, n)) for n in os.listdir(d)):
                 self.assertIsNone(p.poll())
                 time.sleep(0.01)
             p.send_signal(signal.SIGINT)

@@ -12,6 +12,8 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "runtime/base/sl_out.h"
+
 /* FNV-1a. Source: Fowler, Noll, Vo. */
 static uint64_t hash(uint64_t h, const void *p, size_t n)
 {
@@ -476,50 +478,42 @@ int batch_write(batch_file *f, json_t *obj)
                     f->out_name, strerror(err));
 }
 
-/* Results as read, one text for each line of the input, by way of a file `name` beside `to`. */
-static int write_sorted(const batch_file *f, const char *text, size_t n, const char *name,
-                        const char *to)
+/* Results as read [n], one text for each line of the input. */
+static sl_status write_sorted(sl_ctx *ctx, const batch_file *f, const char *text, size_t n,
+                              FILE *out)
 {
     struct part { const char *at; size_t n; } *parts = calloc(f->n + 1ull, sizeof *parts);
-    FILE *out = parts ? fopen(name, "w") : NULL;
-    bool ok = out != NULL;
-    for (size_t at = 0; ok && at < n;) {
+    if (!parts) return sl_fail(ctx, SL_E_NOMEM, "table of %" PRIu32 " results", f->n);
+    for (size_t at = 0, len; at < n; at += len) {
         const char *end = memchr(text + at, '\n', n - at);
         if (!end) break;
-        size_t len = (size_t)(end - (text + at)) + 1;
+        len = (size_t)(end - (text + at)) + 1;
         const batch_line *l = line_of(f, text + at, len - 1, 0);
-        ok = l != NULL;
-        if (ok) parts[l - f->lines] = (struct part){ text + at, len };
-        at += len;
+        if (!l) {
+            free(parts);
+            return sl_fail(ctx, SL_E_FORMAT, "a result of none of the requests");
+        }
+        parts[l - f->lines] = (struct part){ text + at, len };
     }
-    for (uint32_t i = 0; ok && i < f->n; i++)
-        if (parts[i].n) ok = fwrite(parts[i].at, 1, parts[i].n, out) == parts[i].n;
-    if (ok) ok = fflush(out) == 0 && fsync(fileno(out)) == 0;
-    if (out && fclose(out) != 0) ok = false;
-    if (ok) ok = rename(name, to) == 0;
-    int err = errno;
+    for (uint32_t i = 0; i < f->n; i++)
+        if (parts[i].n) fwrite(parts[i].at, 1, parts[i].n, out);
     free(parts);
-    if (ok) return CLI_DONE;
-    if (out) remove(name);
-    return cli_fail("put %s in order: %s; it is whole as it is", f->out_name, strerror(err));
+    if (fflush(out) || fsync(fileno(out)))
+        return sl_fail(ctx, SL_E_IO, "write: %s", strerror(errno));
+    return SL_OK;
 }
 
-int batch_sort(batch_file *f)
+int batch_sort(batch_file *f, sl_ctx *ctx)
 {
-    size_t n, len;
-    char *to = realpath(f->out_name, NULL);     /* a link stays one */
-    if (!to) return cli_fail("put %s in order: %s", f->out_name, strerror(errno));
-    len = strlen(to) + sizeof ".sorted";
-    char *text = read_all(f, &n), *name = malloc(len);
-    int code = text && name ? CLI_DONE : CLI_FAILED;
-    if (code == CLI_DONE) {
-        snprintf(name, len, "%s.sorted", to);
-        code = write_sorted(f, text, n, name, to);
-    }
+    size_t n;
+    sl_out out;
+    char *text = read_all(f, &n);
+    if (!text) return CLI_FAILED;
+    sl_status st = sl_out_open(ctx, f->out_name, &out);
+    if (st == SL_OK) st = sl_out_close(ctx, &out, write_sorted(ctx, f, text, n, out.file));
     free(text);
-    free(name);
-    free(to);
-    return code;
+    if (st == SL_OK) return CLI_DONE;
+    return cli_fail("put %s in order: %s; it is whole as it is", f->out_name, sl_error(ctx));
 }
 
 /* ---- a result ---- */

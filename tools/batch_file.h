@@ -76,7 +76,7 @@ int batch_open_results(batch_file *f, const char *out);
  * broken, and the file ends with the last whole line. */
 int batch_write(batch_file *f, json_t *obj);
 /* Puts the results into the order of the input, under another name first. */
-int batch_sort(batch_file *f);
+int batch_sort(batch_file *f, sl_ctx *ctx);
 
 /* The request of a line; false: why [200] says what is wrong with it. batch_request_free in any
  * case. */

@@ -589,7 +589,7 @@ static int start(struct batch *b, cli_engine_args *e, const cli_group *g)
     if (todo) code = run(b, e, g);
     else if (b->file.n_bad) code = CLI_FAILED;
     if (b->a->order == 1 && (code == CLI_DONE || code == CLI_FAILED)) {
-        int sorted = batch_sort(&b->file);
+        int sorted = batch_sort(&b->file, b->s.ctx);
         code = code == CLI_DONE ? sorted : code;
     }
     return code;
