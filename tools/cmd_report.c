@@ -31,9 +31,10 @@ static const cli_option options[] = {
 #undef AT
 
 static const char *const about =
-    "Writes one HTML page, complete in itself: what speed to expect and what limits it, the machine's\n"
-    "curves, the model's bytes, a roofline, forecasts over memory, context and prompt chunks, the\n"
-    "timeline of a pass, what to buy, and forecasts beside measurements. Nothing of the model is run.";
+    "Writes one HTML page, complete in itself: what speed to expect and what limits it, the "
+    "machine's curves, the model's bytes, a roofline, forecasts over memory, context and prompt "
+    "chunks, the timeline of a pass, what to buy, and forecasts beside measurements. Nothing of "
+    "the model is run.";
 
 struct report {
     const struct args *a;
