@@ -198,7 +198,8 @@ static bool parse(const char *text, size_t n, const batch_defaults *d, batch_req
     *r = (batch_request){ .root = json_loadb(text, n, JSON_ALLOW_NUL | JSON_REJECT_DUPLICATES,
                                              &err) };
     if (!r->root) {
-        snprintf(why, 200, "no JSON at byte %d: %s", err.position, err.text);
+        snprintf(why, 200, "expected {\"prompt\": \"...\"} and found no JSON at byte %d: %.100s",
+                 err.position, err.text);
         return false;
     }
     if (!json_is_object(r->root)) return complain(why, "the line", "an object");
@@ -267,6 +268,25 @@ static int index_ids(batch_file *f)
     return CLI_DONE;
 }
 
+/* Fields that mean nothing here may be the user's own; one that nearly means something is said. */
+static void hint_field(batch_file *f, const batch_request *r, uint32_t number)
+{
+    static const char *const known = "prompt,messages,max_tokens,max_completion_tokens,temperature,"
+                                     "top_p,min_p,top_k,repeat_penalty,seed,stop,custom_id,body";
+    const char *key;
+    json_t *body = r->openai ? json_object_get(r->root, "body") : r->root, *v;
+    json_object_foreach(body, key, v) {
+        const char *near = NULL;
+        size_t best = SIZE_MAX, n = 0;
+        cli_nearest(key, known, &best, &near, &n);
+        if (!near || !best) continue;
+        cli_warn("%s:%" PRIu32 ": \"%s\" has no effect: is %.*s meant?", f->in_name, number, key,
+                 (int)n, near);
+        f->hinted = true;
+        return;
+    }
+}
+
 /* One line of the input into the table. */
 static int take_line(batch_file *f, size_t at, size_t n, uint32_t number, const batch_defaults *d)
 {
@@ -277,6 +297,7 @@ static int take_line(batch_file *f, size_t at, size_t n, uint32_t number, const 
     char named[32];
     snprintf(named, sizeof named, "line-%" PRIu32, number);
     if (ok) {
+        if (!f->hinted) hint_field(f, &r, number);
         batch_line *l = &f->lines[f->n++];
         uint64_t h = hash(hash(0, d->settings, strlen(d->settings)), f->text + at, n);
         *l = (batch_line){ .at = at, .n = n, .number = number, .todo = true, .hash = h,

@@ -36,6 +36,7 @@ typedef struct batch_file {
     char *text;
     batch_line *lines;          /* [n] those that are well-formed, in the order of the input */
     uint32_t n, n_done, n_bad;  /* n_done: had a result already */
+    bool hinted;                /* a misspelt field was named */
     uint32_t *by_id;            /* [n_ids] lines in the order of their ids */
     uint32_t n_ids;
     int out;                    /* -1: not open */
