@@ -29,11 +29,11 @@ static const cli_option options[] = {
 #undef AT
 
 static const char *const about =
-    "Perplexity of a text. The text is made into tokens at once, without BOS, and cut into windows\n"
-    "of -c tokens (here at most 256 by default) that do not overlap; each starts with an empty\n"
-    "context. The first token of a window is not scored, every other one is; a last window of one\n"
-    "token is left out.\n"
-    "Perplexity is exp of the mean of -log p. Ctrl-C ends it with exit code 130.";
+    "Perplexity of a text. The text is made into tokens at once, without BOS, and cut into "
+    "windows of -c tokens (here at most 256 by default) that do not overlap; each starts with an "
+    "empty context. The first token of a window is not scored, every other one is; a last window "
+    "of one token is left out. Perplexity is exp of the mean of -log p. Ctrl-C ends it with exit "
+    "code 130.";
 
 struct eval {
     const struct args *a;
@@ -189,8 +189,8 @@ static int report(const cli_session *s, const struct eval *e)
     if (e->a->json) code = print_json(s, e, tok_per_s);
     else if (e->n_scored) {
         printf("perplexity %.4f over %" PRIu64 " scored of %" PRIu32 " tokens, %" PRIu32
-               " windows of %" PRIu32 "\n", exp(e->nll / (double)e->n_scored), e->n_scored,
-               e->n_ids, e->n_windows, s->n_ctx);
+               " window%s of %" PRIu32 "\n", exp(e->nll / (double)e->n_scored), e->n_scored,
+               e->n_ids, e->n_windows, e->n_windows == 1 ? "" : "s", s->n_ctx);
         code = cli_end_stdout(CLI_DONE);
     }
     cli_note("%" PRIu32 " tokens at %.1f tok/s; peak memory %s of %s", e->n_done, tok_per_s,
