@@ -4,7 +4,7 @@
 sl_status sl_cuda_find(sl_ctx *ctx, sl_accel *a)
 {
     (void)a;
-    return sl_fail(ctx, SL_E_UNSUPPORTED, "cuda: this build has no CUDA (nvcc was not found)");
+    return sl_fail(ctx, SL_E_UNSUPPORTED, "cuda: this build has no CUDA");
 }
 
 sl_status sl_cuda_create(sl_ctx *ctx, const sl_accel *a, const sl_device_params *p, sl_device **ret)

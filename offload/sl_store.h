@@ -83,10 +83,6 @@ SL_API void sl_store_destroy(sl_store **store);
  * back. */
 SL_API void sl_store_set_faults(sl_store *store, const sl_store_faults *faults);
 
-SL_API uint32_t sl_store_n_files(const sl_store *store);
-SL_API const char *sl_store_path(const sl_store *store, uint32_t file);
-SL_API uint64_t sl_store_file_bytes(const sl_store *store, uint32_t file);
-
 /* ---- asynchronous reads ---- */
 
 /* A slice's first byte lands at dst + sl_store_lead, and dst has sl_store_room bytes of room (a

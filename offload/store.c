@@ -302,20 +302,6 @@ void sl_store_destroy(sl_store **store)
 
 void sl_store_set_faults(sl_store *s, const sl_store_faults *faults) { s->p.faults = faults; }
 
-uint32_t sl_store_n_files(const sl_store *store) { return store->n_files; }
-
-const char *sl_store_path(const sl_store *store, uint32_t file)
-{
-    assert(file < store->n_files);
-    return store->file[file].path;
-}
-
-uint64_t sl_store_file_bytes(const sl_store *store, uint32_t file)
-{
-    assert(file < store->n_files);
-    return store->file[file].bytes;
-}
-
 static sl_status check_slice(sl_ctx *ctx, const sl_store *s, sl_slice slice)
 {
     if (slice.file >= s->n_files)

@@ -44,7 +44,7 @@ static sl_status read_magic(gguf_shard *s, uint64_t *ret_n_kv)
     return gguf_u64(s, ret_n_kv);
 }
 
-bool gguf_shard_u64(const gguf_shard *s, const char *key, uint64_t *ret)
+static bool gguf_shard_u64(const gguf_shard *s, const char *key, uint64_t *ret)
 {
     return sl_gguf_get_u64(NULL, gguf_shard_find(s, key), 0, ret);
 }

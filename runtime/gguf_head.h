@@ -77,7 +77,6 @@ SL_NODISCARD sl_status gguf_grow(sl_ctx *ctx, void **array, uint64_t n, uint64_t
 /* gguf_kv.c: n_kv pairs at pos, checked, with their table. */
 SL_NODISCARD sl_status gguf_read_kv(gguf_shard *s, uint64_t n_kv);
 const sl_gguf_kv *gguf_shard_find(const gguf_shard *s, const char *key);
-bool gguf_shard_u64(const gguf_shard *s, const char *key, uint64_t *ret);
 
 /* gguf.c: as sl_gguf_open on a descriptor, which becomes the gguf's, also on failure. path names
  * the file in messages and the other shards. For fuzzing files that live in memory. */

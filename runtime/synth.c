@@ -14,6 +14,7 @@
 #include <sys/statvfs.h>
 #include <unistd.h>
 
+#include "runtime/base/sl_out.h"
 #include "runtime/base/sl_pool.h"
 
 enum {
@@ -157,27 +158,14 @@ static sl_status reserve(sl_ctx *ctx, int fd, const char *path, uint64_t bytes)
 static sl_status write_file(sl_ctx *ctx, const sl_synth_params *p, const synth_model *m,
                             const unsigned char *head, size_t n_head, const char *path)
 {
-    char *part = NULL;
-    if (asprintf(&part, "%s.part", path) < 0) return sl_fail(ctx, SL_E_NOMEM, "name of %s", path);
+    sl_out out;
+    SL_TRY(sl_out_open(ctx, path, &out));
     writer w = { .m = m, .seed = p->seed, .head = head, .n_head = n_head,
-                 .total = n_head + m->out.data_bytes };
-    const int how = O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC;
-    w.fd = open(part, how | O_DIRECT, 0666);
-    if (w.fd < 0 && errno == EINVAL) w.fd = open(part, how, 0666);     /* tmpfs and the like */
-    if (w.fd < 0) {
-        sl_status st = sl_fail(ctx, SL_E_IO, "create %s: %s", part, strerror(errno));
-        free(part);
-        return st;
-    }
+                 .total = n_head + m->out.data_bytes, .fd = fileno(out.file) };
+    (void)fcntl(w.fd, F_SETFL, O_DIRECT);       /* where the file system has it: tmpfs has not */
     sl_status st = reserve(ctx, w.fd, path, w.total);
     if (st == SL_OK) st = write_all_windows(ctx, p, path, &w);
-    if (close(w.fd) && st == SL_OK)
-        st = sl_fail(ctx, SL_E_IO, "write %s: %s", path, strerror(errno));
-    if (st == SL_OK && rename(part, path))
-        st = sl_fail(ctx, SL_E_IO, "rename %s to %s: %s", part, path, strerror(errno));
-    if (st != SL_OK) unlink(part);
-    free(part);
-    return st;
+    return sl_out_close(ctx, &out, st);
 }
 
 /* path NULL: only measure. */

@@ -103,6 +103,34 @@ class Batch(unittest.TestCase):
         self.assertAlmostEqual(r["predicted_s"] * r["predicted_tok_per_s"] / tokens, 1, delta=0.1)
         self.assertGreater(r["shared_tokens"], 0)
 
+    def test_nothing_to_do(self):
+        """A second run says so as the first one did, in JSON too; so does one without a good line."""
+        path = self.write({"custom_id": "a", "prompt": "ROMEO:", "max_tokens": 2})
+        code, out, err = self.batch(path)
+        self.assertEqual(code, 0, err)
+        self.assertIn("1 request, 1 at once", err)
+        self.assertIn("1 answer in", err)
+        before = self.bytes()
+        code, out, err = self.batch(path, "--json")
+        self.assertEqual(code, 0, err)
+        r = json.loads(out)
+        self.assertEqual((r["requests"], r["answered"], r["had_results"], r["refused"]), (1, 0, 1, 0))
+        self.assertEqual(self.bytes(), before)
+        self.out = self.path("other.jsonl")
+        code, out, err = self.batch(self.write(b"tell me\n", b"and me\n"))
+        self.assertEqual((code, out), (1, ""))
+        self.assertIn('requests.jsonl:1: expected {"prompt": "..."} and found no JSON', err)
+        self.assertIn("2 requests could not be done", err)
+
+    def test_misspelt_field(self):
+        """Said once; a field of the user's own is none of ours."""
+        line = {"prompt": "ROMEO:", "max_tokens": 2, "max_token": 9, "answer": 3, "model": "any"}
+        code, out, err = self.batch(self.write(line, line))
+        self.assertEqual(code, 0, err)
+        said = [l for l in err.splitlines() if "no effect" in l]
+        self.assertEqual(len(said), 1, err)
+        self.assertIn('requests.jsonl:1: "max_token" has no effect: is max_tokens meant?', said[0])
+
     def test_link(self):
         """Results behind a link are put in order where they are."""
         path = self.write(*({"custom_id": f"x{i}", "prompt": "A" * (40 - i), "max_tokens": 3 + i % 3} for i in range(9)))

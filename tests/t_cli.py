@@ -57,8 +57,8 @@ class Frame(unittest.TestCase):
             code, out, err = sluice(c, "-h")
             self.assertEqual((code, err), (0, ""), c)
             self.assertTrue(out.startswith(b"usage: sluice %s " % c.encode()), out[:80])
-            options = out.split(b":\n", 1)[1].split(b"\n")
-            self.assertLessEqual(max(len(l) for l in options if not l.startswith(b"  -")), 100, c)
+            lines = out.split(b"\n")
+            self.assertLessEqual(max(len(l) for l in lines if not l.startswith(b"  -")), 100, c)
         code, out, err = sluice("--version")
         self.assertEqual((code, err), (0, ""))
         self.assertRegex(out, rb"^sluice \d+\.\d+\.\d+\n$")
@@ -75,13 +75,25 @@ class Frame(unittest.TestCase):
         code, out, err = sluice("run", "--device", "tpu")
         self.assertEqual((code, out), (2, b""))
         self.assertIn("--device tpu: expected auto, cpu, cuda:N or emu:", err)
+        for args, said in ((("rnu",), "\"rnu\" is no command: is run meant?"),
+                           (("run", "--promt", "x"), "unknown option --promt: is --prompt meant?"),
+                           (("run", "--max-tokens", "x"), "unknown option --max-tokens\n"),
+                           (("run", "-ngl", "99"), "unknown option -ngl: what lies where is planned"),
+                           (("batch", "-i", MODEL, "-o", "-"), "-o -: results go to a file"),
+                           (("run", "--vram", "0"), "--vram 0: expected a size such as 8G"),
+                           (("run", "--ram", "8"), "--ram 8: expected a size such as 8G"),
+                           (("run", "--ram="), "--ram \"\": expected a size"),
+                           (("run", "--predict=x"), "--predict x: expected a whole number")):
+            code, out, err = sluice(*args)
+            self.assertEqual((code, out), (2, b""), args)
+            self.assertIn(said, err)
         err = sluice("run", "-t", "many")[2]
         self.assertIn("-t", err)
         self.assertIn("many", err)
         self.assertIn("whole number", err)
 
     def test_stdout_is_full(self):
-        for args in (("-h",), ("--version",), ("run", "-h"), ("run", "-n", "5"), ("run", "-n", "5", "--json"),
+        for args in (("-h",), ("--version",), ("run", "-h"), ("bench", "-p", "4", "-n", "0", "-r", "1"), ("run", "-n", "5"), ("run", "-n", "5", "--json"),
                      ("eval", "--tokens", "1,2,3"), ("run", "-n", "5", "--no-display-prompt")):
             with open("/dev/full", "wb") as full:
                 p = subprocess.run([SLUICE, *args], stdout=full, stderr=subprocess.PIPE, timeout=60)
@@ -206,7 +218,8 @@ class Run(unittest.TestCase):
     def test_context_limits_are_said(self):
         code, out, err = sluice("run", "-p", "one two three " * 9, "-c", "20")
         self.assertEqual((code, out), (1, b""))
-        self.assertRegex(err.splitlines()[-1], r"prompt has \d+ tokens and the context 20")
+        self.assertEqual(err.count("\n"), 1)     # no banner: nothing was loaded
+        self.assertRegex(err, r"prompt has \d+ tokens and the context 20")
         code, out, err = sluice("run", "-p", "one", "-c", "20", "-n", "100", "-s", "1")
         self.assertEqual(code, 0)
         self.assertIn("generation ends at the context of 20", err)
@@ -268,6 +281,11 @@ class Run(unittest.TestCase):
                     code, out, err = sluice(*cmd, "-m", path)
                     self.assertEqual((code, out, err.count("\n")), (1, b"", 1), (path, err))
                     self.assertIn(os.path.basename(path), err)
+
+    def test_preset_is_no_model(self):
+        code, out, err = sluice("run", "-m", "qwen3-30b-a3b", "-p", "x")
+        self.assertEqual((code, out, err.count("\n")), (1, b"", 2), err)
+        self.assertIn("`sluice plan -m qwen3-30b-a3b` forecasts it", err)
 
     def test_budget_below_the_floor(self):
         code, out, err = sluice("run", "--ram", "1M")
@@ -635,7 +653,7 @@ class Eval(unittest.TestCase):
             path = os.path.join(d, "rows")
             p = subprocess.Popen([SLUICE, "eval", "-f", TEXT, "--logits", path], stdout=subprocess.PIPE,
                                  stderr=subprocess.PIPE)
-            while not os.path.exists(path + ".part") or not os.path.getsize(path + ".part"):
+            while not any(os.path.getsize(os.path.join(d, n)) for n in os.listdir(d)):
                 self.assertIsNone(p.poll())
                 time.sleep(0.01)
             p.send_signal(signal.SIGINT)

@@ -51,9 +51,17 @@ class Inspect(unittest.TestCase):
         code, out, _ = run("-v", os.path.join(ARCH, "qwen3moe.gguf"))
         self.assertIn("blk.2.ffn_down_exps.weight", out)
 
+    def test_which_model(self):
+        """Named alone or with -m, and without either the bundled one, as with every command."""
+        path = os.path.join(ARCH, "qwen3moe.gguf")
+        self.assertEqual(run("-m", path), run(path))
+        code, out, err = run()
+        self.assertEqual((code, err), (0, ""))
+        self.assertIn("sluice-bard-q8_0.gguf: GGUF v3", out)
+
     def test_bad_input(self):
-        self.assertEqual(run()[0], 2)
         self.assertEqual(run("a", "b")[0], 2)
+        self.assertEqual(run("-m", "a", "b")[0], 2)
         code, out, err = run("no-such.gguf")
         self.assertEqual((code, out), (1, ""))
         self.assertIn("no-such.gguf", err)

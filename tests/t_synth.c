@@ -262,7 +262,7 @@ static void check_refused(sl_ctx *ctx, sl_synth_params sp, sl_status want, const
             word);
     T_CHECK(r.file_bytes == 77, "%s: a report was written", word);
     char part[80];
-    snprintf(part, sizeof part, "%s.part", path);
+    snprintf(part, sizeof part, "%s.part%ld", path, (long)getpid());
     T_CHECK(access(path, F_OK) && access(part, F_OK), "%s: a file is left", word);
 }
 

@@ -12,6 +12,8 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "runtime/base/sl_out.h"
+
 /* FNV-1a. Source: Fowler, Noll, Vo. */
 static uint64_t hash(uint64_t h, const void *p, size_t n)
 {
@@ -196,7 +198,8 @@ static bool parse(const char *text, size_t n, const batch_defaults *d, batch_req
     *r = (batch_request){ .root = json_loadb(text, n, JSON_ALLOW_NUL | JSON_REJECT_DUPLICATES,
                                              &err) };
     if (!r->root) {
-        snprintf(why, 200, "no JSON at byte %d: %s", err.position, err.text);
+        snprintf(why, 200, "expected {\"prompt\": \"...\"} and found no JSON at byte %d: %.100s",
+                 err.position, err.text);
         return false;
     }
     if (!json_is_object(r->root)) return complain(why, "the line", "an object");
@@ -265,6 +268,25 @@ static int index_ids(batch_file *f)
     return CLI_DONE;
 }
 
+/* Fields that mean nothing here may be the user's own; one that nearly means something is said. */
+static void hint_field(batch_file *f, const batch_request *r, uint32_t number)
+{
+    static const char *const known = "prompt,messages,max_tokens,max_completion_tokens,temperature,"
+                                     "top_p,min_p,top_k,repeat_penalty,seed,stop,custom_id,body";
+    const char *key;
+    json_t *body = r->openai ? json_object_get(r->root, "body") : r->root, *v;
+    json_object_foreach(body, key, v) {
+        const char *near = NULL;
+        size_t best = SIZE_MAX, n = 0;
+        cli_nearest(key, known, &best, &near, &n);
+        if (!near || !best) continue;
+        cli_warn("%s:%" PRIu32 ": \"%s\" has no effect: is %.*s meant?", f->in_name, number, key,
+                 (int)n, near);
+        f->hinted = true;
+        return;
+    }
+}
+
 /* One line of the input into the table. */
 static int take_line(batch_file *f, size_t at, size_t n, uint32_t number, const batch_defaults *d)
 {
@@ -275,6 +297,7 @@ static int take_line(batch_file *f, size_t at, size_t n, uint32_t number, const 
     char named[32];
     snprintf(named, sizeof named, "line-%" PRIu32, number);
     if (ok) {
+        if (!f->hinted) hint_field(f, &r, number);
         batch_line *l = &f->lines[f->n++];
         uint64_t h = hash(hash(0, d->settings, strlen(d->settings)), f->text + at, n);
         *l = (batch_line){ .at = at, .n = n, .number = number, .todo = true, .hash = h,
@@ -476,50 +499,42 @@ int batch_write(batch_file *f, json_t *obj)
                     f->out_name, strerror(err));
 }
 
-/* Results as read, one text for each line of the input, by way of a file `name` beside `to`. */
-static int write_sorted(const batch_file *f, const char *text, size_t n, const char *name,
-                        const char *to)
+/* Results as read [n], one text for each line of the input. */
+static sl_status write_sorted(sl_ctx *ctx, const batch_file *f, const char *text, size_t n,
+                              FILE *out)
 {
     struct part { const char *at; size_t n; } *parts = calloc(f->n + 1ull, sizeof *parts);
-    FILE *out = parts ? fopen(name, "w") : NULL;
-    bool ok = out != NULL;
-    for (size_t at = 0; ok && at < n;) {
+    if (!parts) return sl_fail(ctx, SL_E_NOMEM, "table of %" PRIu32 " results", f->n);
+    for (size_t at = 0, len; at < n; at += len) {
         const char *end = memchr(text + at, '\n', n - at);
         if (!end) break;
-        size_t len = (size_t)(end - (text + at)) + 1;
+        len = (size_t)(end - (text + at)) + 1;
         const batch_line *l = line_of(f, text + at, len - 1, 0);
-        ok = l != NULL;
-        if (ok) parts[l - f->lines] = (struct part){ text + at, len };
-        at += len;
+        if (!l) {
+            free(parts);
+            return sl_fail(ctx, SL_E_FORMAT, "a result of none of the requests");
+        }
+        parts[l - f->lines] = (struct part){ text + at, len };
     }
-    for (uint32_t i = 0; ok && i < f->n; i++)
-        if (parts[i].n) ok = fwrite(parts[i].at, 1, parts[i].n, out) == parts[i].n;
-    if (ok) ok = fflush(out) == 0 && fsync(fileno(out)) == 0;
-    if (out && fclose(out) != 0) ok = false;
-    if (ok) ok = rename(name, to) == 0;
-    int err = errno;
+    for (uint32_t i = 0; i < f->n; i++)
+        if (parts[i].n) fwrite(parts[i].at, 1, parts[i].n, out);
     free(parts);
-    if (ok) return CLI_DONE;
-    if (out) remove(name);
-    return cli_fail("put %s in order: %s; it is whole as it is", f->out_name, strerror(err));
+    if (fflush(out) || fsync(fileno(out)))
+        return sl_fail(ctx, SL_E_IO, "write: %s", strerror(errno));
+    return SL_OK;
 }
 
-int batch_sort(batch_file *f)
+int batch_sort(batch_file *f, sl_ctx *ctx)
 {
-    size_t n, len;
-    char *to = realpath(f->out_name, NULL);     /* a link stays one */
-    if (!to) return cli_fail("put %s in order: %s", f->out_name, strerror(errno));
-    len = strlen(to) + sizeof ".sorted";
-    char *text = read_all(f, &n), *name = malloc(len);
-    int code = text && name ? CLI_DONE : CLI_FAILED;
-    if (code == CLI_DONE) {
-        snprintf(name, len, "%s.sorted", to);
-        code = write_sorted(f, text, n, name, to);
-    }
+    size_t n;
+    sl_out out;
+    char *text = read_all(f, &n);
+    if (!text) return CLI_FAILED;
+    sl_status st = sl_out_open(ctx, f->out_name, &out);
+    if (st == SL_OK) st = sl_out_close(ctx, &out, write_sorted(ctx, f, text, n, out.file));
     free(text);
-    free(name);
-    free(to);
-    return code;
+    if (st == SL_OK) return CLI_DONE;
+    return cli_fail("put %s in order: %s; it is whole as it is", f->out_name, sl_error(ctx));
 }
 
 /* ---- a result ---- */

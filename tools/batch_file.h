@@ -36,6 +36,7 @@ typedef struct batch_file {
     char *text;
     batch_line *lines;          /* [n] those that are well-formed, in the order of the input */
     uint32_t n, n_done, n_bad;  /* n_done: had a result already */
+    bool hinted;                /* a misspelt field was named */
     uint32_t *by_id;            /* [n_ids] lines in the order of their ids */
     uint32_t n_ids;
     int out;                    /* -1: not open */
@@ -76,7 +77,7 @@ int batch_open_results(batch_file *f, const char *out);
  * broken, and the file ends with the last whole line. */
 int batch_write(batch_file *f, json_t *obj);
 /* Puts the results into the order of the input, under another name first. */
-int batch_sort(batch_file *f);
+int batch_sort(batch_file *f, sl_ctx *ctx);
 
 /* The request of a line; false: why [200] says what is wrong with it. batch_request_free in any
  * case. */

@@ -113,6 +113,7 @@ int bench_end(bench_table *t, int code)
     }
     json_decref(t->rows);
     t->rows = NULL;
+    if (code != CLI_DONE && ferror(stdout)) return code;    /* a row has said so */
     return cli_end_stdout(code);
 }
 

@@ -113,7 +113,9 @@ char *cli_shipped(const char *rest)
     return NULL;
 }
 
-char *cli_bundled_model(void)
+/* The bundled model's path, malloc'ed; NULL: it was not found, and one line said where it was
+ * looked for. */
+static char *bundled_model(void)
 {
     char *path = cli_shipped("models/" BUNDLED_NAME);
     if (!path)
@@ -124,7 +126,7 @@ char *cli_bundled_model(void)
 
 char *cli_model_path(const char *model)
 {
-    if (!model) return cli_bundled_model();
+    if (!model) return bundled_model();
     char *path = strdup(model);
     if (!path) cli_fail("out of memory");
     return path;

@@ -44,6 +44,7 @@ int cmd_verify(int argc, char **argv);
  *     char *names[1];
  *     if (!cli_parse(&spec, argc, argv, names, &n, &code)) return code;
  */
+enum { CLI_LEAST_BYTES = 4096 };    /* --ram 8 was meant to be 8G, --vram 0 none */
 typedef enum cli_type {
     CLI_FLAG,       /* bool; takes no value */
     CLI_STR,        /* const char * into argv */
@@ -52,7 +53,7 @@ typedef enum cli_type {
     CLI_I64,        /* int64_t in [min, max] */
     CLI_SEED,       /* uint64_t up to INT64_MAX; "-1" is random */
     CLI_F32,        /* float in [min, max] */
-    CLI_BYTES,      /* uint64_t; "8G"; "auto" is 0 */
+    CLI_BYTES,      /* uint64_t from CLI_LEAST_BYTES on; "8G"; "auto" is 0 */
     CLI_CHOICE      /* uint32_t, which one of `arg`: "f16|f32" gives 0 or 1 */
 } cli_type;
 
@@ -76,7 +77,7 @@ typedef struct cli_group {
 typedef struct cli_spec {
     const char *name;       /* "run" */
     const char *usage;      /* what follows the name in the usage line */
-    const char *about;      /* for the help; may hold newlines */
+    const char *about;      /* for the help, which breaks lines itself; \n\n: a paragraph */
     cli_group *groups;
     size_t n_groups;
     int max_pos;            /* positional arguments allowed */
@@ -96,6 +97,11 @@ const cli_option *cli_find_option(const cli_group *g, const char *name);
 bool cli_given(const cli_group *g, const char *name);
 /* One line and the usage on stderr; returns CLI_USAGE: for what a table cannot check. */
 int cli_usage_error(const cli_spec *spec, const char *fmt, ...) SL_PRINTF(2, 3);
+
+/* Of names "-a,--b" the one that was meant by what was typed, if it is nearer than *best, which is
+ * SIZE_MAX at first, and near at all. */
+void cli_nearest(const char *typed, const char *names, size_t *best, const char **ret,
+                 size_t *ret_n);
 
 /* ---- text to stderr, exit codes ---- */
 
@@ -119,9 +125,6 @@ int cli_end_stdout(int code);
 /* Where `rest` ("models/NAME", "machines") of what is shipped lies: beside the program, in the
  * source tree it was built in, or installed; malloc'ed. NULL: nowhere, or no memory. */
 char *cli_shipped(const char *rest);
-/* The bundled model's path, malloc'ed; NULL: it was not found, and one line said where it was
- * looked for. */
-char *cli_bundled_model(void);
 /* `model`, or the bundled model's path when it is NULL; the caller frees. NULL: said. */
 char *cli_model_path(const char *model);
 /* A whole file, or stdin for "-". Any bytes; a NUL follows the last one. The caller frees

@@ -48,12 +48,13 @@ static const cli_option options[] = {
 #undef AT
 
 static const char *const about =
-    "Requests are JSON lines: {\"custom_id\": \"a\", \"prompt\": \"...\"} or {\"custom_id\": \"a\", \"messages\":\n"
-    "[{\"role\": \"user\", \"content\": \"...\"}]}, with max_tokens, temperature, top_p, top_k, min_p,\n"
-    "repeat_penalty, seed and stop where they differ from the flags; or lines of OpenAI's batch form\n"
-    "(custom_id, method, url, body), which are answered in that form. Results are written as they\n"
-    "finish. Interrupted in any way, the same command goes on where it was. A request's answer\n"
-    "depends on nothing but itself: its seed is made of -s (here 0 by default) and its custom_id.";
+    "Requests are JSON lines: {\"custom_id\": \"a\", \"prompt\": \"...\"} or {\"custom_id\": "
+    "\"a\", \"messages\": [{\"role\": \"user\", \"content\": \"...\"}]}, with max_tokens, "
+    "temperature, top_p, top_k, min_p, repeat_penalty, seed and stop where they differ from the "
+    "flags; or lines of OpenAI's batch form (custom_id, method, url, body), which are answered in "
+    "that form. Results are written as they finish. Interrupted in any way, the same command goes "
+    "on where it was. A request's answer depends on nothing but itself: its seed is made of -s "
+    "(here 0 by default) and its custom_id.";
 
 /* A sequence that is alive. */
 struct slot {
@@ -493,6 +494,15 @@ static int print_summary(const struct batch *b, double s, int code)
     return cli_fail("the summary is no valid JSON, or memory ran out");
 }
 
+static int say_missing(const struct batch *b, int code)
+{
+    uint32_t missing = b->n_refused + b->n_broken + b->file.n_bad;
+    if (missing)
+        cli_note("%" PRIu32 " request%s could not be done: see above", missing,
+                 missing == 1 ? "" : "s");
+    return code == CLI_DONE && missing ? CLI_FAILED : code;
+}
+
 static int summary(const struct batch *b, int code)
 {
     double s = cli_now_s() - b->start_s;
@@ -505,9 +515,9 @@ static int summary(const struct batch *b, int code)
         snprintf(more, sizeof more, "; %" PRIu64 " prompt tokens shared, %" PRIu64
                  " preemptions (%" PRIu64 " tokens again)", st.shared_tokens, st.preemptions,
                  st.recomputed_tokens);
-    cli_note("%" PRIu32 " answers in %.1f s: %" PRIu64 " prompt and %" PRIu64
-             " new tokens, %.1f tok/s%s", b->n_answered, s, b->n_prompt, b->n_completion, tok_s,
-             more);
+    cli_note("%" PRIu32 " answer%s in %.1f s: %" PRIu64 " prompt and %" PRIu64
+             " new tokens, %.1f tok/s%s", b->n_answered, b->n_answered == 1 ? "" : "s", s,
+             b->n_prompt, b->n_completion, tok_s, more);
     if (b->has_forecast && tok_s > 0)
         cli_note("forecast %.1f tok/s (%s), error %s; at most %.1f tok/s",
                  b->choice.forecast.tok_per_s, sl_grade_name(b->choice.forecast.grade),
@@ -515,13 +525,21 @@ static int summary(const struct batch *b, int code)
                  b->choice.bound.tok_per_s);
     cli_note("peak memory %s of %s", cli_bytes(cli_peak_rss(), rss),
              b->s.budget_bytes ? cli_bytes(b->s.budget_bytes, budget) : "an unknown amount");
-    uint32_t missing = b->n_refused + b->n_broken + b->file.n_bad;
-    if (missing)
-        cli_note("%" PRIu32 " request%s could not be done: see above", missing,
-                 missing == 1 ? "" : "s");
     if (code == CLI_INTERRUPTED) cli_note("interrupted: the same command goes on from here");
-    if (code == CLI_DONE && missing) code = CLI_FAILED;
+    code = say_missing(b, code);
     return b->a->json ? print_summary(b, s, code) : code;
+}
+
+/* All results were there already: what `summary` says without a run. */
+static int nothing_to_do(const struct batch *b)
+{
+    int code = say_missing(b, CLI_DONE);
+    if (!b->a->json) return code;
+    json_t *obj = json_pack("{s:I, s:i, s:I, s:I, s:i, s:i, s:i}", "requests",
+                            (json_int_t)b->file.n_ids, "answered", 0, "had_results",
+                            (json_int_t)b->file.n_done, "refused", (json_int_t)b->file.n_bad,
+                            "failed", 0, "prompt_tokens", 0, "completion_tokens", 0);
+    return obj ? cli_print_json(obj, code) : cli_fail("out of memory");
 }
 
 /* ---- */
@@ -538,8 +556,9 @@ static int run(struct batch *b, cli_engine_args *e, const cli_group *g)
     if (!b->slots || !b->piece) return cli_fail("out of memory");
     b->n_slots = n_seq;
     const sl_plan *plan = sl_engine_plan(b->s.engine);
-    cli_note("%" PRIu32 " requests, %" PRIu32 " at once in room for %" PRIu64
-             " positions, passes of up to %" PRIu32 " rows", b->file.n_ids - b->file.n_done, n_seq,
+    uint32_t todo = b->file.n_ids - b->file.n_done;
+    cli_note("%" PRIu32 " request%s, %" PRIu32 " at once in room for %" PRIu64
+             " positions, passes of up to %" PRIu32 " rows", todo, todo == 1 ? "" : "s", n_seq,
              (uint64_t)plan->n_kv_blocks * plan->kv_block_rows, plan->max_rows);
     char line[200];
     if (b->has_forecast) cli_note("%s", cli_queue_line(&b->choice, line));
@@ -585,11 +604,9 @@ static int start(struct batch *b, cli_engine_args *e, const cli_group *g)
     if (b->file.n_done)
         cli_note("%s has %" PRIu32 " of %" PRIu32 " results already", b->a->out, b->file.n_done,
                  b->file.n_ids);
-    bool todo = b->file.n_done < b->file.n_ids;
-    if (todo) code = run(b, e, g);
-    else if (b->file.n_bad) code = CLI_FAILED;
+    code = b->file.n_done < b->file.n_ids ? run(b, e, g) : nothing_to_do(b);
     if (b->a->order == 1 && (code == CLI_DONE || code == CLI_FAILED)) {
-        int sorted = batch_sort(&b->file);
+        int sorted = batch_sort(&b->file, b->s.ctx);
         code = code == CLI_DONE ? sorted : code;
     }
     return code;
@@ -610,6 +627,8 @@ int cmd_batch(int argc, char **argv)
     if (!cli_parse(&spec, argc, argv, NULL, NULL, &code)) return code;
     if (!a.in || !a.out)
         return cli_usage_error(&spec, "requests (-i) and a results file (-o) are needed");
+    if (!strcmp(a.out, "-"))
+        return cli_usage_error(&spec, "-o -: results go to a file, from which a run goes on");
     if (!cli_given(&groups[1], "--seed")) sampler.p.seed = 0;
     struct batch b = { .a = &a, .sampler = &sampler, .file = { .out = -1 },
                        .defaults = { .max_tokens = (uint32_t)a.n, .sampler = sampler.p,

@@ -61,18 +61,19 @@ static const char *const engine_options[] = { "-m",    "-b",     "--ram", "--dev
                                               "--isa", "--blas", "-v" };
 
 static const char *const about =
-    "Speed of a model: ppN reads a prompt of N random tokens, tgN draws N tokens one by one. `t/s` is\n"
-    "mean and standard deviation of the runs. `bound` is what the machine allows at most: the bytes of\n"
-    "each pass over what DRAM reads with so many threads, or its operations over the instruction peaks,\n"
-    "whichever takes longer; `share` is how much of it was reached.\n"
-    "Where weights are streamed from disk (--ram), DRAM and the model's file are measured in turn with\n"
-    "the runs, and the bound of tgN counts the reads that no run could begin before a layer's router\n"
-    "spoke, and what cores and disk leave each other; that of ppN what has to be read at all. ppN begins with nothing in RAM but the dense weights\n"
-    "(`cold`); tgN goes on behind some tokens of its own (`warm N`), drawn at temperature 1 with one seed:\n"
-    "hits depend on the text, and a model draws its own.\n"
-    "With --device the plan is the one that `sluice run` makes for the longest tests, `bound` the least\n"
-    "time of that plan: no link, device or CPU is done before all its work is, and `limited by` is who is\n"
-    "busiest then; `forecast` is what the simulation expects.\n"
+    "Speed of a model: ppN reads a prompt of N random tokens, tgN draws N tokens one by one. "
+    "`t/s` is mean and standard deviation of the runs. `bound` is what the machine allows at "
+    "most: the bytes of each pass over what DRAM reads with so many threads, or its operations "
+    "over the instruction peaks, whichever takes longer; `share` is how much of it was reached.\n\n"
+    "Where weights are streamed from disk (--ram), DRAM and the model's file are measured in turn "
+    "with the runs, and the bound of tgN counts the reads that no run could begin before a "
+    "layer's router spoke, and what cores and disk leave each other; that of ppN what has to be "
+    "read at all. ppN begins with nothing in RAM but the dense weights (`cold`); tgN goes on "
+    "behind some tokens of its own (`warm N`), drawn at temperature 1 with one seed: hits depend "
+    "on the text, and a model draws its own.\n\n"
+    "With --device the plan is the one that `sluice run` makes for the longest tests, `bound` the "
+    "least time of that plan: no link, device or CPU is done before all its work is, and `limited "
+    "by` is who is busiest then; `forecast` is what the simulation expects.\n\n"
     "--kernels measures single kernels with working sets of eight times the last cache.";
 
 struct list { uint32_t v[MAX_LIST], n; };
@@ -435,7 +436,6 @@ static int print_row(struct bench *b, const char *test, const struct result *r)
     snprintf(hits, sizeof hits, "%.1f %%", 100 * r->hit_rate);
     snprintf(disk, sizeof disk, "%.2f GB/s", r->disk_bytes_s * 1e-9);
     snprintf(waits, sizeof waits, "%.0f %%", 100 * r->stall_share);
-    enum { N_STREAMED = 13 };   /* the last cells */
     const bench_cell cells[] = {
         { .title = "model",
           .key = "model",
@@ -500,6 +500,7 @@ static int print_row(struct bench *b, const char *test, const struct result *r)
           .number = r->forecast,
           .is_number = true,
           .in_json = bounded },
+        /* from here on, where weights are streamed */
         { .title = "cache", .key = "cache", .width = -8, .text = r->cache, .in_json = true },
         { .title = "hits", .key = "hit_rate", .width = 7, .text = hits, .number = r->hit_rate,
           .is_number = true, .in_json = true },
@@ -522,7 +523,9 @@ static int print_row(struct bench *b, const char *test, const struct result *r)
           .integer = true, .in_json = true },
         { .key = "ttft_s", .number = r->ttft_s, .is_number = true, .in_json = r->ttft_s > 0 },
     };
-    return bench_row(&b->table, cells, SL_LEN(cells) - (r->cache[0] ? 0 : N_STREAMED));
+    size_t n = 0;
+    while (n < SL_LEN(cells) && (r->cache[0] || cells[n].text != r->cache)) n++;
+    return bench_row(&b->table, cells, n);
 }
 
 static int run_tests(struct bench *b, const struct list *prompts, const struct list *gens)

@@ -29,10 +29,10 @@ static const cli_option options[] = {
 #undef AT
 
 static const char *const about =
-    "A conversation. Each line is a message; a \\ at its end goes on with the next line. With stdin\n"
-    "not a terminal, its lines are the messages. Answers go to stdout, everything else to stderr.\n"
-    "/reset starts anew, /exit ends, /help lists these. Ctrl-C stops an answer, and ends the\n"
-    "conversation at the prompt.";
+    "A conversation. Each line is a message; a \\ at its end goes on with the next line. With "
+    "stdin not a terminal, its lines are the messages. Answers go to stdout, everything else to "
+    "stderr. /reset starts anew, /exit ends, /help lists these. Ctrl-C stops an answer, and ends "
+    "the conversation at the prompt.";
 
 struct chat {
     cli_session *s;
@@ -81,14 +81,21 @@ static void reset(struct chat *c)
     c->before = SL_CHAT_FIRST;
 }
 
+/* What helps against a full context besides /reset. */
+static const char *raises(const struct chat *c)
+{
+    uint32_t most = sl_model_shape(c->s->model)->n_ctx_train;
+    return most && c->s->n_ctx >= most ? "" : ", -c raises it";
+}
+
 static void end_answer(const struct chat *c, const cli_gen *g)
 {
     if (!strcmp(g->reason, "interrupted")) cli_note("stopped");
     else if (!strcmp(g->reason, "length"))
         cli_note("the answer was cut at %" PRId64 " tokens (-n)", c->a->n);
     else if (!strcmp(g->reason, "context"))
-        cli_note("the context of %" PRIu32 " is full: /reset starts anew, -c raises it",
-                 c->s->n_ctx);
+        cli_note("the context of %" PRIu32 " is full: /reset starts anew%s", c->s->n_ctx,
+                 raises(c));
     if (c->s->verbose) cli_footer(c->s, g);
 }
 
@@ -138,8 +145,8 @@ static int say(struct chat *c, const char *message)
     free(text);
     if (code == CLI_DONE && n > c->s->n_ctx - held)
         code = cli_fail("the message has %" PRIu32 " tokens, and %" PRIu32 " of the context's %"
-                        PRIu32 " are left: /reset starts anew, -c raises it", n,
-                        c->s->n_ctx - held, c->s->n_ctx);
+                        PRIu32 " are left: /reset starts anew%s", n,
+                        c->s->n_ctx - held, c->s->n_ctx, raises(c));
     else if (code == CLI_DONE) {
         code = answer(c, ids, n);
         free(ids);

@@ -4,9 +4,9 @@
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
+#include "runtime/base/sl_out.h"
 #include "tools/session.h"
 
 #define WINDOW 256u     /* default; papers use 2048 and more, the bundled model has 512 */
@@ -29,18 +29,17 @@ static const cli_option options[] = {
 #undef AT
 
 static const char *const about =
-    "Perplexity of a text. The text is made into tokens at once, without BOS, and cut into windows\n"
-    "of -c tokens (here at most 256 by default) that do not overlap; each starts with an empty\n"
-    "context. The first token of a window is not scored, every other one is; a last window of one\n"
-    "token is left out.\n"
-    "Perplexity is exp of the mean of -log p. Ctrl-C ends it with exit code 130.";
+    "Perplexity of a text. The text is made into tokens at once, without BOS, and cut into "
+    "windows of -c tokens (here at most 256 by default) that do not overlap; each starts with an "
+    "empty context. The first token of a window is not scored, every other one is; a last window "
+    "of one token is left out. Perplexity is exp of the mean of -log p. Ctrl-C ends it with exit "
+    "code 130.";
 
 struct eval {
     const struct args *a;
     int32_t *ids;
     uint32_t n_ids;
-    FILE *logits;
-    char *part;             /* the logits' temporary name; NULL: written in place */
+    sl_out logits;          /* its file is NULL: nobody wants them */
     double nll;             /* nats, of all scored tokens */
     uint64_t n_scored;
     uint32_t n_done, n_windows;     /* tokens processed; windows */
@@ -81,34 +80,11 @@ static int load_ids(cli_session *s, const struct args *a, int32_t **ret_ids, uin
     return st == SL_OK ? CLI_DONE : cli_fail_ctx(s->ctx);
 }
 
-/* A file appears under its name when it is whole. Devices and pipes are written as they are. */
-static int open_logits(struct eval *e)
+static int close_logits(cli_session *s, struct eval *e, int code)
 {
-    const char *path = e->a->logits;
-    struct stat st;
-    bool in_place = !stat(path, &st) && !S_ISREG(st.st_mode);
-    if (!in_place && asprintf(&e->part, "%s.part", path) < 0) return cli_fail("out of memory");
-    e->logits = fopen(in_place ? path : e->part, "wb");
-    if (e->logits) return CLI_DONE;
-    int code = cli_fail("open %s: %s", in_place ? path : e->part, strerror(errno));
-    free(e->part);
-    e->part = NULL;
-    return code;
-}
-
-static int close_logits(struct eval *e, int code)
-{
-    if (!e->logits) return code;
-    errno = 0;
-    if (fclose(e->logits) && code == CLI_DONE)
-        code = cli_fail("write %s: %s", e->a->logits, strerror(errno));
-    e->logits = NULL;
-    if (e->part && code == CLI_DONE && rename(e->part, e->a->logits))
-        code = cli_fail("rename %s: %s", e->part, strerror(errno));
-    if (e->part && code != CLI_DONE) unlink(e->part);
-    free(e->part);
-    e->part = NULL;
-    return code;
+    if (!e->logits.file) return code;
+    sl_status st = sl_out_close(s->ctx, &e->logits, code == CLI_DONE ? SL_OK : SL_E_IO);
+    return code == CLI_DONE && st != SL_OK ? cli_fail_ctx(s->ctx) : code;
 }
 
 /* -log of the softmax of logits [n] at id. */
@@ -136,7 +112,8 @@ static int take_row(struct eval *e, const sl_engine_event *ev, uint32_t n_vocab,
                     const int32_t *window, uint32_t n)
 {
     e->n_done++;
-    if (e->logits && fwrite(ev->logits, sizeof(float), n_vocab, e->logits) != n_vocab)
+    if (e->logits.file
+        && fwrite(ev->logits, sizeof(float), n_vocab, e->logits.file) != n_vocab)
         return cli_fail("write %s: %s", e->a->logits, strerror(errno));
     if (ev->pos + 1 >= n) return CLI_DONE;
     double nll = nll_of(ev->logits, n_vocab, window[ev->pos + 1]);
@@ -175,7 +152,7 @@ static int score(cli_session *s, struct eval *e)
     e->start_s = e->shown_s = cli_now_s();
     for (uint32_t at = 0; at < e->n_ids; at += window) {
         uint32_t n = SL_MIN(window, e->n_ids - at);
-        if (n < 2 && !e->logits) break;
+        if (n < 2 && !e->logits.file) break;
         if (bos >= 0) e->ids[at] = bos;
         int code = score_window(s, e, e->ids + at, n);
         if (code != CLI_DONE) return code;
@@ -212,8 +189,8 @@ static int report(const cli_session *s, const struct eval *e)
     if (e->a->json) code = print_json(s, e, tok_per_s);
     else if (e->n_scored) {
         printf("perplexity %.4f over %" PRIu64 " scored of %" PRIu32 " tokens, %" PRIu32
-               " windows of %" PRIu32 "\n", exp(e->nll / (double)e->n_scored), e->n_scored,
-               e->n_ids, e->n_windows, s->n_ctx);
+               " window%s of %" PRIu32 "\n", exp(e->nll / (double)e->n_scored), e->n_scored,
+               e->n_ids, e->n_windows, e->n_windows == 1 ? "" : "s", s->n_ctx);
         code = cli_end_stdout(CLI_DONE);
     }
     cli_note("%" PRIu32 " tokens at %.1f tok/s; peak memory %s of %s", e->n_done, tok_per_s,
@@ -232,7 +209,8 @@ static int eval(cli_session *s, const struct args *a, const cli_engine_args *eng
                         a->tokens ? "--tokens" : a->file, e.n_ids, e.n_ids == 1 ? "" : "s");
     /* last: a text that is none should not cost the load of a model */
     if (code == CLI_DONE) code = cli_session_start(engine, group, 1, NULL, s);
-    if (code == CLI_DONE && a->logits) code = open_logits(&e);
+    if (code == CLI_DONE && a->logits && sl_out_open(s->ctx, a->logits, &e.logits) != SL_OK)
+        code = cli_fail_ctx(s->ctx);
     if (code == CLI_DONE) {
         cli_catch_sigint();
         code = score(s, &e);
@@ -240,7 +218,7 @@ static int eval(cli_session *s, const struct args *a, const cli_engine_args *eng
             cli_note("ended by Ctrl-C: perplexity %.4f over the first %" PRIu64 " scored tokens",
                      exp(e.nll / (double)SL_MAX(e.n_scored, 1u)), e.n_scored);
     }
-    code = close_logits(&e, code);
+    code = close_logits(s, &e, code);
     if (code == CLI_DONE) code = report(s, &e);
     free(e.ids);
     return code;

@@ -32,7 +32,7 @@ struct summary {
     struct layer layer[MAX_LAYERS];
 };
 
-struct args { bool json, verbose; };
+struct args { const char *model; bool json, verbose; };
 
 /* ---- text of unknown bytes ---- */
 
@@ -438,6 +438,8 @@ static int print_json(const sl_gguf *g, const struct summary *s)
 int cmd_inspect(int argc, char **argv)
 {
     static const cli_option options[] = {
+        { "-m,--model", CLI_STR, "MODEL", "the same as MODEL (default: the bundled model)",
+          offsetof(struct args, model), 0, 0 },
         { "-v,--verbose", CLI_FLAG, NULL, "list every tensor", offsetof(struct args, verbose), 0,
           0 },
         { "--json", CLI_FLAG, NULL, "one JSON object on stdout", offsetof(struct args, json), 0,
@@ -446,19 +448,20 @@ int cmd_inspect(int argc, char **argv)
     struct args a = { 0 };
     cli_group groups[] = { { "Options", options, SL_LEN(options), &a, 0 } };
     static const char *const about =
-        "Shows a GGUF's metadata, tensors and bytes per class, from its "
-        "header.\nOf a split model, name the first file.";
-    cli_spec spec = { "inspect", "[-v] [--json] MODEL", about,
-                      groups, SL_LEN(groups), 1 };
+        "Shows a GGUF's metadata, tensors and bytes per class, from its header. Of a split model, "
+        "name the first file.";
+    cli_spec spec = { "inspect", "[-v] [--json] [MODEL]", about, groups, SL_LEN(groups), 1 };
     char *path[1];
     int code, n;
     if (!cli_parse(&spec, argc, argv, path, &n, &code)) return code;
-    if (!n) return cli_usage_error(&spec, "MODEL is missing");
+    if (n && a.model) return cli_usage_error(&spec, "MODEL is given twice");
+    char *file = cli_model_path(n ? path[0] : a.model);
     sl_ctx *ctx = cli_ctx(a.verbose);
     struct summary *s = calloc(1, sizeof *s);
     sl_gguf *g = NULL;
-    if (!ctx || !s) code = cli_fail("out of memory");
-    else if (sl_gguf_open(ctx, path[0], &g) != SL_OK) code = cli_fail_ctx(ctx);
+    if (!file) code = CLI_FAILED;
+    else if (!ctx || !s) code = cli_fail("out of memory");
+    else if (sl_gguf_open(ctx, file, &g) != SL_OK) code = cli_fail_ctx(ctx);
     else {
         summarise(g, s);
         code = CLI_DONE;
@@ -469,5 +472,6 @@ int cmd_inspect(int argc, char **argv)
     sl_gguf_close(&g);
     sl_ctx_destroy(&ctx);
     free(s);
+    free(file);
     return code;
 }

@@ -32,11 +32,11 @@ static const cli_option options[] = {
 #undef AT
 
 static const char *const about =
-    "Says before a download, from a model's header, a preset's name (`sluice synth --list`) or a\n"
-    "Hugging Face config.json, how fast the model would be on this machine or another one: where every\n"
-    "byte would lie, the forecast beside the bound that physics sets, what limits it, and what more of\n"
-    "each part would give. No weight is read and nothing is run. With --requests the same for a file\n"
-    "of so many prompts of -p tokens, each answered with -n.";
+    "Says before a download, from a model's header, a preset's name (`sluice synth --list`) or a "
+    "Hugging Face config.json, how fast the model would be on this machine or another one: where "
+    "every byte would lie, the forecast beside the bound that physics sets, what limits it, and "
+    "what more of each part would give. No weight is read and nothing is run. With --requests the "
+    "same for a file of so many prompts of -p tokens, each answered with -n.";
 
 /* The options that decide something, as they were given. */
 static char *command_line(int argc, char **argv, const char *model, const sl_source *src,
@@ -202,7 +202,7 @@ int cmd_plan(int argc, char **argv)
     cli_engine_args engine = cli_engine_defaults();
     cli_group groups[] = {
         cli_asked_group(&asked),
-        { "Output", options, SL_LEN(options), &a, 0 },
+        { "Requests and output", options, SL_LEN(options), &a, 0 },
         cli_engine_group(&engine),
     };
     cli_spec spec = { "plan", "-m MODEL.gguf|PRESET|config.json [--machine FILE|NAME] [options]",

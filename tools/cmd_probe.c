@@ -36,11 +36,12 @@ static const cli_option options[] = {
 #undef AT
 
 static const char *const about =
-    "Measures what this machine can do at most: memory reads by threads, 8-bit and float32 arithmetic,\n"
-    "the cost of a barrier, and what the disk gives past the page cache; and what the engine makes of\n"
-    "it: products by type of weights and rows, attention, fixed costs. Forecasts and the shares that\n"
-    "`bench` prints stand on these numbers. Of limits the best values are kept, of the engine and the\n"
-    "disk medians, so other load costs accuracy only where it never pauses.";
+    "Measures what this machine can do at most: memory reads by threads, 8-bit and float32 "
+    "arithmetic, the cost of a barrier, and what the disk gives past the page cache; and what the "
+    "engine makes of it: products by type of weights and rows, attention, fixed costs. Forecasts "
+    "and the shares that `bench` prints stand on these numbers. Of limits the best values are "
+    "kept, of the engine and the disk medians, so other load costs accuracy only where it never "
+    "pauses.";
 
 static double of_cores(const sl_machine *m, int peak)
 {

@@ -4,10 +4,10 @@
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #include "offload/sl_probe.h"
+#include "runtime/base/sl_out.h"
 #include "runtime/sl_source.h"
 #include "tools/forecast.h"
 #include "tools/machine_file.h"
@@ -31,9 +31,10 @@ static const cli_option options[] = {
 #undef AT
 
 static const char *const about =
-    "Writes one HTML page, complete in itself: what speed to expect and what limits it, the machine's\n"
-    "curves, the model's bytes, a roofline, forecasts over memory, context and prompt chunks, the\n"
-    "timeline of a pass, what to buy, and forecasts beside measurements. Nothing of the model is run.";
+    "Writes one HTML page, complete in itself: what speed to expect and what limits it, the "
+    "machine's curves, the model's bytes, a roofline, forecasts over memory, context and prompt "
+    "chunks, the timeline of a pass, what to buy, and forecasts beside measurements. Nothing of "
+    "the model is run.";
 
 struct report {
     const struct args *a;
@@ -137,26 +138,12 @@ static bool write_page(FILE *out, const char *json)
         && fwrite(report_tail, 1, report_tail_n, out) == report_tail_n && !fflush(out);
 }
 
-/* Under a temporary name first: an old report is replaced by a whole one or not at all. */
-static int write_file(const char *path, const char *json)
+static int write_file(sl_ctx *ctx, const char *path, const char *json)
 {
-    char *temporary = NULL;
-    if (asprintf(&temporary, "%s.XXXXXX", path) < 0) return cli_fail("out of memory");
-    int fd = mkstemp(temporary);
-    FILE *out = fd < 0 ? NULL : fdopen(fd, "w");
-    if (!out) {
-        int why = errno;
-        free(temporary);
-        return cli_fail("write %s: %s", path, strerror(why));
-    }
-    mode_t mask = umask(0);
-    umask(mask);
-    bool ok = write_page(out, json) && !fchmod(fd, 0666 & ~mask);
-    ok = !fclose(out) && ok && !rename(temporary, path);
-    int why = errno;
-    if (!ok) unlink(temporary);
-    free(temporary);
-    return ok ? CLI_DONE : cli_fail("write %s: %s", path, strerror(why));
+    sl_out out;
+    if (sl_out_open(ctx, path, &out) != SL_OK) return cli_fail_ctx(ctx);
+    (void)write_page(out.file, json);   /* what failed is said at the end */
+    return sl_out_close(ctx, &out, SL_OK) == SL_OK ? CLI_DONE : cli_fail_ctx(ctx);
 }
 
 static int write_report(struct report *r)
@@ -178,7 +165,7 @@ static int write_report(struct report *r)
         code = write_page(stdout, json) ? cli_end_stdout(CLI_DONE)
                                         : cli_fail("writing to stdout: %s", strerror(errno));
     } else {
-        code = write_file(path, json);
+        code = write_file(r->ctx, path, json);
         if (code == CLI_DONE) cli_note("%s is written: open it in a browser", path);
     }
     free(json);

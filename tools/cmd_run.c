@@ -28,9 +28,10 @@ static const cli_option options[] = {
 #undef AT
 
 static const char *const about =
-    "Continues a text. The text goes to stdout as it comes, everything else to stderr. Ctrl-C ends\n"
-    "it with the footer and exit code 130; a second one kills. Special tokens in the prompt, such\n"
-    "as <|im_start|>, are recognised. The same seed gives the same text for any number of threads.";
+    "Continues a text. The text goes to stdout as it comes, everything else to stderr. Ctrl-C "
+    "ends it with the footer and exit code 130; a second one kills. Special tokens in the prompt, "
+    "such as <|im_start|>, are recognised. The same seed gives the same text for any number of "
+    "threads.";
 
 #define BUNDLED_PROMPT "ROMEO:\n"   /* what the bundled model continues when it is told nothing */
 
@@ -71,18 +72,14 @@ static int encode_prompt(cli_session *s, const char *text, size_t n, int32_t **r
 }
 
 /* Context limits are said, not hit. Fills in n_predict. */
-static int fit_context(const cli_session *s, const struct args *a, sl_request *r)
+static void fit_context(const cli_session *s, const struct args *a, sl_request *r)
 {
-    if (r->n_tokens > s->n_ctx)
-        return cli_fail("the prompt has %" PRIu32 " tokens and the context %" PRIu32
-                        ": raise it with -c", r->n_tokens, s->n_ctx);
     uint32_t room = s->n_ctx - r->n_tokens + 1;     /* the last token drawn need not stand in it */
     if (a->n > (int64_t)room)
         cli_note("%" PRId64 " tokens do not fit: generation ends at the context of %" PRIu32
                  ", of which the prompt takes %" PRIu32 " (-c raises it)", a->n, s->n_ctx,
                  r->n_tokens);
     r->n_predict = a->n < 0 ? UINT32_MAX : (uint32_t)a->n;
-    return CLI_DONE;
 }
 
 static int print_json(const cli_session *s, const cli_gen *g, int code)
@@ -101,7 +98,9 @@ static int start(cli_session *s, const struct args *a, const cli_engine_args *en
                  const cli_group *group, uint32_t n_prompt)
 {
     sl_load load = { n_prompt, a->n < 0 ? 256 : (uint32_t)a->n };
-    return cli_session_start(engine, group, 1, &load, s);
+    cli_engine_args with = *engine;
+    with.n_prompt = n_prompt;
+    return cli_session_start(&with, group, 1, &load, s);
 }
 
 static int run(cli_session *s, const struct args *a, const cli_sampler_args *sampler,
@@ -115,7 +114,7 @@ static int run(cli_session *s, const struct args *a, const cli_sampler_args *sam
     g.request.tokens = ids;
     g.request.sampler = sampler->p;
     g.request.ignore_eog = sampler->ignore_eog;
-    if (code == CLI_DONE) code = fit_context(s, a, &g.request);
+    if (code == CLI_DONE) fit_context(s, a, &g.request);
     if (code == CLI_DONE && g.print && !a->hide_prompt) {
         fwrite(text, 1, n_text, stdout);
         code = cli_end_stdout(CLI_DONE);

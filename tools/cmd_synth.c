@@ -34,8 +34,8 @@ static const cli_option options[] = {
 #undef AT
 
 static const char *const about =
-    "Writes a model file with random weights in the shape of a public model: for benchmarks and tests\n"
-    "of models that need not be downloaded. It runs like the real one and talks nonsense.";
+    "Writes a model file with random weights in the shape of a public model: for benchmarks and "
+    "tests of models that need not be downloaded. It runs like the real one and talks nonsense.";
 
 static void list_presets(void)
 {
@@ -96,10 +96,11 @@ static int run(const struct args *a, sl_ctx *ctx)
     }
     double s = cli_now_s() - bar.start_s;
     cli_note("%s: %" PRIu32
-             " layers, %.3f B parameters, %.3f GB, %.3f GB of weights per decoded token; "
+             " layer%s, %.3f billion parameters, %.3f GB, %.3f GB of weights per decoded token; "
              "%.1f s, %.2f GB/s",
-             a->out, r.n_layer, (double)r.n_params * 1e-9, (double)r.file_bytes * 1e-9,
-             (double)r.token_bytes * 1e-9, s, (double)r.file_bytes * 1e-9 / s);
+             a->out, r.n_layer, r.n_layer == 1 ? "" : "s", (double)r.n_params * 1e-9,
+             (double)r.file_bytes * 1e-9, (double)r.token_bytes * 1e-9, s,
+             (double)r.file_bytes * 1e-9 / s);
     return CLI_DONE;
 }
 

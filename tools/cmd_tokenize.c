@@ -26,10 +26,11 @@ static const cli_option options[] = {
 #undef AT
 
 static const char *const about =
-    "Token ids, separated by spaces, a line for each input. TEXT is one input, line breaks included, and may\n"
-    "be empty; without TEXT each line of stdin is one. Control tokens in the text, like <|im_end|>, are taken\n"
-    "for plain text unless --special. --decode prints the text of ids, separated by spaces or commas, and a\n"
-    "line break. Text that begins with - goes behind --.";
+    "Token ids, separated by spaces, a line for each input. TEXT is one input, line breaks "
+    "included, and may be empty; without TEXT each line of stdin is one. Control tokens in the "
+    "text, like <|im_end|>, are taken for plain text unless --special. --decode prints the text "
+    "of ids, separated by spaces or commas, and a line break. Text that begins with - goes behind "
+    "--.";
 
 struct job {
     const struct args *a;

@@ -11,6 +11,7 @@
 #include "offload/sl_probe.h"
 #include "offload/sl_store.h"
 #include "offload/sl_trace.h"
+#include "runtime/base/sl_pool.h"
 #include "tools/machine_file.h"
 #include "tools/session.h"
 
@@ -61,7 +62,11 @@ static char *free_path(sl_ctx *ctx)
 static int measure_quick(sl_ctx *ctx, const char *model, sl_machine *ret)
 {
     char *path = free_path(ctx);
+    double load;
     cli_note("measuring this machine for 3 s; `sluice probe` does it thoroughly");
+    if (getloadavg(&load, 1) == 1 && load > sl_pool_cores(ctx))
+        cli_warn("other programs are busy (load %.1f on %" PRIu32 " cores): what is measured now "
+                 "is too low; `sluice probe` measures again", load, sl_pool_cores(ctx));
     sl_status st = sl_probe_run(ctx, &(sl_probe_params){ .quick = true }, ret);
     int code = st == SL_OK ? CLI_DONE : cli_fail_ctx(ctx);
     char *folder = path && !model ? strndup(path, (size_t)(strrchr(path, '/') - path)) : NULL;
@@ -165,7 +170,7 @@ char *cli_forecast_line(const sl_forecast *f, char buf[160])
         snprintf(decode, sizeof decode, " %.1f tok/s (%s), limited by %s", f->decode.tok_per_s,
                  sl_grade_name(f->grade), sl_resource_name(f->decode.binding));
     if (f->prompt.seconds > 0)
-        snprintf(prompt, sizeof prompt, "%s prompt %.0f tok/s", *decode ? ";" : "",
+        snprintf(prompt, sizeof prompt, "%s prompt %.1f tok/s", *decode ? ";" : "",
                  f->prompt.tok_per_s);
     snprintf(buf, 160, "forecast%s%s", decode, prompt);
     return buf;

@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <strings.h>
+#include <sys/ioctl.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -46,7 +47,32 @@ static size_t line_of(const char *s, size_t most)
     return len;
 }
 
-static void print_option(const cli_option *o)
+/* Columns of the help: the terminal's where it is narrow. */
+static size_t columns(void)
+{
+    struct winsize w;
+    if (!isatty(1) || ioctl(1, TIOCGWINSZ, &w) || !w.ws_col) return 100;
+    return SL_MAX(SL_MIN(w.ws_col, 100u), 60u);
+}
+
+/* Words of a text in lines of their own; an empty line between paragraphs stays one. */
+static void print_about(const char *s, size_t most)
+{
+    size_t column = 0, n;
+    for (; *s; s += n) {
+        bool paragraph = !strncmp(s, "\n\n", 2);
+        s += strspn(s, " \n");
+        n = strcspn(s, " \n");
+        if (paragraph || (column && column + 1 + n > most)) {
+            fputs(paragraph ? "\n\n" : "\n", stdout);
+            column = 0;
+        }
+        column += (size_t)printf("%s%.*s", column ? " " : "", (int)n, s);
+    }
+    putchar('\n');
+}
+
+static void print_option(const cli_option *o, size_t most)
 {
     char left[128];
     int n = snprintf(left, sizeof left, "%s", o->names);
@@ -60,7 +86,7 @@ static void print_option(const cli_option *o)
     if (strlen(left) > 30) printf("  %s\n", left);
     const char *begin = strlen(left) > 30 ? "" : left;
     for (const char *s = o->help; *s; begin = "") {
-        size_t len = line_of(s, 100 - 33);
+        size_t len = line_of(s, most - 33);
         printf("  %-30s %.*s\n", begin, (int)len, s);
         s += len + (s[len] == ' ');
     }
@@ -68,10 +94,13 @@ static void print_option(const cli_option *o)
 
 static void print_help(const cli_spec *spec)
 {
-    printf("usage: sluice %s %s\n\n%s\n", spec->name, spec->usage, spec->about);
+    size_t most = columns();
+    printf("usage: sluice %s %s\n\n", spec->name, spec->usage);
+    print_about(spec->about, most);
     for (size_t g = 0; g < spec->n_groups; g++) {
         printf("\n%s:\n", spec->groups[g].title);
-        for (size_t i = 0; i < spec->groups[g].n; i++) print_option(&spec->groups[g].options[i]);
+        for (size_t i = 0; i < spec->groups[g].n; i++)
+            print_option(&spec->groups[g].options[i], most);
     }
 }
 
@@ -152,10 +181,12 @@ static void store(const cli_option *o, void *base, const char *value, char want[
         return;
     }
     case CLI_BYTES: {
+        uint64_t v;
         sl_ctx *ctx = sl_ctx_create(NULL, NULL);
         if (!strcmp(value, "auto")) *(uint64_t *)at = 0;
-        else if (!ctx || sl_parse_bytes(ctx, value, at) != SL_OK)
-            snprintf(want, 160, "a size such as 8G or 512M, or auto");
+        else if (ctx && sl_parse_bytes(ctx, value, &v) == SL_OK && v >= CLI_LEAST_BYTES)
+            *(uint64_t *)at = v;
+        else snprintf(want, 160, "a size such as 8G or 512M, or auto");
         sl_ctx_destroy(&ctx);
         return;
     }
@@ -185,6 +216,72 @@ static const cli_option *find_option(const cli_spec *spec, const char *arg, cli_
     return NULL;
 }
 
+/* Letters to add, drop, exchange or turn round to make b of a [n]: Damerau's distance between
+ * neighbours; SIZE_MAX where a name is too long to be one of ours. */
+static size_t distance(const char *a, size_t n, const char *b)
+{
+    enum { MOST = 32 };
+    size_t d[MOST + 1][MOST + 1], m = strlen(b);
+    if (n > MOST || m > MOST) return SIZE_MAX;
+    for (size_t i = 0; i <= n; i++)
+        for (size_t j = 0; j <= m; j++) {
+            if (!i || !j) {
+                d[i][j] = i + j;
+                continue;
+            }
+            size_t less = SL_MIN(d[i - 1][j], d[i][j - 1]) + 1;
+            d[i][j] = SL_MIN(less, d[i - 1][j - 1] + (a[i - 1] != b[j - 1]));
+            if (i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1])
+                d[i][j] = SL_MIN(d[i][j], d[i - 2][j - 2] + 1);
+        }
+    return d[n][m];
+}
+
+void cli_nearest(const char *typed, const char *names, size_t *best, const char **ret,
+                 size_t *ret_n)
+{
+    for (const char *p = names; *p; ) {
+        size_t n = strcspn(p, ","), d = distance(p, n, typed);
+        /* a third of the letters: -c is no -t, and --prompt is meant by --promt */
+        if (d < *best && 3 * d <= n) *best = d, *ret = p, *ret_n = n;
+        p += n + (p[n] == ',');
+    }
+}
+
+/* What llama.cpp calls it and sluice does otherwise. */
+static const char *other_way(const char *name)
+{
+    static const char *const ways[][2] = {
+        { "-ngl,--gpu-layers,--n-gpu-layers,-ot,--override-tensor,-cmoe,--cpu-moe,-ncmoe,"
+          "--n-cpu-moe,-fit,--fit,-ts,--tensor-split",
+          "what lies where is planned by itself: --ram and --vram limit it" },
+        { "-ub,--ubatch-size", "-b is the one size of passes" },
+        { "-fa,--flash-attn", "attention is always computed in blocks" },
+        { "--mlock,--no-mmap,--mmap,-lm,--load-mode",
+          "what fits --ram stays in RAM, the rest is read past the page cache" },
+        { "-hf,-hfr,--hf-repo", "models are not downloaded; `sluice plan` wants no file" },
+        { "-cnv,--conversation", "`sluice chat` talks" },
+    };
+    for (size_t i = 0; i < SL_LEN(ways); i++)
+        if (has_name(ways[i][0], name, strlen(name))) return ways[i][1];
+    return NULL;
+}
+
+static int unknown_option(const cli_spec *spec, const char *arg)
+{
+    char name[64];
+    const char *way, *near = NULL;
+    size_t best = SIZE_MAX, n = 0;
+    snprintf(name, sizeof name, "%.*s", (int)SL_MIN(strcspn(arg, "="), sizeof name - 1), arg);
+    way = other_way(name);
+    if (way) return cli_usage_error(spec, "unknown option %s: %s", name, way);
+    for (size_t g = 0; g < spec->n_groups; g++)
+        for (size_t i = 0; i < spec->groups[g].n; i++)
+            cli_nearest(name, spec->groups[g].options[i].names, &best, &near, &n);
+    if (near) return cli_usage_error(spec, "unknown option %s: is %.*s meant?", arg, (int)n, near);
+    return cli_usage_error(spec, "unknown option %s", arg);
+}
+
 bool cli_parse(cli_spec *spec, int argc, char **argv, char **pos, int *ret_n_pos, int *ret_code)
 {
     int n_pos = 0;
@@ -207,7 +304,7 @@ bool cli_parse(cli_spec *spec, int argc, char **argv, char **pos, int *ret_n_pos
             return *ret_code = cli_end_stdout(CLI_DONE), false;
         }
         const cli_option *o = find_option(spec, arg, &g, &value);
-        if (!o) return *ret_code = cli_usage_error(spec, "unknown option %s", arg), false;
+        if (!o) return *ret_code = unknown_option(spec, arg), false;
         if (o->type == CLI_FLAG && value)
             return *ret_code = cli_usage_error(spec, "%s takes no value", o->names), false;
         if (o->type != CLI_FLAG && !value && i + 1 >= argc)
@@ -215,8 +312,9 @@ bool cli_parse(cli_spec *spec, int argc, char **argv, char **pos, int *ret_n_pos
         if (o->type != CLI_FLAG && !value) value = argv[++i];
         store(o, g->base, value, want);
         if (want[0])
-            return *ret_code = cli_usage_error(spec, "%s %s: expected %s", o->names, value, want),
-                   false;
+            return *ret_code = cli_usage_error(spec, "%.*s %s: expected %s",
+                                               (int)strcspn(arg, "="), arg,
+                                               *value ? value : "\"\"", want), false;
         g->set |= (uint64_t)1 << (o - g->options);
     }
     if (ret_n_pos) *ret_n_pos = n_pos;

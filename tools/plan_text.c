@@ -138,9 +138,12 @@ static void rates(const char *what, double forecast, double bound, const char *u
     printf("  %-34s %8.*f %-6s %8.*f %s\n", what, digits, forecast, unit, digits, bound, unit);
 }
 
+/* Three figures, of what is below 1 two. */
 static int digits(double v)
 {
-    return v >= 100 ? 0 : v >= 10 ? 1 : 2;
+    int n = v >= 100 ? 0 : v >= 10 ? 1 : 2;
+    for (double least = 0.1; v > 0 && v < least && n < 6; least /= 10) n++;
+    return n;
 }
 
 /* What is read before the first token. */
@@ -265,8 +268,9 @@ void plan_print(const plan_view *v)
     putchar('\n');
     print_limit("Writing", &f->decode);
     if (c->plan.weights == SL_WEIGHTS_STREAMED && v->load.n_gen)
-        printf("  %.0f %% of the experts that tokens want are in RAM; %s are read from disk for "
-               "each token.\n", 100 * f->hit_rate, cli_bytes((uint64_t)f->disk_bytes_per_token, size));
+        printf("  %.*f %% of the experts that tokens want are in RAM; %s are read from disk for "
+               "each token.\n", f->hit_rate < 0.99 ? 0 : 1, 100 * f->hit_rate,
+               cli_bytes((uint64_t)f->disk_bytes_per_token, size));
     print_limit("Reading the prompt", &f->prompt);
     print_gains(c);
     print_why(c);
@@ -281,11 +285,13 @@ static void print_tries(const sl_queue_choice *c)
     const sl_plan *p = &c->plan;
     double best = INFINITY;
     for (uint32_t i = 0; i < c->n_tries; i++) best = fmin(best, c->tries[i].seconds);
-    printf("\nChosen by forecast; beside it:\n");
+    bool first = true;
     for (uint32_t i = 0; i < c->n_tries; i++) {
         const sl_queue_try *t = &c->tries[i];
         uint64_t room = (uint64_t)p->n_kv_blocks * p->kv_block_rows;
         if (t->n_seq == p->n_seq && t->max_rows == p->max_rows && t->kv_positions == room) continue;
+        if (first) printf("\nChosen by forecast; beside it:\n");
+        first = false;
         printf("  %4" PRIu32 " at once, room for %7" PRIu64 " positions, passes of %4" PRIu32
                ": %+5.0f %%\n", t->n_seq, t->kv_positions, t->max_rows,
                100 * (t->seconds / best - 1));
@@ -299,8 +305,8 @@ void plan_print_queue(const plan_view *v, uint64_t n_requests, const sl_queue_ch
     print_model(v);
     print_machine(v);
     print_places(v);
-    printf("\n%" PRIu64 " requests of %" PRIu32 " tokens, each answered with %" PRIu32 ":\n",
-           n_requests, v->load.n_prompt, v->load.n_gen);
+    printf("\n%" PRIu64 " request%s of %" PRIu32 " tokens, each answered with %" PRIu32 ":\n",
+           n_requests, n_requests == 1 ? "" : "s", v->load.n_prompt, v->load.n_gen);
     printf("  %-34s %8s\n", "all of them take", cli_duration(f->seconds, time));
     printf("  %-34s %8.*f tok/s, at most %.*f\n", "prompts and answers", digits(f->tok_per_s),
            f->tok_per_s, digits(c->bound.tok_per_s), c->bound.tok_per_s);

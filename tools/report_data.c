@@ -159,7 +159,7 @@ static void add_layer(const report_in *in, uint32_t i, struct parts *p)
     p->token[KV] += past * (double)kv_row_bytes(l, plan->kv_type);
 }
 
-json_t *report_bytes(const report_in *in)
+static json_t *report_bytes(const report_in *in)
 {
     static const char *const ids[N_PARTS][2] = {
         [EMBEDDING] = { "embedding", "embedding and head" },

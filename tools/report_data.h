@@ -27,7 +27,6 @@ json_t *report_text(const char *s);
 
 /* Parts of the object, NULL: no memory. */
 json_t *report_machine(const sl_machine *m, const sl_shape *shape, uint32_t threads);
-json_t *report_bytes(const report_in *in);
 /* decode, prompt: one pass of each as the simulation timed it. */
 json_t *report_roofline(const report_in *in, const sl_timeline *decode, const sl_timeline *prompt);
 json_t *report_timeline(const sl_timeline *t, uint32_t rows);

@@ -12,6 +12,7 @@
 #include "offload/sl_ecache.h"
 #include "offload/sl_probe.h"
 #include "offload/sl_store.h"
+#include "perfmodel/sl_preset.h"
 #include "runtime/base/sl_pool.h"
 #include "tools/device_flag.h"
 #include "tools/machine_file.h"
@@ -396,6 +397,7 @@ static int make_plan(const cli_engine_args *a, const cli_group *g, uint32_t n_se
     const sl_shape *shape = sl_model_shape(s->model);
     sl_planner_params q;
     sl_machine m;
+    char need[24], free_now[24];
     /* measured were the kernels that run by default */
     if (a->isa || a->activations || a->blas) load = NULL;
     bool known = a->machine != NULL;
@@ -433,6 +435,10 @@ static int make_plan(const cli_engine_args *a, const cli_group *g, uint32_t n_se
         s->forecast = c.forecast;
     } else if (sl_plan_make(s->ctx, shape, &q.base, ret_plan) != SL_OK) return cli_fail_ctx(s->ctx);
     if (!a->no_banner) warn_of_plan(g, shape, ret_plan);
+    uint64_t there = cli_available_bytes();
+    if (!a->no_banner && cli_given(g, "--ram") && there && ret_plan->need_bytes > there)
+        cli_warn("%s are to be used and %s are free: the system may swap or end programs",
+                 cli_bytes(ret_plan->need_bytes, need), cli_bytes(there, free_now));
     return CLI_DONE;
 }
 
@@ -519,7 +525,11 @@ int cli_session_model(const cli_engine_args *a, cli_session *ret)
     if (!s->path) return CLI_FAILED;
     if (sl_model_open(s->ctx, s->path, &s->model) != SL_OK) {
         const char *why = sl_error(s->ctx);     /* names the file once, whoever wrote it */
-        return strstr(why, s->path) ? cli_fail("%s", why) : cli_fail("%s: %s", s->path, why);
+        code = strstr(why, s->path) ? cli_fail("%s", why) : cli_fail("%s: %s", s->path, why);
+        if (sl_preset_find(s->path))
+            cli_note("%s is a preset: `sluice plan -m %s` forecasts it, `sluice synth --like %s` "
+                     "writes a model of its shape", s->path, s->path, s->path);
+        return code;
     }
     s->vocab = sl_model_vocab(s->model);
     if (!s->vocab && !a->no_text)
@@ -535,6 +545,9 @@ int cli_session_start(const cli_engine_args *a, const cli_group *g, uint32_t n_s
     sl_plan plan;
     int code = make_plan(a, g, n_seq, load, s, &plan);
     if (code != CLI_DONE) return code;
+    if (a->n_prompt > plan.n_ctx)
+        return cli_fail("the prompt has %" PRIu32 " tokens and the context %" PRIu32
+                        ": raise it with -c", a->n_prompt, plan.n_ctx);
     if (open_engine(s, &plan) != SL_OK) return cli_fail_ctx(s->ctx);
     s->n_ctx = sl_engine_plan(s->engine)->n_ctx;
     if (a->trace && open_trace(s, a->trace) != SL_OK) return cli_fail_ctx(s->ctx);

@@ -33,6 +33,7 @@ typedef struct cli_engine_args {
     uint64_t read_bytes;        /* of a request; 0: the same */
     const char *plan;           /* --plan FILE: what no other flag says is taken from there */
     bool force;                 /* the same for a plan of other hardware */
+    uint32_t n_prompt;          /* no flag: what the context must hold, or nothing is loaded */
     bool verbose;
     /* instead of the kept machine file's; instead of any plan made here. May be NULL. */
     const sl_machine *machine;

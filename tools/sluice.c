@@ -70,7 +70,12 @@ int main(int argc, char **argv)
     }
     for (const struct command *c = commands; c->name; c++)
         if (!strcmp(argv[1], c->name)) return c->fn(argc - 1, argv + 1);
-    fprintf(stderr, "sluice: \"%s\" is no command\nusage: sluice COMMAND [options]\n"
-                    "       (sluice -h lists them)\n", argv[1]);
+    const char *near = NULL;
+    size_t best = SIZE_MAX, n = 0;
+    for (const struct command *c = commands; c->name; c++)
+        cli_nearest(argv[1], c->name, &best, &near, &n);
+    fprintf(stderr, "sluice: \"%s\" is no command%s%s%s\nusage: sluice COMMAND [options]\n"
+                    "       (sluice -h lists them)\n", argv[1], near ? ": is " : "",
+            near ? near : "", near ? " meant?" : "");
     return CLI_USAGE;
 }

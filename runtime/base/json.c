@@ -10,6 +10,8 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "runtime/base/sl_out.h"
+
 /* What a value is, as a person would say it, into buf. */
 static const char *found(const json_t *v, char buf[64])
 {
@@ -148,33 +150,17 @@ void sl_json_at(const sl_json *array, size_t i, sl_json *ret)
     *ret = r;
 }
 
-static int write_text(int fd, const char *p, size_t n)
-{
-    while (n) {
-        ssize_t got = write(fd, p, n);
-        if (got < 0 && errno == EINTR) continue;
-        if (got <= 0) return got ? errno : EIO;
-        p += got;
-        n -= (size_t)got;
-    }
-    return 0;
-}
-
 sl_status sl_json_save(sl_ctx *ctx, json_t *v, const char *file)
 {
-    char *part = NULL, *text = v ? json_dumps(v, JSON_INDENT(2) | JSON_REAL_PRECISION(10)) : NULL;
+    sl_out out;
+    char *text = v ? json_dumps(v, JSON_INDENT(2) | JSON_REAL_PRECISION(10)) : NULL;
     json_decref(v);
-    if (!text || asprintf(&part, "%s.part", file) < 0) {
-        free(text);
-        return sl_fail(ctx, SL_E_NOMEM, "text of %s", file);
+    if (!text) return sl_fail(ctx, SL_E_NOMEM, "text of %s", file);
+    sl_status st = sl_out_open(ctx, file, &out);
+    if (st == SL_OK) {
+        fprintf(out.file, "%s\n", text);
+        st = sl_out_close(ctx, &out, SL_OK);
     }
-    int fd = open(part, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
-    int err = fd < 0 ? errno : write_text(fd, text, strlen(text));
-    if (!err) err = write_text(fd, "\n", 1);
-    if (fd >= 0 && close(fd) && !err) err = errno;
-    if (!err && rename(part, file)) err = errno;
-    if (err && fd >= 0) unlink(part);
     free(text);
-    free(part);
-    return err ? sl_fail(ctx, SL_E_IO, "write %s: %s", file, strerror(err)) : SL_OK;
+    return st;
 }

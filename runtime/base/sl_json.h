@@ -46,7 +46,7 @@ SL_API void sl_json_at(const sl_json *array, size_t i, sl_json *ret);   /* i bel
 /* "FILE: PATH: expected WHAT, found ..." as SL_E_FORMAT. */
 SL_API sl_status sl_json_expected(const sl_json *j, const char *what);
 
-/* Writes v, indented, under a temporary name and renames it. Takes v over; v NULL: no memory.
+/* Writes v, indented, by way of sl_out. Takes v over; v NULL: no memory.
  * Errors: SL_E_IO, SL_E_NOMEM. */
 SL_API SL_NODISCARD sl_status sl_json_save(sl_ctx *ctx, json_t *v, const char *file);
 
