@@ -374,6 +374,17 @@ uint32_t sl_ecache_take(sl_ecache *c, uint32_t layer, uint32_t id, uint32_t *ret
     return slot;
 }
 
+bool sl_ecache_admits(const sl_ecache *c, uint32_t layer, uint32_t id, double margin)
+{
+    assert(sl_ecache_find(c, layer, id) == NONE && c->layer_pool[layer] != NONE);
+    const pool *p = &c->pools[c->layer_pool[layer]];
+    if (p->n_free) return true;
+    uint32_t victim = find_victim(c, p);
+    return victim != NONE
+        && c->value[(size_t)layer * c->n_expert + id] * c->weight[layer]
+               >= c->slot_value[victim] * c->weight[c->slot_layer[victim]] + margin;
+}
+
 void sl_ecache_pin(sl_ecache *c, uint32_t slot)
 {
     assert(slot < c->n_slots && c->expert_in[slot] != NONE);

@@ -80,6 +80,12 @@ SL_API uint32_t sl_ecache_expert_in(const sl_ecache *c, uint32_t slot);
  * O(slots of the pool): about 1 ns each. */
 SL_API uint32_t sl_ecache_take(sl_ecache *c, uint32_t layer, uint32_t id, uint32_t *ret_evicted);
 
+/* For who can do without a slot: is an expert that has none worth more, by `margin` at least, than
+ * what would make way for it? True where a slot is free, false where all are pinned. LFU's values
+ * are shares of rows: with m / half_life an expert gets its slot when it is likely to be used m
+ * times more than the other while that lasts. O(slots of the pool). */
+SL_API bool sl_ecache_admits(const sl_ecache *c, uint32_t layer, uint32_t id, double margin);
+
 /* Counted; a pinned slot is never a victim. */
 SL_API void sl_ecache_pin(sl_ecache *c, uint32_t slot);
 SL_API void sl_ecache_unpin(sl_ecache *c, uint32_t slot);

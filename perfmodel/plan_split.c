@@ -185,6 +185,8 @@ sl_status plan_split(sl_ctx *ctx, const sl_shape *s, const sl_plan_params *p, sl
         try.dense_bytes = s->vector_bytes + dense_bytes(s, try.n_dense_layers)
                         + (try.head_stays ? head : 0);
         try.stay_bytes = stay_bytes(s, try.n_stay);
+        try.stay_follow = !p->stay_fixed && !streamed && try.n_stay
+                        && try.n_stay < most_experts(s);
         try.need_bytes = try.dense_bytes + try.stay_bytes + try.ring_bytes + try.kv_bytes
                        + try.scratch_bytes + try.accel.own_bytes;
         assert(try.need_bytes <= mem);

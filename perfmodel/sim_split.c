@@ -570,7 +570,7 @@ static void all_experts(sim_split *x, lane *ln, const split_layer *p)
 static double staying(sim_split *x, const split_layer *p)
 {
     const sl_layer_shape *l = p->of;
-    if (p->rows > 1) return p->n_experts * n_stay(x, l) / l->n_expert;
+    if (p->rows > 1) return split_staying_of(&x->e, l, p->n_experts);
     const double *cdf = x->stay_cdf[x->parts_of[x->step->layer]];
     double u = quantile(++x->draw);
     uint32_t i = 0;
@@ -734,7 +734,7 @@ static void set_parts(sim_split *x, double rows)
         if (k < x->n_parts) continue;
         split_layer_set(&x->e, l, rows, x->all, &x->parts[x->n_parts++]);
         double sum = 0, p[SL_MAX_MISSED + 1];
-        split_staying(l, x->e.x->n_stay, p);
+        split_staying(&x->e, l, p);
         for (int j = 0; j <= SL_MAX_MISSED; j++) x->stay_cdf[k][j] = sum += p[j];
     }
 }

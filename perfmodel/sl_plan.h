@@ -56,6 +56,7 @@ typedef struct sl_plan_params {
     uint32_t n_lanes;       /* 1 or 2 */
     uint32_t kv_on, prompts_on, head_on;    /* sl_where */
     uint32_t n_stay, send_rows, send_all_rows;  /* as in sl_split */
+    bool stay_fixed;        /* the first experts stay, whatever is used */
 } sl_plan_params;
 
 #define SL_PLAN_AUTO UINT32_MAX
@@ -103,11 +104,14 @@ typedef struct sl_split {
      * pass of fewer than send_all_rows rows is one part. */
     uint32_t n_lanes, lane_rows;
     uint32_t n_dense_layers;    /* leading layers whose dense matrices stay on the device */
-    /* Routed experts: [0, n_stay) of each layer stay on the device. Of the others, one that gets at
+    /* Routed experts: n_stay of each layer stay on the device: the first, or, with stay_follow, as
+     * routing goes those that are used most (runtime/board.h; on a card, whose bits are not the
+     * CPU's, results then depend on what was computed before). Of the others, one that gets at
      * least send_rows rows of a lane is sent up and computed there; with fewer the CPU computes it
      * where it lies (Fiddler's rule). A pass of at least send_all_rows rows sends up all of them,
      * before its routers have spoken; SL_PLAN_NEVER where they come from disk. */
     uint32_t n_stay, send_rows, send_all_rows;
+    bool stay_follow;
     uint64_t ring_bytes;    /* what is sent up passes through; of at most piece_bytes a copy */
     uint64_t piece_bytes;
     /* Room for outputs of experts that wait for their turn to be added: this many [d_model] of a

@@ -111,10 +111,28 @@ split_turn split_turn_of(const split_layer *p, double n_stay)
     return t;
 }
 
-/* Drawn without putting back: hypergeometric. */
-void split_staying(const sl_layer_shape *l, uint32_t n_stay, double ret_p[SL_MAX_MISSED + 1])
+static double share_staying(const split_env *e, const sl_layer_shape *l)
 {
-    double n = l->n_expert, s = SL_MIN(n_stay, l->n_expert), u = l->n_used, sum = 0;
+    return fmin((double)e->x->n_stay / l->n_expert, 1);
+}
+
+static void follow(const split_env *e, const sl_layer_shape *l, double ret_p[SL_MAX_MISSED + 1])
+{
+    double missing[SL_MAX_MISSED + 1];
+    uint32_t most = SL_MIN(l->n_used, (uint32_t)SL_MAX_MISSED);
+    memset(ret_p, 0, (SL_MAX_MISSED + 1) * sizeof *ret_p);
+    sl_miss_turn(e->miss, l->n_used, share_staying(e, l), missing);
+    for (uint32_t i = 0; i <= most; i++) ret_p[most - i] = missing[i];
+}
+
+/* The first ones are as good as drawn without putting back: hypergeometric. */
+void split_staying(const split_env *e, const sl_layer_shape *l, double ret_p[SL_MAX_MISSED + 1])
+{
+    double n = l->n_expert, s = SL_MIN(e->x->n_stay, l->n_expert), u = l->n_used, sum = 0;
+    if (e->x->stay_follow) {
+        follow(e, l, ret_p);
+        return;
+    }
     memset(ret_p, 0, (SL_MAX_MISSED + 1) * sizeof *ret_p);
     double lo = fmax(0, u - (n - s)), hi = fmin(u, s);
     for (double i = lo; i <= hi; i++) {
@@ -125,6 +143,14 @@ void split_staying(const sl_layer_shape *l, uint32_t n_stay, double ret_p[SL_MAX
     }
     for (int i = 0; i <= SL_MAX_MISSED; i++) sum += ret_p[i];
     for (int i = 0; i <= SL_MAX_MISSED; i++) ret_p[i] /= sum;
+}
+
+/* A slot serves one of the experts that the rows choose, once. */
+double split_staying_of(const split_env *e, const sl_layer_shape *l, double n)
+{
+    double share = share_staying(e, l);
+    if (!e->x->stay_follow) return n * share;
+    return fmin(n * sl_miss_hit(e->miss, share), share * l->n_expert);
 }
 
 bool split_fetches(const split_env *e, const sl_step *st)
@@ -246,8 +272,8 @@ static double asked(const split_env *e, const split_layer *p, double times, spli
     const sl_layer_shape *l = p->of;
     double prob[SL_MAX_MISSED + 1] = { 0 }, s = 0;
     bool one = p->rows <= 1;
-    double mean = p->n_experts * SL_MIN(e->x->n_stay, l->n_expert) / l->n_expert;
-    if (one) split_staying(l, e->x->n_stay, prob);
+    double mean = split_staying_of(e, l, p->n_experts);
+    if (one) split_staying(e, l, prob);
     else prob[0] = 1;
     for (uint32_t i = 0; i <= SL_MAX_MISSED; i++) {
         if (!(prob[i] > 0)) continue;

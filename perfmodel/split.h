@@ -53,8 +53,11 @@ typedef struct split_turn {
     double stay_runs, sent_runs, cpu_runs;      /* rows times experts, of each */
 } split_turn;
 split_turn split_turn_of(const split_layer *p, double n_stay);
-/* Of n_used different ones among n_expert, i are among the n_stay that stay: ret_p[i]. */
-void split_staying(const sl_layer_shape *l, uint32_t n_stay, double ret_p[SL_MAX_MISSED + 1]);
+/* Of n_used different ones among n_expert, i are among those that stay: ret_p[i]. Where those
+ * follow the routing they are a cache like the one in RAM, and its curve says so. */
+void split_staying(const split_env *e, const sl_layer_shape *l, double ret_p[SL_MAX_MISSED + 1]);
+/* Of n different ones that some rows chose: the mean. */
+double split_staying_of(const split_env *e, const sl_layer_shape *l, double n);
 
 /* Rows that attend. */
 typedef struct split_attend {

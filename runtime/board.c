@@ -12,6 +12,10 @@
 #define GROUPS_A_RING 8u        /* experts are grouped so that the ring holds so many groups */
 #define MAX_GROUP 16u
 #define LOAD_AT_ONCE 16u        /* experts that stay, on their way from disk */
+/* Who stays goes by frequency, and only for what that is worth: docs/learned.md has others. */
+#define HALF_LIFE 64.0f         /* rows */
+#define MARGIN 0.05             /* of rows: more than three uses within a half-life */
+#define OLD 2048u               /* events that are waited for before they cannot be any more */
 
 static uint64_t round_up(uint64_t n)
 {
@@ -103,6 +107,93 @@ static void point_floats(board *b)
     }
 }
 
+/* ---- who stays ---- */
+
+/* Its slot among the layer's; NONE: it does not stay. */
+static uint32_t slot_of(const board *b, uint32_t layer, uint32_t x)
+{
+    if (!b->cache) return x < b->split->n_stay ? x : NONE;
+    uint32_t slot = sl_ecache_find(b->cache, layer, x);
+    return slot == SL_ECACHE_NONE ? NONE : slot - b->first_slot[layer];
+}
+
+bool board_stays(const board *b, uint32_t layer, uint32_t x)
+{
+    return slot_of(b, layer, x) != NONE;
+}
+
+static char *stay_place(const board *b, uint32_t layer, uint32_t slot)
+{
+    return b->stay + b->stay_at[layer] + slot * b->slot_bytes[layer];
+}
+
+static uint32_t n_staying(const board *b, uint32_t layer)
+{
+    return SL_MIN(b->split->n_stay, b->m->shape.layers[layer].n_expert);
+}
+
+/* x goes, y comes. */
+static void change_away(board *b, uint32_t layer, uint32_t x, uint32_t y)
+{
+    uint32_t *ids = b->away + (size_t)layer * b->m->hp.n_expert, i = 0;
+    uint32_t n = b->m->shape.layers[layer].n_expert - n_staying(b, layer);
+    while (ids[i] != x) i++;
+    for (; i + 1 < n && ids[i + 1] < y; i++) ids[i] = ids[i + 1];
+    for (; i > 0 && ids[i - 1] > y; i--) ids[i] = ids[i - 1];
+    ids[i] = y;
+}
+
+void board_learn(board *b, uint32_t layer, const sl_batch *a, uint32_t n_used)
+{
+    if (b->cache && a->n_rows)
+        sl_ecache_touch(b->cache, layer, a->expert_id, NULL, a->n_rows, n_used);
+}
+
+/* What was copied for the next pass is there for its stages. */
+static sl_status wait_for_kept(board *b)
+{
+    sl_event ev = b->kept;
+    b->kept = 0;
+    return ev ? b->dev->ops->wait(b->dev, SL_Q_COMPUTE, ev) : SL_OK;
+}
+
+/* Nothing on its way uses what makes way: stages of earlier passes are over, and this pass's own
+ * experts are pinned. */
+static sl_status keep_one(board *b, uint32_t layer, uint32_t x)
+{
+    uint32_t gone = NONE, slot = sl_ecache_take(b->cache, layer, x, &gone);
+    assert(slot != SL_ECACHE_NONE && gone != SL_ECACHE_NONE);
+    change_away(b, layer, x, gone % b->m->hp.n_expert);
+    b->n_kept++;
+    return send_expert(b, layer, x, place_of(b, layer, x),
+                       stay_place(b, layer, slot - b->first_slot[layer]));
+}
+
+sl_status board_keep(board *b, uint32_t layer, const uint32_t *ids, uint32_t n)
+{
+    uint64_t before = b->n_kept;
+    sl_status st = SL_OK;
+    if (!b->cache) return SL_OK;
+    assert(!b->all);
+    for (uint32_t i = 0; i < n; i++) {
+        uint32_t slot = sl_ecache_find(b->cache, layer, ids[i]);
+        if (slot != SL_ECACHE_NONE) sl_ecache_pin(b->cache, slot);
+        b->hits += slot != SL_ECACHE_NONE;
+        b->misses += slot == SL_ECACHE_NONE;
+    }
+    for (uint32_t i = 0; i < n && st == SL_OK; i++)
+        if (!board_stays(b, layer, ids[i])
+            && sl_ecache_admits(b->cache, layer, ids[i], MARGIN))
+            st = keep_one(b, layer, ids[i]);
+    for (uint32_t i = 0; i < n; i++) {
+        uint32_t slot = sl_ecache_find(b->cache, layer, ids[i]);
+        if (slot != SL_ECACHE_NONE) sl_ecache_unpin(b->cache, slot);
+    }
+    if (st != SL_OK || b->n_kept == before) return st;
+    b->kept_age = 0;
+    return b->dev->ops->record(b->dev, SL_Q_WEIGHTS, &b->kept);
+}
+
 /* ---- the ring ---- */
 
 static board_flight *flight(const board *b, uint32_t i)
@@ -161,12 +252,13 @@ static sl_status launch(board *b, board_flight f, bool *ret_sent)
     } else {
         const board_item *it = &b->items[f.item];
         if (it->kind != ITEM_EXPERTS) SL_TRY(send_parts(b, it, to));
-        for (uint32_t x = 0; it->kind == ITEM_EXPERTS && x < it->n; x++)
-            SL_TRY(send_expert(b, it->layer, it->first + x,
-                               place_of(b, it->layer, it->first + x),
-                               to + x * b->slot_bytes[it->layer]));
+        const uint32_t *ids = b->away + (size_t)it->layer * b->m->hp.n_expert + it->first;
+        for (uint32_t i = 0; it->kind == ITEM_EXPERTS && i < it->n; i++)
+            SL_TRY(send_expert(b, it->layer, ids[i], place_of(b, it->layer, ids[i]),
+                               to + i * b->slot_bytes[it->layer]));
     }
     SL_TRY(b->dev->ops->record(b->dev, SL_Q_WEIGHTS, &f.sent));
+    if (++b->kept_age == OLD) SL_TRY(wait_for_kept(b));
     *flight(b, b->n_flights++) = f;
     *ret_sent = true;
     return SL_OK;
@@ -225,6 +317,7 @@ sl_status board_begin(board *b, bool all, uint32_t n_lanes)
     if (fresh) drop_all(b);
     b->all = all;
     b->n_lanes = n_lanes;
+    SL_TRY(wait_for_kept(b));
     return board_pump(b);
 }
 
@@ -333,20 +426,31 @@ sl_status board_done_expert(board *b, uint32_t layer, uint32_t expert)
     return done(b, find_flight(b, NONE, layer, expert));
 }
 
+uint32_t board_group_first(const board *b, uint32_t i)
+{
+    const board_item *it = &b->items[i];
+    return b->away[(size_t)it->layer * b->m->hp.n_expert + it->first];
+}
+
+uint32_t board_group_last(const board *b, uint32_t i)
+{
+    const board_item *it = &b->items[i];
+    return b->away[(size_t)it->layer * b->m->hp.n_expert + it->first + it->n - 1];
+}
+
 sl_expert_data board_expert(const board *b, uint32_t layer, uint32_t x)
 {
-    uint64_t slot = b->slot_bytes[layer];
-    if (x < b->split->n_stay)
-        return expert_at(b, layer, x, b->stay + b->stay_at[layer] + x * slot);
+    const uint32_t *away = b->away + (size_t)layer * b->m->hp.n_expert;
+    uint32_t slot = slot_of(b, layer, x), i = b->first_group[layer], at;
+    if (slot != NONE) return expert_at(b, layer, x, stay_place(b, layer, slot));
     board_flight *f = b->all ? NULL : find_flight(b, NONE, layer, x);
     if (f) return expert_at(b, layer, x, b->ring + f->at);
-    for (uint32_t g = 0; g < b->n_groups[layer]; g++) {
-        uint32_t i = b->first_group[layer] + g;
-        const board_item *it = &b->items[i];
-        if (x < it->first || x >= it->first + it->n) continue;
+    for (uint32_t end = i + b->n_groups[layer]; i < end; i++) {
+        if (x > board_group_last(b, i)) continue;
+        for (at = 0; away[b->items[i].first + at] != x;) at++;
         f = find_flight(b, i, layer, 0);
         assert(f);
-        return expert_at(b, layer, x, b->ring + f->at + (x - it->first) * slot);
+        return expert_at(b, layer, x, b->ring + f->at + at * b->slot_bytes[layer]);
     }
     assert(!"an expert that is nowhere");
     return (sl_expert_data){ NULL, NULL, NULL };
@@ -393,9 +497,10 @@ static void push_item(board *b, board_item it)
 
 static void push_groups(board *b, uint32_t layer)
 {
-    uint32_t n = b->m->shape.layers[layer].n_expert, at = SL_MIN(b->split->n_stay, n);
+    uint32_t first = n_staying(b, layer), n = b->m->shape.layers[layer].n_expert - first, at = 0;
     uint64_t slot = b->slot_bytes[layer];
     b->first_group[layer] = b->n_items;
+    for (uint32_t i = 0; i < n; i++) b->away[(size_t)layer * b->m->hp.n_expert + i] = first + i;
     for (uint32_t k; at < n; at += k) {
         k = (uint32_t)SL_MIN(b->split->ring_bytes / GROUPS_A_RING / slot, (uint64_t)MAX_GROUP);
         k = SL_MIN(SL_MAX(k, 1), n - at);
@@ -405,24 +510,24 @@ static void push_groups(board *b, uint32_t layer)
     b->n_groups[layer] = b->n_items - b->first_group[layer];
 }
 
-/* From where they lie; or, where experts are streamed, some at a time through their slots. `stay`:
- * where in the device's memory for these. */
-static sl_status send_staying(board *b, uint32_t layer, uint64_t stay)
+/* From where they lie; or, where experts are streamed, some at a time through their slots. */
+static sl_status send_staying(board *b, uint32_t layer)
 {
-    uint64_t slot = b->slot_bytes[layer];
-    uint32_t n = SL_MIN(b->split->n_stay, b->m->shape.layers[layer].n_expert), got = 0;
+    uint32_t n = n_staying(b, layer), got = 0, gone;
     sl_expert_data data[LOAD_AT_ONCE];
+    for (uint32_t x = 0; b->cache && x < n; x++)
+        sl_ecache_unpin(b->cache, sl_ecache_take(b->cache, layer, x, &gone));
     if (!b->streamed) {
         for (uint32_t x = 0; x < n; x++)
-            SL_TRY(send_expert(b, layer, x, place_of(b, layer, x), b->stay + stay + x * slot));
+            SL_TRY(send_expert(b, layer, x, place_of(b, layer, x),
+                               stay_place(b, layer, slot_of(b, layer, x))));
         return SL_OK;
     }
     for (uint32_t at = 0; at < n; at += got) {
         SL_TRY(sl_stream_load(b->ctx, b->host->stream, layer, at, SL_MIN(n - at, LOAD_AT_ONCE),
                               data, &got));
         for (uint32_t i = 0; i < got; i++)
-            SL_TRY(send_expert(b, layer, at + i, data[i].gate,
-                               b->stay + stay + (at + i) * slot));
+            SL_TRY(send_expert(b, layer, at + i, data[i].gate, stay_place(b, layer, at + i)));
         SL_TRY(board_sync(b));
     }
     return SL_OK;
@@ -443,8 +548,8 @@ static sl_status place(board *b)
             point(b, &parts[i], b->dense + at);
         }
         b->stay_at[l] = stay;
-        SL_TRY(send_staying(b, l, stay));
-        stay += SL_MIN(b->split->n_stay, b->m->shape.layers[l].n_expert) * b->slot_bytes[l];
+        SL_TRY(send_staying(b, l));
+        stay += n_staying(b, l) * b->slot_bytes[l];
     }
     if (b->split->head == SL_ON_CPU) return SL_OK;
     board_item head = gather(b, ITEM_HEAD, BIND_NO_LAYER);
@@ -501,12 +606,14 @@ static sl_status take_tables(board *b)
     b->stay_at = calloc(n_layer, sizeof *b->stay_at);
     b->slot_bytes = calloc(n_layer, sizeof *b->slot_bytes);
     b->items = calloc(n_items, sizeof *b->items);
+    b->first_slot = calloc(n_layer, sizeof *b->first_slot);
+    b->away = calloc((size_t)n_layer * n_expert + 1, sizeof *b->away);
     b->first_group = calloc(n_layer, sizeof *b->first_group);
     b->n_groups = calloc(n_layer, sizeof *b->n_groups);
     b->asked = calloc(n_expert + 1ull, sizeof *b->asked);
     b->flights = calloc(b->cap_flights, sizeof *b->flights);
-    if (!b->layers || !b->parts || !b->stay_at || !b->slot_bytes || !b->items || !b->first_group
-        || !b->n_groups || !b->asked || !b->flights)
+    if (!b->layers || !b->parts || !b->stay_at || !b->slot_bytes || !b->items || !b->first_slot
+        || !b->away || !b->first_group || !b->n_groups || !b->asked || !b->flights)
         return sl_fail(b->ctx, SL_E_NOMEM, "tables of %u layers for the device", n_layer);
     memcpy(b->layers, b->m->layers, n_layer * sizeof *b->layers);
     b->ends = b->m->ends;
@@ -516,11 +623,31 @@ static sl_status take_tables(board *b)
     return SL_OK;
 }
 
+/* A pool for each layer: what a pass sends has the same size whoever stays. */
+static sl_status make_cache(board *b)
+{
+    uint32_t n_layer = b->m->hp.n_layer, at = 0, *both = calloc(2ull * n_layer, sizeof *both);
+    if (!both) return sl_fail(b->ctx, SL_E_NOMEM, "tables of %u layers for the device", n_layer);
+    for (uint32_t l = 0; l < n_layer; at += both[l++]) {
+        both[l] = n_staying(b, l);
+        both[n_layer + l] = both[l] ? l : SL_ECACHE_NO_CLASS;
+        b->first_slot[l] = at;
+    }
+    sl_ecache_params p = { .n_layer = n_layer, .n_expert = b->m->hp.n_expert,
+                           .n_used = b->m->widths.n_used, .n_seq = 1, .layer_class = both + n_layer,
+                           .n_classes = n_layer, .class_slots = both, .policy = SL_POLICY_LFU,
+                           .half_life = HALF_LIFE };
+    sl_status st = sl_ecache_create(b->ctx, &p, &b->cache);
+    free(both);
+    return st;
+}
+
 sl_status board_init(sl_ctx *ctx, sl_device *dev, weights *host, const sl_plan *plan, board *b)
 {
     *b = (board){ .ctx = ctx, .dev = dev, .m = host->m, .host = host, .split = &plan->split,
                   .streamed = plan->weights == SL_WEIGHTS_STREAMED, .n_lanes = 1 };
     SL_TRY(take_tables(b));
+    if (b->split->stay_follow) SL_TRY(make_cache(b));
     SL_TRY(take_all(b));
     SL_TRY(send_bytes(b, b->floats, (const char *)host->floats, host->floats_bytes));
     point_floats(b);
@@ -548,6 +675,9 @@ void board_fini(board *b)
     free(b->stay_at);
     free(b->slot_bytes);
     free(b->items);
+    sl_ecache_destroy(&b->cache);
+    free(b->first_slot);
+    free(b->away);
     free(b->first_group);
     free(b->n_groups);
     free(b->asked);

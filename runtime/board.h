@@ -4,17 +4,23 @@
  * front of its experts, experts, the matrices behind them (dense FFN, shared expert), the head. A
  * pass either sends all experts, then items of the next layers and of the next pass are on their
  * way as soon as there is room; or those that are asked for, which may come from disk.
+ * Which experts stay: at first those with the lowest numbers. Where the plan says so they follow
+ * the routing: behind a layer's turn one that is missing there may take the place of one that is
+ * used less (sl_ecache.h decides), and is there from the next pass on.
  *
  * Invariants, checked with asserts:
  *   B1  items in the ring lie in the order in which they were sent, and none is written over before
  *       all lanes have used it and the copies wait for that (board_done)
  *   B2  pointers of a layer hold from board_use to board_done of the item behind them
+ *   B3  experts change places in passes that do not send all of them only, and never one that the
+ *       pass uses; `away` has those of a layer that do not stay
  * The driver never waits here: queues do. Belongs to one engine; private to runtime/. Nothing
  * allocates after init. Tested by tests/t_split.c. */
 #ifndef BOARD_H
 #define BOARD_H
 
 #include "offload/sl_device.h"
+#include "offload/sl_ecache.h"
 #include "runtime/weights.h"
 
 typedef enum item_kind { ITEM_FRONT, ITEM_EXPERTS, ITEM_BACK, ITEM_HEAD } item_kind;
@@ -28,7 +34,7 @@ typedef struct board_part {
 typedef struct board_item {
     item_kind kind;
     uint32_t layer;
-    uint32_t first, n;          /* experts, or parts */
+    uint32_t first, n;          /* of the layer's `away`, or parts */
     uint64_t bytes;
 } board_item;
 
@@ -55,6 +61,13 @@ typedef struct board {
     board_part *parts;
     uint32_t n_parts;
     uint64_t *stay_at;          /* [n_layer] the layer's experts that stay, [n_stay] slots each */
+    sl_ecache *cache;           /* which slot has which of them; NULL: expert x is in slot x */
+    uint32_t *first_slot;       /* [n_layer] of the cache */
+    uint32_t *away;             /* [n_layer][n_expert] those that do not stay, ascending */
+    sl_event kept;              /* copies of those that came to stay, until stages wait for them */
+    uint32_t kept_age;          /* events on that queue since */
+    uint64_t hits, misses;      /* experts asked for, of layers where some stay and some do not */
+    uint64_t n_kept;            /* that came to stay */
     uint64_t *slot_bytes;       /* [n_layer] room of one */
     board_item *items;          /* of a pass that sends all experts */
     uint32_t n_items, next;
@@ -103,6 +116,17 @@ sl_status board_done_group(board *b, uint32_t i);
 /* Without: for one expert that was asked for. */
 sl_status board_use_expert(board *b, uint32_t layer, uint32_t expert);
 sl_status board_done_expert(board *b, uint32_t layer, uint32_t expert);
+
+/* Does the expert stay, that is: may stages use it without asking? */
+bool board_stays(const board *b, uint32_t layer, uint32_t expert);
+/* Of those that do not stay, the first and the last in group i. */
+uint32_t board_group_first(const board *b, uint32_t i);
+uint32_t board_group_last(const board *b, uint32_t i);
+/* The layer's router answered, for the rows of one lane. */
+void board_learn(board *b, uint32_t layer, const sl_batch *answer, uint32_t n_used);
+/* Without `all`: of the layer's experts of this pass, ids [n], those that had better stay are sent
+ * to where others stayed. From here on board_stays says so, of the next pass. */
+sl_status board_keep(board *b, uint32_t layer, const uint32_t *ids, uint32_t n);
 
 /* Where an expert's slices lie on the device: one that stays, or is in use. */
 sl_expert_data board_expert(const board *b, uint32_t layer, uint32_t expert);

@@ -167,6 +167,9 @@ void sl_engine_get_stats(const sl_engine *e, sl_engine_stats *ret)
     ret->stall_s = s.stall_s;
     ret->one_row = s.one_row;
     ret->sent_bytes = e->board.sent_bytes;
+    ret->stay_hits = e->board.hits;
+    ret->stay_misses = e->board.misses;
+    ret->stay_changes = e->board.n_kept;
 }
 
 const char *sl_engine_store_mode(const sl_engine *e) { return sl_store_mode(e->loaded.store); }

@@ -84,23 +84,33 @@ static sl_status submit_last(struct turn *t, uint32_t at)
     return board_done(&t->e->board, ITEM_BACK, t->l->index);
 }
 
-/* All experts are on their way, in groups. */
+/* From run `at` on, those of experts below `end`, which are there. Returns how many. */
+static uint32_t give_below(struct turn *t, uint32_t at, uint32_t end)
+{
+    lane *n = t->n;
+    uint32_t i = at;
+    for (; i < t->n_routed && n->ids[i] < end; i++)
+        give(&n->runs[i], board_expert(&t->e->board, t->l->index, n->ids[i]));
+    return i - at;
+}
+
+/* All experts are on their way, in groups; those that stay come between them in their order. */
 static sl_status run_groups(struct turn *t)
 {
     board *b = &t->e->board;
     lane *n = t->n;
-    uint32_t at = 0, layer = t->l->index, from;
-    for (; at < t->n_routed && n->ids[at] < b->split->n_stay; at++)
-        give(&n->runs[at], board_expert(b, layer, n->ids[at]));
-    SL_TRY(submit(t, n->runs, at, false));
+    uint32_t at = 0, layer = t->l->index, some;
     for (uint32_t i = b->first_group[layer], g = 0; g < b->n_groups[layer]; i++, g++) {
-        uint32_t end = b->items[i].first + b->items[i].n;
+        some = give_below(t, at, board_group_first(b, i));
+        SL_TRY(submit(t, n->runs + at, some, false));
+        at += some;
         SL_TRY(board_use_group(b, i));
-        for (from = at; at < t->n_routed && n->ids[at] < end; at++)
-            give(&n->runs[at], board_expert(b, layer, n->ids[at]));
-        SL_TRY(submit(t, n->runs + from, at - from, false));
+        some = give_below(t, at, board_group_last(b, i) + 1);
+        SL_TRY(submit(t, n->runs + at, some, false));
+        at += some;
         SL_TRY(board_done_group(b, i));
     }
+    (void)give_below(t, at, UINT32_MAX);
     return submit_last(t, at);
 }
 
@@ -108,9 +118,8 @@ typedef enum place { STAYS, SENT, ON_CPU } place;
 
 static place place_of(const struct turn *t, const sl_expert_run *r, bool stored)
 {
-    const sl_split *x = &t->e->plan.split;
-    if (r->index < x->n_stay) return STAYS;
-    return stored && r->n_rows < x->send_rows ? ON_CPU : SENT;
+    if (board_stays(&t->e->board, t->l->index, r->index)) return STAYS;
+    return stored && r->n_rows < t->e->plan.split.send_rows ? ON_CPU : SENT;
 }
 
 /* One expert that was asked for. */
@@ -148,6 +157,7 @@ static sl_status run_in_order(struct turn *t)
         give(r, board_expert(&t->e->board, t->l->index, r->index));
         SL_TRY(submit(t, r, 1, false));
     }
+    SL_TRY(board_keep(&t->e->board, t->l->index, n->ids, t->n_routed));
     return submit_last(t, t->n_routed);
 }
 
@@ -246,6 +256,7 @@ static sl_status run_stored(struct turn *t)
             leave_to_cpu(t, r, sl_stream_place(t->e->loaded.stream, t->l->index, r->index),
                          n_part++);
     }
+    SL_TRY(board_keep(&t->e->board, t->l->index, n->ids, t->n_routed));
     SL_TRY(run_on_cpu(t, n_part));
     return end_stored(t);
 }
@@ -363,6 +374,7 @@ sl_status split_experts(sl_engine *e, lane *n, const sl_step *step)
     t.n_routed = exec_group(n, t.l);
     e->stats.expert_runs += t.n_routed;
     e->stats.bytes_touched += t.n_routed * step->expert_bytes;
+    board_learn(&e->board, t.l->index, &n->host, t.l->routing.n_used);
     if (e->board.all) return run_groups(&t);
     uint64_t pairs = (uint64_t)n->host.n_rows * t.l->routing.n_used;
     bool stored = pairs <= e->plan.split.stored_runs;

@@ -156,6 +156,9 @@ typedef struct sl_engine_stats {
     double stall_s;             /* nothing was computed for want of weights */
     sl_misses one_row;          /* of passes of one row, where weights are streamed */
     uint64_t sent_bytes;        /* of weights, to an accelerator, since all that stays there was */
+    /* where experts that stay on it follow the routing: of those that passes of few rows asked
+     * for, how many were there; and how many came to stay */
+    uint64_t stay_hits, stay_misses, stay_changes;
 } sl_engine_stats;
 /* How the disk is read: "io_uring, O_DIRECT, registered buffers". */
 SL_API const char *sl_engine_store_mode(const sl_engine *e);

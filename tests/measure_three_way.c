@@ -163,7 +163,7 @@ int main(int argc, char **argv)
 {
     T_NEED(argc > 4, "usage: measure_three_way MODEL MACHINE MEM_MIB LINK_GB_S [numbers]");
     double rate = 1e9 * strtod(argv[4], NULL);
-    uint32_t n_rounds = argc > 5 ? (uint32_t)strtoul(argv[5], NULL, 10) : 3, most = 0, used = 0;
+    uint32_t n_rounds = argc > 5 ? (uint32_t)strtoul(argv[5], NULL, 10) : 3;
     load.n_prompt = argc > 6 ? (uint32_t)strtoul(argv[6], NULL, 10) : 192;
     load.n_gen = argc > 7 ? (uint32_t)strtoul(argv[7], NULL, 10) : 32;
     T_NEED(n_rounds <= MAX_ROUNDS && load.n_prompt && load.n_gen > 1, "numbers");
@@ -171,11 +171,7 @@ int main(int argc, char **argv)
     T_NEED(sl_model_open(ctx, argv[1], &m) == SL_OK, "%s", sl_error(ctx));
     T_NEED(sl_machine_load(ctx, argv[2], &machine) == SL_OK, "%s", sl_error(ctx));
     const sl_shape *shape = sl_model_shape(m);
-    for (uint32_t l = 0; l < shape->n_layer; l++) {
-        most = SL_MAX(most, shape->layers[l].n_expert);
-        used = SL_MAX(used, shape->layers[l].n_used);
-    }
-    sl_miss_model miss = sl_miss_default(most, used);
+    sl_miss_model miss = { .n_points = 0 };     /* a random router: hits are the share that stays */
     sl_accel accel = { .kind = SL_ACCEL_EMU, .n_cores = 1, .up_bytes_s = rate,
                        .down_bytes_s = rate, .link_s = 10e-6,
                        .mem_bytes = (uint64_t)strtoull(argv[3], NULL, 10) << 20 };

@@ -331,6 +331,32 @@ static uint32_t most_hits(const uint32_t *uses, uint32_t n, uint32_t at, uint32_
     return bypass ? SL_MAX(best, most_hits(uses, n, at + 1, held, capacity, bypass)) : best;
 }
 
+/* Two slots of LFU with a half-life of one row, so that shares are sums of halves. */
+static void few_are_admitted(void)
+{
+    sl_ecache *c = NULL;
+    uint32_t slots = 2, gone;
+    sl_ecache_params p = { .n_layer = 2, .n_expert = 4, .n_used = 1, .n_seq = 1, .n_classes = 1,
+                           .class_slots = &slots, .policy = SL_POLICY_LFU, .half_life = 1 };
+    T_NEED(sl_ecache_create(ctx, &p, &c) == SL_OK, "%s", sl_error(ctx));
+    T_CHECK(sl_ecache_admits(c, 0, 0, 9), "a free slot is for anyone");
+    for (uint32_t x = 0; x < 2; x++) sl_ecache_unpin(c, sl_ecache_take(c, 0, x, &gone));
+    for (uint32_t x = 0; x < 3; x++) sl_ecache_touch(c, 0, &x, NULL, 1, 1);
+    /* shares 1/8, 1/4, 1/2, 0: expert 2 beats the first by 3/8 */
+    T_CHECK(sl_ecache_admits(c, 0, 2, 0.375) && !sl_ecache_admits(c, 0, 2, 0.376), "the margin");
+    T_CHECK(!sl_ecache_admits(c, 0, 3, 0), "one that nobody used");
+    T_CHECK(!sl_ecache_admits(c, 1, 2, 0.1) && sl_ecache_admits(c, 1, 2, -1), "another layer's");
+    sl_ecache_pin(c, sl_ecache_find(c, 0, 0));
+    T_CHECK(sl_ecache_admits(c, 0, 2, 0.25) && !sl_ecache_admits(c, 0, 2, 0.26), "the next one");
+    sl_ecache_pin(c, sl_ecache_find(c, 0, 1));
+    T_CHECK(!sl_ecache_admits(c, 0, 2, -1), "all are pinned");
+    sl_ecache_unpin(c, sl_ecache_find(c, 0, 0));
+    T_CHECK(sl_ecache_find(c, 0, sl_ecache_expert_in(c, sl_ecache_take(c, 0, 2, &gone))) != NONE
+            && gone == 0, "the first made way");
+    sl_ecache_check(c);
+    sl_ecache_destroy(&c);
+}
+
 static void belady_is_the_most(void)
 {
     for (uint32_t round = 0; round < 300; round++) {
@@ -362,6 +388,7 @@ int main(void)
     pools_and_classes();
     refusals();
     random_operations();
+    few_are_admitted();
     belady_is_the_most();
     sl_mem_report r;
     sl_mem_get(ctx, &r);

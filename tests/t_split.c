@@ -20,6 +20,7 @@ typedef struct share {
     uint32_t lanes, kv, prompts, head, stay, send_rows, send_all_rows, dense_layers, max_rows;
     bool few;                   /* on few of the models */
     double ram;                 /* 0: for all; of the way there from the least that will do */
+    bool fixed;                 /* what stays does not follow the routing */
 } share;
 
 enum { CPU = SL_ON_CPU, DEV = SL_ON_DEVICE };
@@ -27,20 +28,25 @@ enum { CPU = SL_ON_CPU, DEV = SL_ON_DEVICE };
 #define ALL SL_PLAN_AUTO       /* what fits */
 
 static const share shares[] = {
-    { "all sent, two lanes", 2, CPU, CPU, CPU, 0, 1, 1, 0, 24, false, 0 },
-    { "all sent, two lanes, prompts there", 2, CPU, DEV, DEV, 0, 1, 1, 0, 24, false, 0 },
-    { "all sent, two lanes of a row at least", 2, CPU, DEV, DEV, 1, 1, 2, 1, 3, true, 0 },
-    { "all sent, one lane", 1, CPU, CPU, DEV, 0, 1, 1, 0, 7, true, 0 },
-    { "sent when asked for", 1, DEV, DEV, DEV, 1, 1, NEVER, 0, 24, false, 0 },
-    { "some left to the CPU", 1, CPU, DEV, DEV, 1, 2, 20, 1, 24, false, 0 },
-    { "all left to the CPU", 1, CPU, CPU, CPU, 0, NEVER, NEVER, 0, 5, true, 0 },
-    { "all on the device", 1, DEV, DEV, DEV, ALL, 1, 20, ALL, 16, false, 0 },
-    { "from disk, all sent", 2, CPU, CPU, CPU, 0, 1, 1, 0, 64, false, 0.01 },
-    { "from disk, some left to the CPU", 1, CPU, DEV, DEV, 1, 2, 20, 1, 24, false, 0.3 },
-    { "from disk, all left to the CPU", 1, DEV, DEV, DEV, 1, NEVER, NEVER, 0, 5, true, 0.1 },
-    { "from disk, what does not stay", 2, CPU, DEV, DEV, 2, SL_PLAN_AUTO, 1, 1, 9, true, 0.6 },
+    { "all sent, two lanes", 2, CPU, CPU, CPU, 0, 1, 1, 0, 24, false, 0, false },
+    { "all sent, two lanes, prompts there", 2, CPU, DEV, DEV, 0, 1, 1, 0, 24, false, 0, false },
+    { "all sent, two lanes of a row at least", 2, CPU, DEV, DEV, 1, 1, 2, 1, 3, true, 0, false },
+    { "all sent, one lane", 1, CPU, CPU, DEV, 0, 1, 1, 0, 7, true, 0, false },
+    { "sent when asked for", 1, DEV, DEV, DEV, 1, 1, NEVER, 0, 24, false, 0, false },
+    { "some left to the CPU", 1, CPU, DEV, DEV, 1, 2, 20, 1, 24, false, 0, false },
+    { "some left to the CPU, two lanes", 2, CPU, CPU, CPU, 2, 3, 6, 1, 9, false, 0, false },
+    { "what stays is fixed", 1, CPU, DEV, DEV, 1, 2, 20, 1, 24, true, 0, true },
+    { "more than can be stored", 1, DEV, DEV, DEV, 2, 2, NEVER, 0, 24, true, 0, false },
+    { "all left to the CPU", 1, CPU, CPU, CPU, 0, NEVER, NEVER, 0, 5, true, 0, false },
+    { "all on the device", 1, DEV, DEV, DEV, ALL, 1, 20, ALL, 16, false, 0, false },
+    { "from disk, all sent", 2, CPU, CPU, CPU, 0, 1, 1, 0, 64, false, 0.01, false },
+    { "from disk, some left to the CPU", 1, CPU, DEV, DEV, 1, 2, 20, 1, 24, false, 0.3, false },
+    { "from disk, all left to the CPU", 1, DEV, DEV, DEV, 1, NEVER, NEVER, 0, 5, true, 0.1, false },
+    { "from disk, what does not stay",
+      2, CPU, DEV, DEV, 2, SL_PLAN_AUTO, 1, 1, 9, true, 0.6, false },
 };
 static uint32_t n_from_disk;    /* runs */
+static uint64_t n_followed, n_fixed;    /* experts that came to stay, where they may or not */
 
 static char complaint[300];
 
@@ -68,6 +74,7 @@ static sl_plan_params params_of(const share *s)
     p.send_rows = s->send_rows;
     p.send_all_rows = s->send_all_rows;
     p.max_dense_layers = s->dense_layers;
+    p.stay_fixed = s->fixed;
     return p;
 }
 
@@ -145,6 +152,7 @@ static bool run(const char *path, const share *s, float *ret)
     T_CHECK(streamed == (stats.misses > 0) && streamed == (plan.weights == SL_WEIGHTS_STREAMED),
             "%s: %llu misses, %s", what, (unsigned long long)stats.misses, plan.mode);
     n_from_disk += streamed;
+    *(s && s->fixed ? &n_fixed : &n_followed) += stats.stay_changes;
     sl_engine_close(&e);
     sl_model_close(&m);
     sl_mem_get(ctx, &mem);
@@ -228,5 +236,8 @@ int main(int argc, char **argv)
     }
     free(names);
     T_CHECK(n_from_disk > 3, "%u runs had experts on disk", n_from_disk);
+    T_CHECK(n_followed > 20 && !n_fixed, "%llu experts came to stay, and %llu where none may",
+            (unsigned long long)n_followed, (unsigned long long)n_fixed);
+    printf("%llu experts came to stay\n", (unsigned long long)n_followed);
     return t_end();
 }

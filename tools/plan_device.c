@@ -29,7 +29,8 @@ void plan_print_device(const sl_shape *s, const sl_plan *p)
     snprintf(text, sizeof text, "of %" PRIu32 " of %" PRIu32 " layers%s", x->n_dense_layers,
              s->n_layer, x->head_stays ? ", and the head" : "");
     row("weights that every token needs", x->dense_bytes, text);
-    snprintf(text, sizeof text, "%" PRIu32 " of the %" PRIu32 " of each layer", stay, n);
+    snprintf(text, sizeof text, "%" PRIu32 " of the %" PRIu32 " of each layer%s", stay, n,
+             x->stay_follow ? ", those used most" : "");
     row("experts", x->stay_bytes, text);
     row("weights on their way", x->ring_bytes, "a ring; what does not stay is sent from RAM");
     row("keys and values", x->kv_bytes, "");
