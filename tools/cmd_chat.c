@@ -213,22 +213,20 @@ static int chat(struct chat *c)
     int code = talk(c);
 
     sl_engine_stats e;
-    char rss[24], budget[24];
+    char peak[120], error[24];
     sl_engine_get_stats(c->s->engine, &e);
     if (code == CLI_FAILED || !c->n_answers) return code;
     /* The first token of an answer comes from the pass that reads the message. */
     uint64_t n_decoded = c->n_generated - SL_MIN(c->n_generated, c->n_answers);
     cli_note("%" PRIu32 " answer%s: read %" PRIu64 " tokens at %.1f tok/s, wrote %" PRIu64
-             " at %.1f tok/s; peak memory %s of %s", c->n_answers, c->n_answers == 1 ? "" : "s",
-             c->n_prompt,
+             " at %.1f tok/s; %s", c->n_answers, c->n_answers == 1 ? "" : "s", c->n_prompt,
              e.prompt_s > 0 ? (double)e.prompt_tokens / e.prompt_s : 0, c->n_generated,
              e.decode_s > 0 ? (double)n_decoded / e.decode_s : 0,
-             cli_bytes(cli_peak_rss(), rss),
-             c->s->budget_bytes ? cli_bytes(c->s->budget_bytes, budget) : "an unknown amount");
+             cli_peak_memory(c->s, peak));
     if (c->s->has_forecast && e.decode_s > 0 && n_decoded)
         cli_note("the forecast was %.1f tok/s: off by %s", c->s->forecast.decode.tok_per_s,
                  cli_forecast_error(c->s->forecast.decode.tok_per_s, (double)n_decoded / e.decode_s,
-                                    rss));
+                                    error));
     return code;
 }
 
