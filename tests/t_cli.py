@@ -59,6 +59,8 @@ class Frame(unittest.TestCase):
             self.assertTrue(out.startswith(b"usage: sluice %s " % c.encode()), out[:80])
             lines = out.split(b"\n")
             self.assertLessEqual(max(len(l) for l in lines if not l.startswith(b"  -")), 100, c)
+            self.assertEqual(sluice("help", c), (0, out, ""))
+        self.assertIn('"nope" is no command', sluice("help", "nope")[2])
         code, out, err = sluice("--version")
         self.assertEqual((code, err), (0, ""))
         self.assertRegex(out, rb"^sluice \d+\.\d+\.\d+\n$")
@@ -83,7 +85,8 @@ class Frame(unittest.TestCase):
                            (("run", "--vram", "0"), "--vram 0: expected a size such as 8G"),
                            (("run", "--ram", "8"), "--ram 8: expected a size such as 8G"),
                            (("run", "--ram="), "--ram \"\": expected a size"),
-                           (("run", "--predict=x"), "--predict x: expected a whole number")):
+                           (("run", "--predict=x"), "--predict x: expected a whole number"),
+                           (("plan", "-p", "Once"), "-p (--n-prompt) Once: expected a whole number")):
             code, out, err = sluice(*args)
             self.assertEqual((code, out), (2, b""), args)
             self.assertIn(said, err)
