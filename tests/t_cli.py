@@ -557,7 +557,8 @@ class Chat(unittest.TestCase):
         self.assertIn("are left: /reset", err)
 
     def test_terminal(self):
-        """Ctrl-C stops an answer, comes back to the prompt, and ends there."""
+        """A line that the terminal cut is not sent. Ctrl-C stops an answer, comes back to the prompt, and ends
+        there."""
         try:
             master, slave = pty.openpty()
         except OSError as e:    # a container without /dev/pts
@@ -565,10 +566,15 @@ class Chat(unittest.TestCase):
         p = subprocess.Popen([SLUICE, "chat", "--chat-template", "chatml", "-c", "30000", "-n", "-1", "--ignore-eos"],
                              stdin=slave, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         os.close(slave)
+        err = b""
+        os.write(master, b"x" * 5000 + b"\n")
+        while b"nothing was sent" not in err:
+            got = os.read(p.stderr.fileno(), 4096)
+            self.assertTrue(got, err)
+            err += got
         os.write(master, b"/help\n/nope\nHello\n")
         p.stdout.read(20)
         p.send_signal(signal.SIGINT)
-        err = b""
         while b"stopped" not in err or not err.endswith(b"> "):
             got = os.read(p.stderr.fileno(), 4096)
             self.assertTrue(got, err)

@@ -46,7 +46,10 @@ struct chat {
     uint64_t n_prompt, n_generated;
 };
 
-/* A message without its newline, malloc'ed; NULL at the end of stdin or on Ctrl-C. */
+enum { TERMINAL_LINE = 4095 };  /* bytes of a line that Linux keeps; the rest is dropped unseen */
+
+/* A message without its newline, malloc'ed; empty: there is nothing to be answered; NULL at the end
+ * of stdin or on Ctrl-C. */
 static char *read_message(const struct chat *c)
 {
     char *line = NULL, *message = NULL;
@@ -59,6 +62,12 @@ static char *read_message(const struct chat *c)
         if (got && line[got - 1] == '\n') got--;
         more = got && line[got - 1] == '\\';
         if (more) line[got - 1] = '\n';
+        if (c->interactive && got == TERMINAL_LINE) {
+            cli_note("a terminal keeps %d bytes of a line, and this one may have been longer: "
+                     "nothing was sent; \\ at the end of lines makes one message of several, and a "
+                     "pipe takes any", TERMINAL_LINE);
+            n = 0, got = 0, more = false;
+        }
         char *longer = realloc(message, n + (size_t)got + 1);
         if (!longer) break;
         message = longer;
