@@ -122,6 +122,13 @@ class Batch(unittest.TestCase):
         self.assertIn('requests.jsonl:1: expected {"prompt": "..."} and found no JSON', err)
         self.assertIn("2 requests could not be done", err)
 
+    def test_memory_beside_a_device(self):
+        """What an emulated device holds is said beside the budget that does not hold it."""
+        code, out, err = self.batch(self.write({"prompt": "ROMEO:", "max_tokens": 2}), "--device",
+                                    "emu:mem=20M,cores=1", "-t", "1")
+        self.assertEqual(code, 0, err)
+        self.assertRegex(err, r"peak memory [\d.]+ MiB of .* and the device's [\d.]+ MiB")
+
     def test_misspelt_field(self):
         """Said once; a field of the user's own is none of ours."""
         line = {"prompt": "ROMEO:", "max_tokens": 2, "max_token": 9, "answer": 3, "model": "any"}

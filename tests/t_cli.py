@@ -59,6 +59,8 @@ class Frame(unittest.TestCase):
             self.assertTrue(out.startswith(b"usage: sluice %s " % c.encode()), out[:80])
             lines = out.split(b"\n")
             self.assertLessEqual(max(len(l) for l in lines if not l.startswith(b"  -")), 100, c)
+            self.assertEqual(sluice("help", c), (0, out, ""))
+        self.assertIn('"nope" is no command', sluice("help", "nope")[2])
         code, out, err = sluice("--version")
         self.assertEqual((code, err), (0, ""))
         self.assertRegex(out, rb"^sluice \d+\.\d+\.\d+\n$")
@@ -83,7 +85,8 @@ class Frame(unittest.TestCase):
                            (("run", "--vram", "0"), "--vram 0: expected a size such as 8G"),
                            (("run", "--ram", "8"), "--ram 8: expected a size such as 8G"),
                            (("run", "--ram="), "--ram \"\": expected a size"),
-                           (("run", "--predict=x"), "--predict x: expected a whole number")):
+                           (("run", "--predict=x"), "--predict x: expected a whole number"),
+                           (("plan", "-p", "Once"), "-p (--n-prompt) Once: expected a whole number")):
             code, out, err = sluice(*args)
             self.assertEqual((code, out), (2, b""), args)
             self.assertIn(said, err)
@@ -554,7 +557,8 @@ class Chat(unittest.TestCase):
         self.assertIn("are left: /reset", err)
 
     def test_terminal(self):
-        """Ctrl-C stops an answer, comes back to the prompt, and ends there."""
+        """A line that the terminal cut is not sent. Ctrl-C stops an answer, comes back to the prompt, and ends
+        there."""
         try:
             master, slave = pty.openpty()
         except OSError as e:    # a container without /dev/pts
@@ -562,10 +566,15 @@ class Chat(unittest.TestCase):
         p = subprocess.Popen([SLUICE, "chat", "--chat-template", "chatml", "-c", "30000", "-n", "-1", "--ignore-eos"],
                              stdin=slave, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         os.close(slave)
+        err = b""
+        os.write(master, b"x" * 5000 + b"\n")
+        while b"nothing was sent" not in err:
+            got = os.read(p.stderr.fileno(), 4096)
+            self.assertTrue(got, err)
+            err += got
         os.write(master, b"/help\n/nope\nHello\n")
         p.stdout.read(20)
         p.send_signal(signal.SIGINT)
-        err = b""
         while b"stopped" not in err or not err.endswith(b"> "):
             got = os.read(p.stderr.fileno(), 4096)
             self.assertTrue(got, err)

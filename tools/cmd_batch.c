@@ -507,7 +507,7 @@ static int summary(const struct batch *b, int code)
 {
     double s = cli_now_s() - b->start_s;
     sl_engine_stats st;
-    char rss[24], budget[24], more[120] = "", error[24];
+    char peak[120], more[120] = "", error[24];
     double tok_s = s > 0 ? (double)(b->n_prompt + b->n_completion) / s : 0;
     sl_engine_get_stats(b->s.engine, &st);
     if (isatty(2)) fputs("\r\033[K", stderr);
@@ -523,8 +523,7 @@ static int summary(const struct batch *b, int code)
                  b->choice.forecast.tok_per_s, sl_grade_name(b->choice.forecast.grade),
                  cli_forecast_error(b->choice.forecast.tok_per_s, tok_s, error),
                  b->choice.bound.tok_per_s);
-    cli_note("peak memory %s of %s", cli_bytes(cli_peak_rss(), rss),
-             b->s.budget_bytes ? cli_bytes(b->s.budget_bytes, budget) : "an unknown amount");
+    cli_note("%s", cli_peak_memory(&b->s, peak));
     if (code == CLI_INTERRUPTED) cli_note("interrupted: the same command goes on from here");
     code = say_missing(b, code);
     return b->a->json ? print_summary(b, s, code) : code;

@@ -46,7 +46,10 @@ struct chat {
     uint64_t n_prompt, n_generated;
 };
 
-/* A message without its newline, malloc'ed; NULL at the end of stdin or on Ctrl-C. */
+enum { TERMINAL_LINE = 4095 };  /* bytes of a line that Linux keeps; the rest is dropped unseen */
+
+/* A message without its newline, malloc'ed; empty: there is nothing to be answered; NULL at the end
+ * of stdin or on Ctrl-C. */
 static char *read_message(const struct chat *c)
 {
     char *line = NULL, *message = NULL;
@@ -59,6 +62,12 @@ static char *read_message(const struct chat *c)
         if (got && line[got - 1] == '\n') got--;
         more = got && line[got - 1] == '\\';
         if (more) line[got - 1] = '\n';
+        if (c->interactive && got == TERMINAL_LINE) {
+            cli_note("a terminal keeps %d bytes of a line, and this one may have been longer: "
+                     "nothing was sent; \\ at the end of lines makes one message of several, and a "
+                     "pipe takes any", TERMINAL_LINE);
+            n = 0, got = 0, more = false;
+        }
         char *longer = realloc(message, n + (size_t)got + 1);
         if (!longer) break;
         message = longer;
@@ -213,22 +222,20 @@ static int chat(struct chat *c)
     int code = talk(c);
 
     sl_engine_stats e;
-    char rss[24], budget[24];
+    char peak[120], error[24];
     sl_engine_get_stats(c->s->engine, &e);
     if (code == CLI_FAILED || !c->n_answers) return code;
     /* The first token of an answer comes from the pass that reads the message. */
     uint64_t n_decoded = c->n_generated - SL_MIN(c->n_generated, c->n_answers);
     cli_note("%" PRIu32 " answer%s: read %" PRIu64 " tokens at %.1f tok/s, wrote %" PRIu64
-             " at %.1f tok/s; peak memory %s of %s", c->n_answers, c->n_answers == 1 ? "" : "s",
-             c->n_prompt,
+             " at %.1f tok/s; %s", c->n_answers, c->n_answers == 1 ? "" : "s", c->n_prompt,
              e.prompt_s > 0 ? (double)e.prompt_tokens / e.prompt_s : 0, c->n_generated,
              e.decode_s > 0 ? (double)n_decoded / e.decode_s : 0,
-             cli_bytes(cli_peak_rss(), rss),
-             c->s->budget_bytes ? cli_bytes(c->s->budget_bytes, budget) : "an unknown amount");
+             cli_peak_memory(c->s, peak));
     if (c->s->has_forecast && e.decode_s > 0 && n_decoded)
         cli_note("the forecast was %.1f tok/s: off by %s", c->s->forecast.decode.tok_per_s,
                  cli_forecast_error(c->s->forecast.decode.tok_per_s, (double)n_decoded / e.decode_s,
-                                    rss));
+                                    error));
     return code;
 }
 

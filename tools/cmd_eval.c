@@ -183,7 +183,7 @@ static int print_json(const cli_session *s, const struct eval *e, double tok_per
 static int report(const cli_session *s, const struct eval *e)
 {
     double tok_per_s = e->n_done / SL_MAX(cli_now_s() - e->start_s, 1e-9);
-    char rss[24], budget[24];
+    char peak[120];
     int code = CLI_DONE;
     if (e->shown_s > e->start_s) fprintf(stderr, "\r%79s\r", "");
     if (e->a->json) code = print_json(s, e, tok_per_s);
@@ -193,9 +193,8 @@ static int report(const cli_session *s, const struct eval *e)
                e->n_ids, e->n_windows, e->n_windows == 1 ? "" : "s", s->n_ctx);
         code = cli_end_stdout(CLI_DONE);
     }
-    cli_note("%" PRIu32 " tokens at %.1f tok/s; peak memory %s of %s", e->n_done, tok_per_s,
-             cli_bytes(cli_peak_rss(), rss),
-             s->budget_bytes ? cli_bytes(s->budget_bytes, budget) : "an unknown amount");
+    cli_note("%" PRIu32 " tokens at %.1f tok/s; %s", e->n_done, tok_per_s,
+             cli_peak_memory(s, peak));
     return code;
 }
 

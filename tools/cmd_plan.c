@@ -218,6 +218,8 @@ int cmd_plan(int argc, char **argv)
                                       "and at least one token written (-n)");
     if (a.parallel && !a.n_requests) return cli_usage_error(&spec, "-np goes with --requests");
     if (engine.plan) return cli_usage_error(&spec, "--plan is for running; -o saves one");
+    if (a.out && !strcmp(a.out, "-"))
+        return cli_usage_error(&spec, "-o saves a file; --json prints the plan");
     warn(&groups[2]);
     sl_ctx *ctx = cli_ctx(false);
     char *path = ctx ? cli_model_path(engine.model) : NULL;

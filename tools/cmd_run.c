@@ -13,7 +13,9 @@ struct args {
 
 #define AT(field) offsetof(struct args, field)
 static const cli_option options[] = {
-    { "-p,--prompt", CLI_STR, "TEXT", "the text to continue", AT(prompt), 0, 0 },
+    { "-p,--prompt", CLI_STR, "TEXT",
+      "the text to continue, as it stands: \\n in it is no line break, $'...\\n' of the shell is one",
+      AT(prompt), 0, 0 },
     { "-f,--file", CLI_STR, "FILE",
       "the same from a file, - is stdin; one newline at its end is dropped",
       AT(file), 0, 0 },

@@ -20,7 +20,8 @@ void cli_set_budget(uint64_t ram_bytes, uint64_t available, sl_plan_params *p)
     const uint64_t own = 28u << 20;     /* stacks, the C library's heap */
     /* Page tables take 1/512, whatever the size of pages (with huge ones the kernel keeps a table
      * in reserve for each); a ring that knows its buffers page by page as much again. */
-    const uint64_t tables = ram_bytes / 256;
+    const uint64_t used = available ? SL_MIN(ram_bytes, available) : ram_bytes;
+    const uint64_t tables = used / 256;
     p->ram_bytes = ram_bytes ? ram_bytes : available - available / 16;
     p->ram_hard = ram_bytes != 0;
     p->process_bytes = own + tables + (ram_bytes ? cli_held_bytes() : 0);

@@ -211,9 +211,22 @@ static void forecast_footer(const sl_forecast *f, const cli_gen *g)
     if (*prompt) cli_note("forecast (%s): %s%s", sl_grade_name(f->grade), prompt, decode);
 }
 
+char *cli_peak_memory(const cli_session *s, char buf[120])
+{
+    char peak[24], budget[24] = "an unknown amount", device[24];
+    const sl_split *split = &sl_engine_plan(s->engine)->split;
+    if (s->budget_bytes) cli_bytes(s->budget_bytes, budget);
+    int n = snprintf(buf, 120, "peak memory %s of %s", cli_bytes(cli_peak_rss(), peak), budget);
+    /* an emulated device's memory is the process's, and in no budget */
+    if (split->accel.kind == SL_ACCEL_EMU)
+        snprintf(buf + n, 120 - (size_t)n, " and the device's %s",
+                 cli_bytes(split->need_bytes, device));
+    return buf;
+}
+
 void cli_footer(const cli_session *s, const cli_gen *g)
 {
-    char a[24], b[24], c[24], line[256] = "";
+    char a[24], b[24], peak[120], line[256] = "";
     int n = 0;
     fflush(stdout);
     bool open_line = !g->n_text || g->text[g->n_text - 1] != '\n';
@@ -241,13 +254,7 @@ void cli_footer(const cli_session *s, const cli_gen *g)
     if (g->bytes_per_token > 0)
         snprintf(line, sizeof line, "%s of weights computed with per token; ",
                  cli_bytes((uint64_t)g->bytes_per_token, a));
-    /* an emulated device's memory is the process's, and in no budget */
-    const sl_split *split = &sl_engine_plan(s->engine)->split;
-    bool emulated = split->accel.kind == SL_ACCEL_EMU;
-    cli_note("%speak memory %s of %s%s%s", line, cli_bytes(cli_peak_rss(), a),
-             s->budget_bytes ? cli_bytes(s->budget_bytes, b) : "an unknown amount",
-             emulated ? " and the device's " : "",
-             emulated ? cli_bytes(split->need_bytes, c) : "");
+    cli_note("%s%s", line, cli_peak_memory(s, peak));
     if (s->has_forecast) forecast_footer(&s->forecast, g);
     if (!s->verbose) return;
     sl_mem_report r;

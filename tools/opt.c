@@ -282,6 +282,17 @@ static int unknown_option(const cli_spec *spec, const char *arg)
     return cli_usage_error(spec, "unknown option %s", arg);
 }
 
+/* The option as it was typed, and what a letter stands for: "-p (--n-prompt) Once: expected ..." */
+static int bad_value(const cli_spec *spec, const cli_option *o, const char *arg, const char *value,
+                     const char *want)
+{
+    const char *more = arg[1] != '-' ? strstr(o->names, ",--") : NULL;
+    char name[80] = "";
+    if (more) snprintf(name, sizeof name, " (%.*s)", (int)strcspn(more + 1, ","), more + 1);
+    return cli_usage_error(spec, "%.*s%s %s: expected %s", (int)strcspn(arg, "="), arg, name,
+                           *value ? value : "\"\"", want);
+}
+
 bool cli_parse(cli_spec *spec, int argc, char **argv, char **pos, int *ret_n_pos, int *ret_code)
 {
     int n_pos = 0;
@@ -311,10 +322,7 @@ bool cli_parse(cli_spec *spec, int argc, char **argv, char **pos, int *ret_n_pos
             return *ret_code = cli_usage_error(spec, "%s wants a value: %s", arg, o->arg), false;
         if (o->type != CLI_FLAG && !value) value = argv[++i];
         store(o, g->base, value, want);
-        if (want[0])
-            return *ret_code = cli_usage_error(spec, "%.*s %s: expected %s",
-                                               (int)strcspn(arg, "="), arg,
-                                               *value ? value : "\"\"", want), false;
+        if (want[0]) return *ret_code = bad_value(spec, o, arg, value, want), false;
         g->set |= (uint64_t)1 << (o - g->options);
     }
     if (ret_n_pos) *ret_n_pos = n_pos;

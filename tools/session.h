@@ -163,6 +163,8 @@ typedef struct cli_gen {
 int cli_generate(cli_session *s, cli_gen *g);
 void cli_gen_free(cli_gen *g);
 
+/* "peak memory 1.0 GiB of 4.0 GiB" into buf, which is returned. */
+char *cli_peak_memory(const cli_session *s, char buf[120]);
 /* The footer on stderr. */
 void cli_footer(const cli_session *s, const cli_gen *g);
 

@@ -44,6 +44,30 @@ static bool is_one_of(const char *arg, const char *a, const char *b, const char 
     return !strcmp(arg, a) || !strcmp(arg, b) || !strcmp(arg, c);
 }
 
+static bool is_help(const char *arg)
+{
+    return is_one_of(arg, "-h", "--help", "help");
+}
+
+static const struct command *find_command(const char *name)
+{
+    for (const struct command *c = commands; c->name; c++)
+        if (!strcmp(name, c->name)) return c;
+    return NULL;
+}
+
+static int unknown_command(const char *name)
+{
+    const char *near = NULL;
+    size_t best = SIZE_MAX, n = 0;
+    for (const struct command *c = commands; c->name; c++)
+        cli_nearest(name, c->name, &best, &near, &n);
+    fprintf(stderr, "sluice: \"%s\" is no command%s%s%s\nusage: sluice COMMAND [options]\n"
+                    "       (sluice -h lists them)\n", name, near ? ": is " : "", near ? near : "",
+            near ? " meant?" : "");
+    return CLI_USAGE;
+}
+
 /* A descriptor that is closed at the start would be given to the next file opened, and text would
  * end up in it. Reads and writes of 0 and 1 fail as before; what goes to 2 is lost. */
 static void fill_std_descriptors(void)
@@ -60,22 +84,19 @@ int main(int argc, char **argv)
     /* room for a help text: why a write failed is known where it fails, and that is at the end */
     static char room[1 << 16];
     if (!isatty(1)) setvbuf(stdout, room, _IOFBF, sizeof room);
-    if (argc < 2 || is_one_of(argv[1], "-h", "--help", "help")) {
+    if (argc < 2 || (argc == 2 && is_help(argv[1]))) {
         print_help();
         return cli_end_stdout(CLI_DONE);
+    }
+    if (is_help(argv[1])) {     /* `sluice help run` is `sluice run -h` */
+        const struct command *c = find_command(argv[2]);
+        return c ? c->fn(2, (char *[]){ argv[2], (char[]){ "-h" }, NULL })
+                 : unknown_command(argv[2]);
     }
     if (is_one_of(argv[1], "-V", "--version", "version")) {
         puts("sluice " SL_VERSION);
         return cli_end_stdout(CLI_DONE);
     }
-    for (const struct command *c = commands; c->name; c++)
-        if (!strcmp(argv[1], c->name)) return c->fn(argc - 1, argv + 1);
-    const char *near = NULL;
-    size_t best = SIZE_MAX, n = 0;
-    for (const struct command *c = commands; c->name; c++)
-        cli_nearest(argv[1], c->name, &best, &near, &n);
-    fprintf(stderr, "sluice: \"%s\" is no command%s%s%s\nusage: sluice COMMAND [options]\n"
-                    "       (sluice -h lists them)\n", argv[1], near ? ": is " : "",
-            near ? near : "", near ? " meant?" : "");
-    return CLI_USAGE;
+    const struct command *c = find_command(argv[1]);
+    return c ? c->fn(argc - 1, argv + 1) : unknown_command(argv[1]);
 }
