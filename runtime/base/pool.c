@@ -38,7 +38,7 @@
 #define LOOK_NS 20000000    /* between two looks */
 #define CROWDED_N 3         /* preemptions between two looks: time slices are about 3 ms */
 #define CROWDED_SHARE 0.75  /* and less than this of the core's time */
-#define LONG_RUN_NS 4000000 /* a run in which a lost core costs less than a rest */
+#define LONG_RUN_NS 4000000 /* in such a run a lost core costs less than a rest */
 #define REST_MIN_NS 10000000u
 #define REST_MAX_NS 160000000u
 #define LINE 64
