@@ -209,6 +209,7 @@ sl_status sl_machine_read(const sl_json *root, sl_machine *ret)
     SL_TRY(read_peaks(root, &m));
     SL_TRY(read_disk(root, &m.disk));
     SL_TRY(read_known(root, "read_cpu_s", any, &m.read_cpu_s));
+    SL_TRY(read_known(root, "read_host_s", any, &m.read_host_s));
     SL_TRY(read_gemms(root, 1, SL_MACHINE_GEMMS, m.gemm, &m.n_gemms));
     SL_TRY(read_costs(root, &m));
     SL_TRY(read_gpus(root, &m));
@@ -350,6 +351,7 @@ json_t *sl_machine_to_json(const sl_machine *m)
     bad |= json_object_set_new(root, "peaks", peaks_to_json(m));
     if (m->disk.n_curves) bad |= json_object_set_new(root, "disk", disk_to_json(&m->disk));
     if (root) set_known(root, "read_cpu_s", m->read_cpu_s);
+    if (root) set_known(root, "read_host_s", m->read_host_s);
     if (m->n_gemms) bad |= json_object_set_new(root, "gemms", gemms_to_json(m->gemm, m->n_gemms));
     if (m->n_costs) bad |= json_object_set_new(root, "costs", costs_to_json(m));
     if (m->n_gpus) bad |= json_object_set_new(root, "gpus", gpus_to_json(m));

@@ -6,6 +6,7 @@
 #include <assert.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -209,7 +210,7 @@ static sl_status measure_grid(sl_probe_disk_reader *b, const struct grid *g,
 
 /* ---- beside the CPU ---- */
 
-enum { CORUN_ROUNDS = 5, CPU_VISITS = 5, MEBIBYTE = 1 << 20, CPU_DEPTH = 16 };
+enum { MAX_STAGES = 1000, CORUN_ROUNDS = 5, CPU_VISITS = 5, MEBIBYTE = 1 << 20, CPU_DEPTH = 16 };
 
 static double cpu_s(void)
 {
@@ -238,29 +239,41 @@ struct corun {
     sl_probe_disk_reader *b;
     probe_engine *e;
     probe_point point;          /* what the CPU does */
+    double sleep_s;             /* not 0: it sleeps so long instead */
     uint32_t bytes, depth;
 };
 
+static void doze(double seconds)
+{
+    struct timespec t = { (time_t)seconds, (long)(fmod(seconds, 1) * 1e9) };
+    nanosleep(&t, NULL);
+}
+
 /* Both at once, as a streamed pass has them: the thread that computes looks for what has landed
- * and asks for more between two stages. Seconds of a stage, and the disk's bytes/s. */
-static sl_status visit_both(struct corun *c, double seconds, double *ret_stage_s, double *ret_rate)
+ * and asks for more between two stages. The median stage, the share of the time in which stages
+ * stood still beyond that, and the disk's bytes/s in the rest of it. */
+static sl_status visit_both(struct corun *c, double seconds, double *ret_stage_s,
+                            double *ret_frozen, double *ret_rate)
 {
     uint64_t slots[MAX_IN_FLIGHT], came = 0;
     uint32_t n = c->depth, stages = 0;
-    double one, in_stages = 0, begin = now_s(), s;
+    double one, stage_s[MAX_STAGES], in_stages = 0, begin = now_s(), s;
     for (uint32_t i = 0; i < n; i++) slots[i] = i;
     do {
         SL_TRY(start_reads(c->b, c->bytes, slots, n));
         s = now_s();
-        SL_TRY(probe_engine_call(c->e, &c->point));
-        in_stages += now_s() - s;
-        stages++;
+        if (c->sleep_s > 0) doze(c->sleep_s);
+        else SL_TRY(probe_engine_call(c->e, &c->point));
+        stage_s[stages] = now_s() - s;
+        in_stages += stage_s[stages];
         SL_TRY(end_reads(c->b, 0, slots, &n, &one));
         came += n;
         s = now_s() - begin;
-    } while (s < seconds);
-    *ret_stage_s = in_stages / stages;
-    *ret_rate = (double)came * c->bytes / s;
+    } while (++stages < MAX_STAGES && s < seconds);
+    *ret_stage_s = median(stage_s, stages);
+    double still = SL_MAX(in_stages - stages * *ret_stage_s, 0);
+    *ret_frozen = still / s;
+    *ret_rate = (double)came * c->bytes / (s - still);
     for (uint32_t left = c->depth - n; left; left -= n)
         SL_TRY(end_reads(c->b, left, slots, &n, &one));
     return SL_OK;
@@ -278,19 +291,37 @@ static sl_status measure_corun(struct corun *c, const sl_probe_disk_params *p, d
     double cpu[CORUN_ROUNDS], disk[CORUN_ROUNDS];
     uint32_t rounds = p->quick ? 2 : CORUN_ROUNDS;
     for (uint32_t i = 0; i < rounds; i++) {
-        double alone_s, both_s, alone, both;
+        double alone_s, both_s, alone, both, frozen;
+        c->sleep_s = 0;
         SL_TRY(probe_engine_visit(c->e, &c->point, 0.03, &alone_s));
-        SL_TRY(visit(c->b, c->bytes, c->depth, 0.03, &alone));
-        SL_TRY(visit_both(c, 0.06, &both_s, &both));
+        SL_TRY(visit_both(c, 0.06, &both_s, &frozen, &both));
         cpu[i] = alone_s / both_s;
+        /* the disk waits as often to be asked for more */
+        c->sleep_s = both_s;
+        SL_TRY(visit_both(c, 0.06, &both_s, &frozen, &alone));
         disk[i] = both / alone;
     }
+    c->sleep_s = 0;
     *ret_cpu = share_of(cpu, rounds);
     *ret_disk = share_of(disk, rounds);
     return SL_OK;
 }
 
-/* The disk at its best, with so much in flight that it does not run dry during a stage. */
+/* Seconds of CPU time that the host takes for a byte, of those that it gives to all our threads: a
+ * quota lets both run together for a part of its period, and then neither. Shorter visits than a
+ * few periods do not see that. */
+static sl_status measure_host(struct corun *c, uint32_t n_threads, bool is_quick, double *ret)
+{
+    const double little = 0.03;     /* of the time stand still stages on any machine */
+    double stage_s, frozen, rate;
+    SL_TRY(visit_both(c, SL_MACHINE_QUOTA_S, &stage_s, &frozen, &rate));
+    SL_TRY(visit_both(c, (is_quick ? 4 : 8) * SL_MACHINE_QUOTA_S, &stage_s, &frozen, &rate));
+    *ret = frozen > little ? n_threads * frozen / ((1 - frozen) * rate) : 0;
+    return SL_OK;
+}
+
+/* The disk at its best, with so much in flight that it does not run dry during a stage. Of many
+ * rows one expert at a time: eight of them take longer than all reads. */
 static sl_status measure_coruns(sl_probe_disk_reader *b, const sl_probe_disk_params *p,
                                 sl_machine *m)
 {
@@ -310,11 +341,13 @@ static sl_status measure_coruns(sl_probe_disk_reader *b, const sl_probe_disk_par
     for (uint32_t i = 0; st == SL_OK && i < m->n_costs; i++) {
         if (p->progress) p->progress(p->user, "disk and CPU together", 0.9 + 0.1 * i / m->n_costs);
         sl_machine_cost *cost = &m->cost[i];
-        double both;
         c.point = (probe_point){ PROBE_GEMM, i, SL_Q4_K, 1 };
         st = measure_corun(&c, p, &cost->corun_cpu, &cost->corun_disk);
-        c.point.rows = 64;
+        c.point.what = PROBE_CALL1;
+        double both;
         if (st == SL_OK) st = measure_corun(&c, p, &cost->corun_tiles, &both);
+        if (st == SL_OK && cost->threads == m->id.hw_threads)
+            st = measure_host(&c, cost->threads, p->quick, &m->read_host_s);
     }
     probe_engine_destroy(&c.e);
     sl_mem_free(b->ctx, weights);
@@ -398,6 +431,7 @@ static sl_status measure(sl_probe_disk_reader *b, const sl_probe_disk_params *p,
     SL_TRY(measure_latency(b, p->quick ? 0.05 : p->brief ? 0.1 : 0.5, &m->disk.latency_s));
     SL_TRY(measure_grid(b, p->quick ? &quick : p->brief ? &brief : &full, p, &m->disk));
     SL_TRY(measure_read_cpu(b, &m->read_cpu_s));
+    m->read_host_s = 0;
     return m->n_costs ? measure_coruns(b, p, m) : SL_OK;
 }
 

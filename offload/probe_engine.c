@@ -21,10 +21,13 @@ enum {
     N_HEAD = 32, N_HEAD_KV = 4, HEAD_DIM = 128,
     MAX_ROWS = 512,             /* of a pass: a prompt whose attention is timed */
     CONTEXT = 1024,             /* positions that a decoding row attends to */
-    SMALL_DIM = 16,             /* of the heads of a stage with next to nothing to do */
+    /* of the heads of a stage with next to nothing to do; its rows are so short that thrice as many
+     * still stay in a core's second cache, or what is extrapolated falls below 0 */
+    SMALL_DIM = 16, SMALL_COLS = 256,
     FEW_ROWS = 8,
     QX_GROUP = 256,
     ELEM_ROWS = 8,              /* of a task */
+    ALL_ELEM_ROWS = 128,        /* so few that neighbours leave them in the last cache */
     CALL_ROWS = 64,             /* of an expert, to time calls of few and of many */
     KV_BLOCK = 64,              /* rows */
     MAX_CALLS = 1000            /* of one visit */
@@ -144,8 +147,8 @@ static sl_status small_stage(probe_engine *e, uint32_t at, uint32_t n_head, uint
                              uint32_t n_rows)
 {
     n_head = SL_MIN(n_head, (uint32_t)(N_HEAD * HEAD_DIM) / dim);
-    sl_weights w = { .d_model = e->dims.d_model, .n_layer = 1 };
-    sl_mat m = { .data = e->weights, .rows = n_head * dim, .cols = w.d_model, .count = 1,
+    sl_weights w = { .d_model = SMALL_COLS, .n_layer = 1 };
+    sl_mat m = { .data = e->weights, .rows = n_head * dim, .cols = SMALL_COLS, .count = 1,
                  .type = SL_Q8_0 };
     bool ok = sl_type_row_bytes(m.type, m.cols, &m.row_bytes);
     assert(ok);
@@ -211,9 +214,9 @@ static void heads_task(void *arg, uint32_t index, uint32_t thread)
 
 static void run_elems(probe_engine *e, uint32_t at)
 {
-    sl_pool_run(e->pool[at], norm_task, e, MAX_ROWS / ELEM_ROWS);
-    sl_pool_run(e->pool[at], quantise_task, e, MAX_ROWS / ELEM_ROWS);
-    sl_pool_run(e->pool[at], heads_task, e, MAX_ROWS / ELEM_ROWS);
+    sl_pool_run(e->pool[at], norm_task, e, ALL_ELEM_ROWS / ELEM_ROWS);
+    sl_pool_run(e->pool[at], quantise_task, e, ALL_ELEM_ROWS / ELEM_ROWS);
+    sl_pool_run(e->pool[at], heads_task, e, ALL_ELEM_ROWS / ELEM_ROWS);
 }
 
 sl_status probe_engine_call(probe_engine *e, const probe_point *p)
@@ -248,6 +251,17 @@ static void fresh_rows(probe_engine *e, uint32_t n_rows)
     memset(b->y, 0, (size_t)n_rows * D_MODEL * sizeof *b->y);
 }
 
+/* Rows of activations that a visit needs. */
+static uint32_t visit_rows(const probe_point *p)
+{
+    switch (p->what) {
+    case PROBE_GEMM: return pass_rows(p->rows);
+    case PROBE_ELEM: return ALL_ELEM_ROWS;
+    case PROBE_PREFILL: case PROBE_CALL1: case PROBE_CALL8: return MAX_ROWS;
+    default: return 1;
+    }
+}
+
 /* To where a pool leaves its driver when it is created: no worker is bound to the first core. With
  * one thread the driver may have been moved to another. */
 static void go_home(void)
@@ -266,12 +280,14 @@ static void go_home(void)
 sl_status probe_engine_visit(probe_engine *e, const probe_point *p, double seconds, double *ret)
 {
     uint32_t n = 0;
-    fresh_rows(e, p->what == PROBE_GEMM ? pass_rows(p->rows) : MAX_ROWS);
+    fresh_rows(e, visit_rows(p));
     go_home();
     /* wakes the threads, brings activations into caches */
     SL_TRY(small_stage(e, p->at, 2 * e->threads[p->at], SMALL_DIM, 1));
-    /* what is a difference of two of these holds no first call, which costs one of them more */
-    if (p->what == PROBE_CALL1 || p->what == PROBE_CALL8) SL_TRY(probe_engine_call(e, p));
+    /* what is a difference of two of these holds no first call, which costs one of them more; and a
+     * stage finds in a cache what the one before it wrote, not what fresh_rows did */
+    if (p->what == PROBE_CALL1 || p->what == PROBE_CALL8 || p->what == PROBE_ELEM)
+        SL_TRY(probe_engine_call(e, p));
     double start = now_s(), s;
     do {
         SL_TRY(probe_engine_call(e, p));
@@ -297,10 +313,10 @@ void probe_engine_cost(const probe_engine *e, const double s[PROBE_N_WHATS], sl_
 {
     const double d_model = e->dims.d_model;
     const double row = 2.0 * N_HEAD * 2 * HEAD_DIM;     /* flops of one row on one position */
-    double elem_s = s[PROBE_ELEM] / (MAX_ROWS * d_model);
+    double elem_s = s[PROBE_ELEM] / (ALL_ELEM_ROWS * d_model);
     double decode_s = s[PROBE_DECODE], prefill_s = s[PROBE_PREFILL];
     ret->elem_s = elem_s;
-    ret->stage_s = fmax(1.5 * s[PROBE_STAGE] - 0.5 * s[PROBE_STAGE3] - elem_s * d_model, 1e-8);
+    ret->stage_s = fmax(1.5 * s[PROBE_STAGE] - 0.5 * s[PROBE_STAGE3] - elem_s * SMALL_COLS, 1e-8);
     double one_s = s[PROBE_DECODE1];
     decode_s = fmax(decode_s - ret->stage_s - elem_s * d_model, decode_s / 2);
     one_s = fmax(one_s - ret->stage_s - elem_s * d_model, one_s / 2);

@@ -9,7 +9,7 @@
  *     "peaks": { "int8_avx2": { "core": 1e11, "all": 2e11 }, ... },        operations/s
  *     "disk": { "where": "/models", "latency_s": 9e-5,
  *       "reads": [ { "bytes": 4096, "points": [ { "depth": 1, "bytes_s": 4e7 }, ... ] }, ... ] },
- *     "read_cpu_s": 5e-6,
+ *     "read_cpu_s": 5e-6, "read_host_s": 3e-10,
  *     "gemms": [ { "type": "Q4_K", "threads": 1,
  *       "points": [ { "rows": 1, "ops_s": 6e10 }, ... ] }, ... ],          multiply-adds/s
  *     "costs": [ { "threads", "stage_s", "elem_s", "decode_flops_s", "prefill_flops_s",

@@ -55,8 +55,9 @@ typedef struct sl_probe_disk_params {
 
 /* Reads at random places, past the page cache, through sl_store: medians of bytes/s by
  * size and number in flight, and of the latency of one; the CPU time of a request; and, for the
- * thread counts of m's costs, what is left of their speed and the disk's when both are busy. Fills
- * in m's disk, read_cpu_s and the costs' co-run shares, the rest is not touched. Takes 256 MiB of
+ * thread counts of m's costs, what is left of their speed and the disk's when both are busy; and,
+ * where these are all cores, the CPU time that the host takes. Fills in m's disk, read_cpu_s,
+ * read_host_s and the costs' co-run shares, the rest is not touched. Takes 256 MiB of
  * memory and, where m has costs, what sl_probe_run takes. Errors: SL_E_ARG (the file is too small),
  * SL_E_IO (open, read, write; no room for the file: twice its size must be free), SL_E_UNSUPPORTED
  * (the file system has no O_DIRECT), SL_E_NOMEM, SL_E_DEVICE (no threads); m is then as before. */

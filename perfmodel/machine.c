@@ -195,6 +195,7 @@ static sl_status check_gpu(sl_ctx *ctx, const sl_machine_gpu *g, uint32_t i)
 static sl_status check_stages(sl_ctx *ctx, const sl_machine *m)
 {
     SL_TRY(check_known(ctx, "read_cpu_s", m->read_cpu_s, 1e-8, 1));
+    SL_TRY(check_known(ctx, "read_host_s", m->read_host_s, 1e-13, 1e-6));
     if (m->n_costs > SL_MACHINE_COSTS || m->n_gpus > SL_MACHINE_GPUS)
         return sl_fail(ctx, SL_E_FORMAT, "machine: %u costs and %u gpus, expected %d and %d at "
                        "most", m->n_costs, m->n_gpus, SL_MACHINE_COSTS, SL_MACHINE_GPUS);

@@ -7,7 +7,8 @@
  * needs its latency first: n requests take max(n s / B(s, n), latency + n s / best B(s)); they
  * share it, so none is there before all that fly with it could be.
  * While both are at work each keeps the share of its speed that the machine file says, the CPU of
- * the part of its time in which it waits for memory.
+ * the part of its time in which it waits for memory. Where a host copies what is read and both
+ * have one CPU quota, all stand still from when it is used up to the end of its period.
  * Chance is spread evenly: the i-th draw of a distribution is its quantile at i times the golden
  * ratio, so results are the same every time and their error falls with the number of draws. */
 #include "perfmodel/sim.h"
@@ -44,6 +45,7 @@ enum { RATES = 64 };
 struct disk {
     uint32_t depth, max_request;
     double latency_s;
+    double host_s;              /* CPU time of the host for a byte */
     double lag_s;               /* until an idle disk delivers */
     double bytes_s;             /* then */
     /* bytes asked for, of these in requests that were started, of these delivered */
@@ -77,6 +79,7 @@ struct sim {
     double parts_rows;          /* that the parts were made for; 0: none */
     bool settled;               /* the slots hold what earlier passes left there */
     double now, began;
+    double quota_end_s, quota_left_s;   /* of the period at hand: see read_host_s */
     struct disk disk;
     /* dense weights of layers that do not keep theirs: their reads, and as stream.c counts them */
     uint64_t section[2], ring_at, ring_next;
@@ -187,7 +190,7 @@ static double disk_next(const sim *s, double speed)
 }
 
 /* Time passes, at most until disk_next. */
-static void disk_run(sim *s, double dt, double speed)
+static void disk_passes(sim *s, double dt, double speed)
 {
     struct disk *d = &s->disk;
     const struct read *r = &d->ring[d->n_landed % d->cap];
@@ -202,6 +205,42 @@ static void disk_run(sim *s, double dt, double speed)
     span(s, SL_RES_DISK, from, s->now, false);
 }
 
+/* ---- a host that copies what the disk delivers, in this machine's time ---- */
+
+static double quota_s(const sim *s)
+{
+    return SL_MAX(s->m->id.hw_threads, 1u) * SL_MACHINE_QUOTA_S;
+}
+
+/* Seconds for which so many cores and the disk can go on, at most to the end of the period. */
+static double until_frozen(sim *s, double cores, double speed)
+{
+    if (!(s->disk.host_s > 0)) return INFINITY;
+    if (s->now >= s->quota_end_s) {
+        s->quota_end_s = s->now + SL_MACHINE_QUOTA_S;
+        s->quota_left_s = quota_s(s);
+    }
+    double use = cores;
+    if (flying(&s->disk) && s->disk.lag_s <= 0) use += s->disk.host_s * s->disk.bytes_s * speed;
+    return fmin(s->quota_end_s - s->now, s->quota_left_s / fmax(use, 1e-3));
+}
+
+/* dt passes, in which so many cores are busy and, where reads are in flight, the disk; then what is
+ * left of a period without time. */
+static void run(sim *s, double dt, double cores, double speed)
+{
+    struct disk *d = &s->disk;
+    double got = d->got;
+    if (flying(d)) disk_passes(s, dt, speed);
+    else s->now += dt;
+    if (!(d->host_s > 0)) return;
+    s->quota_left_s -= dt * cores + (d->got - got) * d->host_s;
+    double still = s->quota_end_s - s->now;
+    if (s->quota_left_s > 1e-9 * quota_s(s) || !(still > 0)) return;
+    s->now = s->quota_end_s;
+    for (uint64_t i = d->n_landed; i < d->n_started; i++) d->ring[i % d->cap].earliest_s += still;
+}
+
 /* ---- the threads ---- */
 
 static void compute(sim *s, const work *w)
@@ -212,13 +251,12 @@ static void compute(sim *s, const work *w)
     s->busy[SL_RES_DRAM] += w->memory_s;
     s->busy[SL_RES_CPU] += w->arithmetic_s;
     while (left > 0) {
-        if (!flying(&s->disk)) {
-            s->now += left;
-            break;
-        }
-        double dt = fmin(left / cpu, disk_next(s, disk));
-        disk_run(s, dt, disk);
-        left -= dt * cpu;
+        bool both = flying(&s->disk);
+        double speed = both ? cpu : 1, dt = left / speed;
+        if (both) dt = fmin(dt, disk_next(s, disk));
+        dt = fmin(dt, until_frozen(s, s->threads, disk));
+        run(s, dt, s->threads, disk);
+        left -= dt * speed;
         if (left < 1e-12 * w->s) left = 0;
     }
     span(s, SL_RES_CPU, from, s->now, false);
@@ -235,7 +273,7 @@ static void fixed(sim *s, double seconds)
  * work. */
 static void pump(sim *s)
 {
-    while (flying(&s->disk) && disk_next(s, 1) < 1e-12) disk_run(s, disk_next(s, 1), 1);
+    while (flying(&s->disk) && disk_next(s, 1) < 1e-12) disk_passes(s, disk_next(s, 1), 1);
     double n = start_reads(s);
     if (n > 0) fixed(s, n * s->m->read_cpu_s);
 }
@@ -245,7 +283,7 @@ static void wait_for(sim *s, uint64_t read)
     double from = s->now;
     while (!landed(s, read)) {
         (void)start_reads(s);
-        disk_run(s, disk_next(s, 1), 1);
+        run(s, fmin(disk_next(s, 1), until_frozen(s, 0, 1)), 0, 1);
     }
     s->wait += s->now - from;
     span(s, SL_RES_CPU, from, s->now, true);
@@ -625,7 +663,7 @@ static double run_pass(sim *s, sl_timeline *line)
 void sim_begin(sim *s, bool settled)
 {
     if (s->split) sim_split_begin(s->split);
-    s->now = 0;
+    s->now = s->quota_end_s = s->quota_left_s = 0;
     s->settled = settled;
     s->ring_at = s->ring_next = 0;
     s->step = &s->steps[0];
@@ -856,7 +894,8 @@ sl_status sim_create(sl_ctx *ctx, const sl_forecast_in *in, sim **ret)
                 .disk = { .cap = cap,
                           .depth = plan->read_depth ? plan->read_depth : SL_STORE_READ_DEPTH,
                           .max_request = plan->read_bytes ? plan->read_bytes : SL_STORE_READ_BYTES,
-                          .latency_s = m->disk.n_curves ? m->disk.latency_s : 0 } };
+                          .latency_s = m->disk.n_curves ? m->disk.latency_s : 0,
+                          .host_s = m->disk.n_curves ? m->read_host_s : 0 } };
     s->cost = sl_machine_cost_at(m, s->threads);
     s->dram_s = sl_machine_dram_s(m, s->threads);
     s->steps = take(&at, n_steps, sizeof *s->steps);

@@ -101,6 +101,9 @@ typedef struct sl_machine_cost {
     double call_s;
 } sl_machine_cost;
 
+/* The Linux kernel's usual period of a CPU quota (cpu.max). */
+#define SL_MACHINE_QUOTA_S 0.1
+
 /* An accelerator and its link. Rates are what is sustained; those of pageable memory and the
  * latencies are 0 where nobody knows. */
 typedef struct sl_machine_gpu {
@@ -129,6 +132,10 @@ typedef struct sl_machine {
     double peak_all[SL_N_PEAKS];    /* of all cores together */
     sl_machine_disk disk;
     double read_cpu_s;          /* CPU time of one disk request; 0: unknown */
+    /* CPU time that a virtual machine's host takes for each byte read, where it is counted as this
+     * machine's own: together they have as much as hw_threads give in each SL_MACHINE_QUOTA_S, and
+     * all stand still for the rest of it when that is used up. 0: nothing is taken, or unknown */
+    double read_host_s;
     uint32_t n_gemms, n_costs, n_gpus;
     sl_machine_gemm gemm[SL_MACHINE_GEMMS];     /* by type, then threads ascending */
     sl_machine_cost cost[SL_MACHINE_COSTS];     /* threads ascending */

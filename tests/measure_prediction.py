@@ -47,7 +47,8 @@ BUDGETS = {"in RAM": None, "1/2": 2, "1/4": 4}
 THREADS = (2, 1)
 SWEEP = [(m, b) for m in list(MODELS)[::2] for b in ("in RAM", "1/2")]
 GRADES = (("calibrated", "predicted", "error"), ("cold", "cold", "cold_error"))
-SHOWN = (("prompt_tok_per_s", "prompt tok/s"), ("decode_tok_per_s", "decode tok/s"), ("ttft_s", "time to first token"),
+SHOWN = (("prompt_tok_per_s", "prompt tok/s"), ("decode_tok_per_s", "decode tok/s"), ("batch_tok_per_s", "batch tok/s"),
+         ("ttft_s", "time to first token"),
          ("hit_rate", "hit rate"), ("disk_bytes_per_token", "bytes read per token"), ("peak_rss_bytes", "peak memory"))
 SHARES = ("hit_rate", "stall_share")
 MOST_MOVED = 0.05       # as in tools/cmd_verify.c
@@ -121,8 +122,8 @@ def matrix(a):
             continue
         path = model_path(a, model)
         trace = os.path.splitext(path)[0] + f"-p{a.p}.trace.jsonl"
-        args = ["verify", "-t", str(threads), "-p", str(a.p), "-n", str(a.n), "-r", str(a.r), "--json", "--log",
-                a.log + ".verify"] + model_flags(path, budget)
+        args = ["verify", "-t", str(threads), "-p", str(a.p), "-n", str(a.n), "-r", str(a.r), "--batch", str(a.batch), "--json",
+                "--log", a.log + ".verify"] + model_flags(path, budget)
         args += ["--trace" if os.path.exists(trace) else "--trace-routing", trace]
         start = time.time()
         line, why = sluice(a, args)
@@ -314,6 +315,7 @@ def main():
     p.add_argument("-p", type=int, default=512)
     p.add_argument("-n", type=int, default=64)
     p.add_argument("-r", type=int, default=3)
+    p.add_argument("--batch", type=int, default=0, help="requests of a batch, verify's --batch (default: none)")
     p.add_argument("--again", action="store_true", help="run those again whose last run ended with other rates than it began")
     p.add_argument("--synth", action="store_true", help="make the models that are missing")
     p.add_argument("--table", action="store_true")

@@ -20,7 +20,7 @@ static sl_machine example(void)
         .disk = { .n_curves = 2, .where = "/models", .latency_s = 9e-5, .curve = {
             { .bytes = 4096, .n = 3, .at = { { 1, 4e7 }, { 4, 1.6e8 }, { 64, 4e8 } } },
             { .bytes = 1 << 20, .n = 3, .at = { { 1, 1e9 }, { 4, 1.96e9 }, { 16, 2e9 } } } } },
-        .read_cpu_s = 6e-6, .n_gemms = 3, .n_costs = 2, .n_gpus = 1,
+        .read_cpu_s = 6e-6, .read_host_s = 3e-10, .n_gemms = 3, .n_costs = 2, .n_gpus = 1,
         .gemm = { { SL_Q4_K, 1, 2, { { 1, 6e10 }, { 8, 2e11 } } },
                   { SL_Q4_K, 2, 1, { { 1, 1.1e11 } } },
                   { SL_F16, 1, 2, { { 1, 1e10 }, { 64, 5e10 } } } },
@@ -100,7 +100,8 @@ static bool same_gemm(const sl_machine_gemm *a, const sl_machine_gemm *b)
 /* What forecasts need beside the rest. */
 static void check_rates_back(const sl_machine *m, const sl_machine *back)
 {
-    T_CHECK(near(back->read_cpu_s, 6e-6) && !strcmp(back->notes, "by hand"), "single fields");
+    T_CHECK(near(back->read_cpu_s, 6e-6) && near(back->read_host_s, 3e-10)
+            && !strcmp(back->notes, "by hand"), "single fields");
     T_NEED(back->n_gemms == 3 && back->n_costs == 2 && back->n_gpus == 1, "counts");
     for (int i = 0; i < 3; i++)
         T_CHECK(same_gemm(&m->gemm[i], &back->gemm[i]), "gemm %d", i);
@@ -234,11 +235,13 @@ static void check_bad_fields(void)
 
 static void check_bad_rates(void)
 {
-    static const char *const optional[] = { "notes", "read_cpu_s", "gemms", "costs", "gpus" };
+    static const char *const optional[] = { "notes", "read_cpu_s", "read_host_s", "gemms", "costs",
+                                            "gpus" };
     for (size_t i = 0; i < SL_LEN(optional); i++) check_spoiled("", optional[i], NULL, NULL);
     check_spoiled("", "notes", "7", "notes: expected a text");
     check_spoiled("", "read_cpu_s", "6", "read_cpu_s is 6, expected 1e-08");
     check_spoiled("", "read_cpu_s", "-1", "read_cpu_s: expected a number");
+    check_spoiled("", "read_host_s", "1", "read_host_s is 1, expected 1e-13");
 
     check_spoiled("", "gemms", "{}", "gemms: expected an array of 0 to 64 values");
     check_spoiled("", "gemms", "[]", NULL);
@@ -316,7 +319,7 @@ static void check_nan(void)
     sl_machine m = example();
     T_CHECK(sl_machine_check(ctx, &m) == SL_OK, "%s", sl_error(ctx));
     double *const values[] = { &m.dram_read[0].value, &m.barrier[1].value, &m.read_cpu_s,
-                               &m.peak_all[SL_PEAK_I8_AVX2], &m.disk.latency_s,
+                               &m.read_host_s, &m.peak_all[SL_PEAK_I8_AVX2], &m.disk.latency_s,
                                &m.gemm[0].at[1].ops_s, &m.cost[0].corun_cpu, &m.cost[1].elem_s,
                                &m.gpu[0].flops_s, &m.gpu[0].copy_s, &m.gpu[0].gemm[0].at[0].ops_s };
     for (size_t i = 0; i < SL_LEN(values); i++) {

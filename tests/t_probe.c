@@ -158,7 +158,7 @@ static void check_rates(const char *folder)
 /* Writes and reads a test file; refuses what cannot be measured. */
 static void check_disk(const char *folder)
 {
-    sl_machine m = { .n_costs = 1, .cost = { { .threads = 1 } } };
+    sl_machine m = { .id = { .hw_threads = 1 }, .n_costs = 1, .cost = { { .threads = 1 } } };
     sl_machine_disk *d = &m.disk;
     sl_probe_disk_params p = { .quick = true, .folder = folder, .progress = count_reports };
     sl_status st = sl_probe_disk(ctx, &p, &m);
@@ -170,6 +170,7 @@ static void check_disk(const char *folder)
             d->n_curves, d->where);
     T_CHECK(st != SL_OK || (d->latency_s > 1e-7 && d->latency_s < 10), "%g s", d->latency_s);
     T_CHECK(st != SL_OK || (m.read_cpu_s > 1e-8 && m.read_cpu_s < 0.1), "%g s", m.read_cpu_s);
+    T_CHECK(st != SL_OK || (m.read_host_s >= 0 && m.read_host_s < 1e-6), "%g s", m.read_host_s);
     T_CHECK(st != SL_OK || (m.cost[0].corun_cpu > 0 && m.cost[0].corun_cpu <= 1
                             && m.cost[0].corun_disk > 0 && m.cost[0].corun_disk <= 1),
             "%g of the CPU, %g of the disk", m.cost[0].corun_cpu, m.cost[0].corun_disk);

@@ -60,6 +60,16 @@ static void by_hand(void)
     near(f.disk_bytes_per_token, 6e6, 1e-9, "bytes");
     near(f.decode.disk_bytes, 6e7, 1e-9, "bytes of all tokens");
     T_CHECK(f.grade == SL_GRADE_CALIBRATED, "misses were counted");
+    /* A host that takes 3 s of the only core for each GB: while anything is read or computed, at
+     * least that core's whole quota is used, so all of it together is the time. */
+    m.id.hw_threads = 1;
+    m.read_host_s = 3e-9;
+    sl_forecast h = run(&m, &shape, &plan, &misses, (sl_load){ 8, 100 });
+    near(h.decode.seconds, 100e-3 * (token + 1 + 6 * 3), 0.02, "a host's share of the core");
+    m.read_host_s = 1e-13;
+    h = run(&m, &shape, &plan, &misses, (sl_load){ 8, 10 });
+    near(h.decode.seconds, f.decode.seconds, 1e-3, "a host that takes next to nothing");
+    m.read_host_s = 0;
     /* The threads wait for memory in half of that call, and then keep half of their speed: 3 ms. */
     m.dram_read[0].value = 6e9;
     m.cost[0].corun_cpu = 0.5;
@@ -143,6 +153,16 @@ static void properties(void)
                     && g.decode.seconds <= f.decode.seconds * 1.01,
                 "case %d, %g times the disk: %g -> %g s, %g -> %g s", i, faster, f.prompt.seconds,
                 g.prompt.seconds, f.decode.seconds, g.decode.seconds);
+        d = c;
+        d.m.id.hw_threads = SL_MAX(c.plan.n_threads, 1u) + t_below(2);
+        d.m.read_host_s = t_between(1e-11, 2e-9);
+        g = sim(&d);
+        phase_holds(&g.prompt, c.load.n_prompt, "prompt and a host");
+        phase_holds(&g.decode, c.load.n_gen, "decode and a host");
+        T_CHECK(g.prompt.seconds >= f.prompt.seconds * 0.99
+                    && g.decode.seconds >= f.decode.seconds * 0.99,
+                "case %d, a host takes %g s a byte: %g -> %g s, %g -> %g s", i, d.m.read_host_s,
+                f.prompt.seconds, g.prompt.seconds, f.decode.seconds, g.decode.seconds);
         d = c;
         for (uint32_t k = 0; k < d.plan.n_classes; k++) {
             sl_slot_class *s = &d.plan.cls[k];

@@ -65,12 +65,12 @@ def check_run(tmp, machine):
     check(all(set(c) == {'predicted', 'cold'} and c['predicted'] == last['quantities'][n]['predicted']
               for n, c in first['quantities'].items()), 'and nothing measured')
     check(last['grade'] == last['probe'] == 'quick', 'a machine measured quickly: ' + last['grade'])
-    check({'prompt_tok_per_s', 'ttft_s', 'decode_tok_per_s', 'peak_rss_bytes'} <= set(last['quantities']),
+    check({'prompt_tok_per_s', 'ttft_s', 'decode_tok_per_s', 'batch_tok_per_s', 'peak_rss_bytes'} <= set(last['quantities']),
           'quantities: ' + ' '.join(last['quantities']))
     check('hit_rate' not in last['quantities'], 'no hit rate where nothing is streamed')
     check('moved' not in last, 'a machine file is not measured again')
     for key, value in (('n_prompt', 40), ('n_gen', 8), ('repeats', 2), ('threads', 1), ('quant', 'Q8_0'),
-                       ('model', 'Sluice Bard MoE'), ('sluice_validation', 1), ('attempt', 1)):
+                       ('model', 'Sluice Bard MoE'), ('sluice_validation', 1), ('attempt', 1), ('n_batch', 8)):
         check(last[key] == value, f'{key}: {last[key]}')
     check_quantities(last['quantities'], True, 2)
 
@@ -93,7 +93,8 @@ def check_run(tmp, machine):
         # the process's own share of the budget, and so the slots, differ a little from start to start
         check(abs(again['predicted'] - again['measured']) < 0.1, f'the kept trace forecasts the hits: {again}')
     r = sluice('verify', *quick, '--log', log, '--cold')
-    check(r.returncode == 0 and 'decode tok/s' in r.stdout and 'predicted (quick) at' in r.stdout, 'a table: ' + r.stdout)
+    check(r.returncode == 0 and 'decode tok/s' in r.stdout and 'predicted (quick) at' in r.stdout
+          and 'batch of 8 prompts of 10, 2 drawn each' in r.stdout, 'a table: ' + r.stdout)
     check('calibrated' not in r.stdout and 'another prompt' not in r.stderr, 'cold: nothing is run before')
     check(len(lines(log)) == (8 if streams else 4), 'each run adds two lines')
 
@@ -101,7 +102,7 @@ def check_run(tmp, machine):
     check(r.returncode == 0, 'with an emulated device: ' + r.stderr)
     device = json.loads(r.stdout)
     check(device['device'].startswith('emu:') and 'device' in device['mode'] and 'device' not in last, 'which: ' + device['mode'])
-    check(set(device['quantities']) == {'prompt_tok_per_s', 'ttft_s', 'decode_tok_per_s'}, 'its memory is not in the plan')
+    check(set(device['quantities']) == {'prompt_tok_per_s', 'ttft_s', 'decode_tok_per_s', 'batch_tok_per_s'}, 'its memory is not in the plan')
     check_quantities(device['quantities'], True, 2)
 
     for model in ('olmoe', 'qwen3'):    # without text; without experts too
@@ -110,7 +111,8 @@ def check_run(tmp, machine):
               f'{model}: {r.stderr}')
 
     data = {'XDG_DATA_HOME': tmp + '/data'}
-    r = sluice('verify', '-n', '2', '-p', '8', '-r', '1', '--machine', machine, '--cold', env=data)
+    r = sluice('verify', '-n', '2', '-p', '8', '-r', '1', '--machine', machine, '--cold', '--batch', '0', env=data)
+    check('batch' not in r.stdout, 'without a batch: ' + r.stdout)
     check(r.returncode == 0 and len(lines(tmp + '/data/sluice/validation.jsonl')) == 2, 'the usual log: ' + r.stderr)
 
 

@@ -94,6 +94,9 @@ static void print_disk(const sl_machine_disk *d, const sl_machine *m)
     }
     if (m->read_cpu_s > 0)
         printf("a request of 1 MiB takes %.1f us of CPU time\n", m->read_cpu_s * 1e6);
+    if (m->read_host_s > 0)
+        printf("the host takes %.2f s of these cores' time for each GB read\n",
+               m->read_host_s * 1e9);
     for (uint32_t i = 0; i < m->n_costs; i++)
         if (m->cost[i].corun_cpu > 0)
             printf("beside products of %" PRIu32 " thread%s the disk keeps %.0f %%, they %.0f %%\n",

@@ -14,14 +14,17 @@
 #include "tools/machine_file.h"
 #include "tools/session.h"
 #include "tools/validation.h"
+#include "tools/verify_batch.h"
 
 enum { TRACE_TOKENS = 64, PROMPT = 512, PROBE_S = 6 };
+enum { PART = 4 };              /* a request of the batch has so much of -p and -n */
 #define MOST_MOVED 0.05         /* of the forecast, by the rates before and after */
 enum { MOST_ATTEMPTS = 3 };     /* what moved that far is measured again so often in all */
 
 struct args {
     const char *text, *trace, *machine, *log;
     uint32_t n_prompt, n_gen, repeats;      /* n_prompt 0: not given */
+    uint32_t n_batch;
     bool cold, json;
 };
 
@@ -39,6 +42,7 @@ struct verify {
     sl_machine machine;         /* before the runs */
     sl_trace *trace;            /* NULL: --cold */
     sl_plan plan;               /* the first session's, and all others' */
+    verify_batch batch;
     bool has_peak;              /* cli_peak_rss counts from the session's opening on */
     /* of one attempt */
     uint32_t attempt;
@@ -55,6 +59,9 @@ static const cli_option options[] = {
     { "-n,--n-gen", CLI_U32, "N", "tokens drawn behind it (default: 64)", AT(n_gen), 2, 1 << 20 },
     { "-r,--repetitions", CLI_U32, "N", "runs, of which the median counts (default: 3)",
       AT(repeats), 1, VALIDATION_RUNS },
+    { "--batch", CLI_U32, "N",
+      "requests at once besides, each with a quarter of -p and of -n; 0: none (default: 8)",
+      AT(n_batch), 0, 4096 },
     { "-f,--file", CLI_STR, "FILE",
       "a text that begins with the prompt and ends with the other one (default: random tokens)",
       AT(text), 0, 0 },
@@ -79,7 +86,8 @@ static const char *const about =
     "runs, and measures the machine again. Where its rates moved by more than 5 % (of what they\n"
     "forecast), all is done again, twice at most. `cold` is the forecast without the trace. Errors are predicted\n"
     "over measured, less 1; of shares, predicted less measured. Streamed runs begin with nothing in\n"
-    "RAM but the dense weights; with all weights in RAM a run that does not count comes first.";
+    "RAM but the dense weights; with all weights in RAM a run that does not count comes first. The\n"
+    "batch is planned, forecast (without a trace) and run as `sluice batch` does it.";
 
 /* The model's header, for a moment: an engine of its own takes memory that counts. */
 static int open_header(struct verify *v, sl_model **ret)
@@ -181,7 +189,7 @@ static json_t *describe(const struct verify *v, const cli_session *s, const char
     char id[64];
     snprintf(id, sizeof id, "%s-%d-%" PRIu32, predicted_at, (int)getpid(), v->attempt);
     return json_pack("{s:i, s:s, s:s, s:s, s:s, s:s, s:I, s:s, s:s, s:s, s:s, s:I, s:I, s:I, s:I, "
-                     "s:I, s:I, s:s, s:I, s:s*}",
+                     "s:I, s:I, s:I, s:s, s:I, s:s*}",
                      "sluice_validation", 1, "id", id, "predicted_at", predicted_at, "model",
                      sl_model_name(s->model), "arch", sl_model_arch(s->model), "quant",
                      quant_name(shape), "model_bytes", (json_int_t)shape->total_bytes, "cpu",
@@ -189,8 +197,9 @@ static json_t *describe(const struct verify *v, const cli_session *s, const char
                      sl_machine_source_name(v->machine.source), "mode", p->mode, "threads",
                      (json_int_t)p->n_threads, "max_rows", (json_int_t)p->max_rows, "budget_bytes",
                      (json_int_t)s->budget_bytes, "n_prompt", (json_int_t)v->n_prompt, "n_gen",
-                     (json_int_t)v->a->n_gen, "repeats", (json_int_t)v->a->repeats, "grade",
-                     sl_grade_name(v->forecast.grade), "attempt", (json_int_t)v->attempt, "device",
+                     (json_int_t)v->a->n_gen, "repeats", (json_int_t)v->a->repeats, "n_batch",
+                     (json_int_t)v->batch.n, "grade", sl_grade_name(v->forecast.grade), "attempt",
+                     (json_int_t)v->attempt, "device",
                      p->split.accel.kind ? v->engine.device : NULL);
 }
 
@@ -382,7 +391,8 @@ static void take(struct verify *v, const cli_gen *g)
     now[VALIDATION_STALL] = g->stall_share;
     now[VALIDATION_PEAK] = (double)cli_peak_rss();
     for (int q = 0; q < VALIDATION_N; q++)
-        if (v->cells[q].there) v->cells[q].run[v->cells[q].n_runs++] = now[q];
+        if (v->cells[q].there && q != VALIDATION_BATCH)
+            v->cells[q].run[v->cells[q].n_runs++] = now[q];
 }
 
 /* Writes the prediction down for the plan of the session, which has run nothing yet. */
@@ -402,6 +412,9 @@ static int predict_first(struct verify *v, const cli_session *s)
         v->cells[q] = (validation_cell){ .there = of_streams ? streamed : true,
                                          .predicted = best[q], .cold = cold[q] };
     }
+    v->cells[VALIDATION_BATCH] = (validation_cell){ .there = v->batch.n > 0 };
+    v->cells[VALIDATION_BATCH].predicted = v->cells[VALIDATION_BATCH].cold =
+        v->batch.choice.forecast.tok_per_s;
     /* an emulated device's memory is the process's too, and in no plan */
     v->cells[VALIDATION_PEAK].there = v->has_peak && v->plan.split.accel.kind != SL_ACCEL_EMU;
     iso_now(now);
@@ -418,13 +431,32 @@ static void progress(const struct verify *v, uint32_t i)
     else fprintf(stderr, "\rrun %" PRIu32 " of %" PRIu32 "   ", i + 1, v->a->repeats);
 }
 
+static int plan_batch(struct verify *v)
+{
+    v->batch = (verify_batch){ .n = v->a->n_batch, .n_prompt = SL_MAX(v->n_prompt / PART, 1),
+                               .n_gen = SL_MAX(v->a->n_gen / PART, 1) };
+    return v->batch.n ? verify_batch_plan(&v->engine, v->group, &v->machine, &v->batch) : CLI_DONE;
+}
+
+static int run_batch(struct verify *v)
+{
+    validation_cell *c = &v->cells[VALIDATION_BATCH];
+    int code = CLI_DONE;
+    while (code == CLI_DONE && v->batch.n && c->n_runs < v->a->repeats)
+        code = verify_batch_run(&v->engine, v->group, &v->batch, v->prompt, 2 * v->n_prompt,
+                                &c->run[c->n_runs++]);
+    return code;
+}
+
 /* Streamed experts: every run has an engine of its own, whose slots are empty. In RAM all share
  * one, warmed up. */
 static int run_all(struct verify *v)
 {
     cli_session s;
     cli_gen g;
-    int code = open_session(v, &s);
+    int code = plan_batch(v);
+    if (code != CLI_DONE) return code;
+    code = open_session(v, &s);
     if (code == CLI_DONE) code = predict_first(v, &s);
     bool streamed = v->plan.weights == SL_WEIGHTS_STREAMED;
     if (code == CLI_DONE && !streamed) code = generate(v, &s, v->other, 4, &g);
@@ -439,7 +471,8 @@ static int run_all(struct verify *v)
         if (code == CLI_DONE) take(v, &g);
     }
     progress(v, v->a->repeats);
-    return cli_session_close(&s, code);
+    code = cli_session_close(&s, code);
+    return code == CLI_DONE ? run_batch(v) : code;
 }
 
 /* ---- how far the machine moved ---- */
@@ -501,8 +534,8 @@ static void show(validation_quantity q, double x, char ret[24])
 static void print_table(const struct verify *v)
 {
     static const char *const titles[VALIDATION_N] = {
-        "prompt tok/s", "first token", "decode tok/s", "hits", "read per token", "waiting",
-        "peak memory",
+        "prompt tok/s", "first token", "decode tok/s", "batch tok/s", "hits", "read per token",
+        "waiting", "peak memory",
     };
     bool cold = v->trace != NULL;
     char a[24], b[24], c[24];
@@ -524,6 +557,10 @@ static void print_table(const struct verify *v)
            "(%s) at %s", v->n_prompt, v->a->n_gen, v->a->repeats, v->a->repeats == 1 ? "" : "s",
            sl_grade_name(v->forecast.grade),
            json_string_value(json_object_get(v->head, "predicted_at")));
+    if (v->batch.n)
+        printf("; batch of %" PRIu32 " prompts of %" PRIu32 ", %" PRIu32 " drawn each, %" PRIu32
+               " at once", v->batch.n, v->batch.n_prompt, v->batch.n_gen,
+               v->batch.choice.plan.n_seq);
     if (v->moved >= 0)
         printf("; rates before and after forecast %.1f %% apart%s", 100 * v->moved,
                v->attempt > 1 ? ", after tries that were given up" : "");
@@ -569,7 +606,7 @@ static int run_verify(struct verify *v)
 
 int cmd_verify(int argc, char **argv)
 {
-    struct args a = { .n_gen = 64, .repeats = 3 };
+    struct args a = { .n_gen = 64, .repeats = 3, .n_batch = 8 };
     struct verify v = { .a = &a, .engine = cli_engine_defaults() };
     cli_group groups[] = { { "Options", options, SL_LEN(options), &a, 0 },
                            cli_engine_group(&v.engine) };

@@ -11,8 +11,8 @@
 #include "tools/machine_file.h"
 
 const char *const validation_names[VALIDATION_N] = {
-    "prompt_tok_per_s", "ttft_s", "decode_tok_per_s", "hit_rate", "disk_bytes_per_token",
-    "stall_share", "peak_rss_bytes",
+    "prompt_tok_per_s", "ttft_s", "decode_tok_per_s", "batch_tok_per_s", "hit_rate",
+    "disk_bytes_per_token", "stall_share", "peak_rss_bytes",
 };
 
 static bool is_share(validation_quantity q)
@@ -56,6 +56,7 @@ void validation_of_forecast(const sl_forecast *f, double ret[VALIDATION_N])
     ret[VALIDATION_PROMPT] = f->prompt.tok_per_s;
     ret[VALIDATION_TTFT] = f->ttft_s;
     ret[VALIDATION_DECODE] = f->decode.tok_per_s;
+    ret[VALIDATION_BATCH] = 0;
     ret[VALIDATION_HITS] = f->hit_rate;
     ret[VALIDATION_DISK] = f->disk_bytes_per_token;
     ret[VALIDATION_STALL] = f->stall_share;

@@ -8,6 +8,7 @@
  *     "date": "2026-11-22T06:30:41Z", "predicted_at": "2026-11-22T06:30:12Z",
  *     "model", "arch", "quant": "Q4_K", "model_bytes", "cpu", "isa", "probe": "measured",
  *     "mode", "threads", "max_rows", "budget_bytes", "n_prompt", "n_gen", "repeats",
+ *     "n_batch": 8,                                requests of batch_tok_per_s; 0: it is missing
  *     "grade": "calibrated",                       of `predicted`
  *     "device": "emu:mem=512M",                    only where there is one, as --device named it
  *     "quantities": { "decode_tok_per_s":
@@ -32,8 +33,8 @@
 #include "tools/cli.h"
 
 typedef enum validation_quantity {
-    VALIDATION_PROMPT, VALIDATION_TTFT, VALIDATION_DECODE, VALIDATION_HITS, VALIDATION_DISK,
-    VALIDATION_STALL, VALIDATION_PEAK, VALIDATION_N
+    VALIDATION_PROMPT, VALIDATION_TTFT, VALIDATION_DECODE, VALIDATION_BATCH, VALIDATION_HITS,
+    VALIDATION_DISK, VALIDATION_STALL, VALIDATION_PEAK, VALIDATION_N
 } validation_quantity;
 /* "prompt_tok_per_s", ... "peak_rss_bytes" */
 extern const char *const validation_names[VALIDATION_N];
@@ -51,7 +52,7 @@ typedef struct validation_cell {
 double validation_measured(const validation_cell *c);
 double validation_spread(validation_quantity q, const validation_cell *c);
 double validation_error(validation_quantity q, double predicted, double measured);
-/* The quantities of a forecast, in the order above. */
+/* The quantities of a forecast, in the order above; a batch has one of its own: 0. */
 void validation_of_forecast(const sl_forecast *f, double ret[VALIDATION_N]);
 
 /* "quantities" of a line; calibrated: `predicted` is, and `cold` stands beside it. NULL: no
