@@ -64,7 +64,7 @@ def check_requests():
             check(abs(p['tok_per_hour'] / 3600 - f['predicted_tok_per_s']) < 1e-6 * p['tok_per_hour'], what)
             check(abs(f['predicted_s'] * f['predicted_tok_per_s'] / (10000 * 364) - 1) < 1e-6, what)
             check(p['placement']['need_bytes'] <= p['placement']['budget_bytes'], what)
-            check(p['sequences'] >= 1 and len(p['tried']) > 2 and ' batch ' in p['command'], what)
+            check(p['params']['threads'] >= 1 and p['sequences'] >= 1 and len(p['tried']) > 2 and ' batch ' in p['command'], what)
             check(min(t['seconds'] for t in p['tried']) <= 1.1 * f['predicted_s'], what)
             before = f['predicted_tok_per_s']
     r = sluice('plan', '-m', 'qwen3-30b-a3b', '--machine', 'desktop-64gb', '--requests', '500', '-np', '8', '-p', '100', '-n',

@@ -436,6 +436,8 @@ json_t *plan_queue_json(const plan_view *v, uint64_t n_requests, const sl_queue_
 {
     json_t *tried = json_array(), *forecast = json_object();
     const sl_queue_forecast *f = &c->forecast;
+    sl_plan_params params = c->params;
+    params.n_threads = c->plan.n_threads;       /* no 0 for "all" */
     bool ok = forecast && cli_queue_json(c, forecast);
     for (uint32_t i = 0; i < c->n_tries; i++) {
         const sl_queue_try *t = &c->tries[i];
@@ -449,7 +451,7 @@ json_t *plan_queue_json(const plan_view *v, uint64_t n_requests, const sl_queue_
         "{s:o, s:o, s:{s:I, s:I, s:I}, s:o, s:o, s:o, s:f, s:f, s:f, s:s, s:s, s:I, s:o, s:s}",
         "model", model_json(v), "machine", machine_json(v), "load", "requests",
         (json_int_t)n_requests, "n_prompt", (json_int_t)v->load.n_prompt, "n_gen",
-        (json_int_t)v->load.n_gen, "params", cli_plan_params_json(&c->params), "placement",
+        (json_int_t)v->load.n_gen, "params", cli_plan_params_json(&params), "placement",
         placement_json(v), "forecast", forecast, "tok_per_hour", 3600 * f->tok_per_s, "pass_rows",
         f->pass_rows, "passes", f->passes, "binding", sl_resource_name(f->binding), "next",
         sl_resource_name(f->next), "sequences", (json_int_t)c->plan.n_seq, "tried", tried,
