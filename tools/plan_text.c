@@ -437,7 +437,7 @@ json_t *plan_queue_json(const plan_view *v, uint64_t n_requests, const sl_queue_
     json_t *tried = json_array(), *forecast = json_object();
     const sl_queue_forecast *f = &c->forecast;
     sl_plan_params params = c->params;
-    params.n_threads = c->plan.n_threads;       /* no 0 for "all" */
+    if (!params.n_threads) params.n_threads = v->machine->id.cores;     /* as forecast */
     bool ok = forecast && cli_queue_json(c, forecast);
     for (uint32_t i = 0; i < c->n_tries; i++) {
         const sl_queue_try *t = &c->tries[i];
